@@ -1,0 +1,12 @@
+"""dit_jax: Scalable Diffusion Models with Transformers (Peebles & Xie 2023) in JAX."""
+
+
+def load(path, *, weights="ema", attention="auto"):
+    """The trained DiT of a training run's directory or of a converted checkpoint.
+
+    dit = dit_jax.load("runs/digits"); then `dit.config`, `dit(x, t, y)` and `dit.sample([3, 1])`:
+    see `dit_jax.trained.LoadedDiT`. weights: "ema" or "params".
+    """
+    from dit_jax import trained  # here, so that importing a part does not import the whole
+
+    return trained.load(path, weights=weights, attention=attention)

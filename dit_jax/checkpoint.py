@@ -1,0 +1,103 @@
+"""Checkpoints: Orbax step directories that hold trees of arrays and one JSON item, `meta`.
+
+DIR/STEP/ has an item for every tree and `meta`, which carries what the caller gives (the config)
+and what this module adds: the step, the versions of the packages and a digest of every leaf.
+"""
+
+import importlib.metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.tree_util import keystr
+
+PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def open_manager(directory, *, keep=2):
+    """An Orbax manager that saves in the background and keeps the newest `keep` steps."""
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(keep), enable_async_checkpointing=True
+    )
+    return ocp.CheckpointManager(Path(directory).resolve(), options=options)
+
+
+def save(manager, step, items, meta):
+    """Starts to save `items`, a dict of trees, and `meta`, a JSON dict, as number `step`.
+
+    Returns when the arrays are copied: they may be donated then. `manager.wait_until_finished()`
+    and `manager.close()` wait for the disk.
+    """
+    meta = meta | {
+        "step": step,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "digests": {name: digest(tree) for name, tree in items.items()},
+    }
+    trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    manager.save(step, args=ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta)), force=True)
+
+
+def latest_step(directory):
+    """The newest step saved in a directory, None where there is none."""
+    steps = [int(path.name) for path in Path(directory).glob("*") if _is_complete(path)]
+    return max(steps, default=None)
+
+
+def read_meta(directory, step):
+    """The JSON item of a step."""
+    return _restore(directory, step, meta=ocp.args.JsonRestore())["meta"]
+
+
+def restore(directory, step, templates):
+    """The items of a step named in `templates`, each a tree of ShapeDtypeStruct with shardings.
+
+    Raises ValueError where an item's shape, type or digest is not what it should be.
+    """
+    digests = read_meta(directory, step)["digests"]
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
+    items = _restore(directory, step, **args)
+    for name, tree in items.items():
+        for leaf, found in digest(tree).items():
+            if digests[name].get(leaf) != found:
+                raise ValueError(
+                    f"checkpoint {Path(directory) / str(step)} is damaged: {name}{leaf} has "
+                    f"digest {found}, but {digests[name].get(leaf)} was saved"
+                )
+    return items
+
+
+def digest(tree):
+    """{path of a leaf: 16 hex digits}, the same for an array however it is sharded.
+
+    Two sums modulo 2^32 of the leaf's words, each word times an odd number made from its place:
+    a change of one bit always changes both.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_sums(tree)))
+    return {keystr(path): "".join(f"{word:08x}" for word in sums) for path, sums in leaves}
+
+
+@jax.jit
+def _sums(tree):
+    def sums(x):
+        words = x if x.dtype == jnp.uint32 else x.view(f"uint{8 * x.dtype.itemsize}")
+        words = words.astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, extent in enumerate(x.shape):
+            step = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            place = place * jnp.uint32(extent) + step
+        mixed = (place ^ (place >> 15)) * jnp.uint32(0x9E3779B1)
+        weights = (2 * place + 1, mixed | jnp.uint32(1))
+        return jnp.stack([jnp.sum(words * weight, dtype=jnp.uint32) for weight in weights])
+
+    return jax.tree.map(sums, tree)
+
+
+def _is_complete(path):
+    return path.name.isdecimal() and (path / "_CHECKPOINT_METADATA").exists()
+
+
+def _restore(directory, step, **args):
+    path = Path(directory).resolve() / str(step)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return dict(checkpointer.restore(path, args=ocp.args.Composite(**args)))

@@ -1,0 +1,61 @@
+"""Says how good a model's samples are, and writes it down.
+
+    dit-evaluate --checkpoint=runs/digits --out=runs/digits/judgments.json
+
+Models of digits only, so far: three judgments, see `evals/digits.py`.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+import dit_jax
+from dit_jax import devices
+from dit_jax.cli import command
+from dit_jax.evals import digits
+
+FLAGS = flags.FlagValues()
+_O = {"flag_values": FLAGS}
+flags.DEFINE_string("checkpoint", None, "A training run's directory.", **_O)
+flags.DEFINE_string("out", None, "The receipt; judgments.json in the checkpoint if absent.", **_O)
+flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **_O)
+flags.DEFINE_integer("seed", 0, "Of the noise.", **_O)
+flags.DEFINE_integer("batch_size", 500, "Images drawn at once.", lower_bound=1, **_O)
+flags.mark_flags_as_required(["checkpoint"], flag_values=FLAGS)
+
+
+def main():
+    dit = dit_jax.load(FLAGS.checkpoint, weights=FLAGS.weights)
+    if dit.source != "digits":
+        raise ValueError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
+    options = {"seed": FLAGS.seed, "batch_size": FLAGS.batch_size}
+    started = time.perf_counter()
+    guided = dit.sample(digits.labels(digits.NUM_GUIDED), **options)
+    unguided = dit.sample(digits.labels(digits.NUM_UNGUIDED), cfg_scale=1, **options)
+    seconds = time.perf_counter() - started
+    judgments = digits.judge(guided, unguided)
+    print(digits.report(judgments))
+    receipt = {
+        "checkpoint": str(Path(FLAGS.checkpoint)),
+        "step": dit.step,
+        "weights": FLAGS.weights,
+        "seed": FLAGS.seed,
+        "sampling": dit.sampling,
+        "samples": {"guided": len(guided), "unguided": len(unguided)},
+        "seconds_to_sample": seconds,
+        "devices": devices.describe(),
+        "judgments": judgments,
+    }
+    out = Path(FLAGS.out or Path(FLAGS.checkpoint) / "judgments.json")
+    out.write_text(json.dumps(receipt, indent=2) + "\n")
+
+
+def entry():
+    sys.exit(command.run("dit-evaluate", main, FLAGS))
+
+
+if __name__ == "__main__":
+    entry()

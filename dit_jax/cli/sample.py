@@ -1,0 +1,71 @@
+"""Draws images from a checkpoint: a PNG grid, or an .npz of all of them.
+
+    dit-sample --checkpoint=runs/digits --labels=3,1,4 --out=samples.png
+
+The checkpoint is a training run's directory or a converted checkpoint. Whatever is not said is as
+the run's config says. An .npz holds arr_0, uint8 (N, H, W, C), or float32 latents where the model
+is one of latents; those cannot be shown as a PNG yet.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+
+import dit_jax
+from dit_jax import generate
+from dit_jax.cli import command
+
+FLAGS = flags.FlagValues()
+_O = {"flag_values": FLAGS}
+flags.DEFINE_string("checkpoint", None, "A run's directory or a converted checkpoint.", **_O)
+flags.DEFINE_list("labels", None, "Classes, separated by commas.", **_O)
+flags.DEFINE_string("out", "samples.png", "A .png or .npz file.", **_O)
+flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **_O)
+flags.DEFINE_integer("seed", 0, "Of the noise.", **_O)
+flags.DEFINE_integer("batch_size", 256, "Images drawn at once.", lower_bound=1, **_O)
+flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **_O)
+flags.DEFINE_enum("sampler", None, ["ddpm", "ddim"], "Which sampler.", **_O)
+flags.DEFINE_string("num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **_O)
+flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.", **_O)
+flags.DEFINE_float("cfg_scale", None, "Guidance; 1: none.", **_O)
+flags.DEFINE_integer("cfg_channels", None, "How many channels to guide; 0: all.", **_O)
+flags.mark_flags_as_required(["checkpoint", "labels"], flag_values=FLAGS)
+SAMPLING = ("sampler", "num_steps", "eta", "cfg_scale", "cfg_channels")
+
+
+def main():
+    out = Path(FLAGS.out)
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"out must end with .png or .npz, got {out}")
+    if not out.parent.is_dir():
+        raise ValueError(f"out must be in a directory that exists, got {out}")
+    labels = [parse_label(text) for text in FLAGS.labels]
+    dit = dit_jax.load(FLAGS.checkpoint, weights=FLAGS.weights)
+    if dit.space != "pixels" and out.suffix == ".png":
+        raise ValueError(
+            f"out must end with .npz for latents, which have no decoder yet, got {out}"
+        )
+    given = {name: FLAGS[name].value for name in SAMPLING if FLAGS[name].value is not None}
+    images = dit.sample(labels, seed=FLAGS.seed, batch_size=FLAGS.batch_size, **given)
+    if out.suffix == ".npz":
+        np.savez(out, images)
+    else:
+        scale = generate.grid_scale(dit.config.input_size)
+        generate.grid(images, columns=FLAGS.columns, scale=scale).save(out)
+    logging.info("%d images of step %d: %s", len(images), dit.step, out)
+
+
+def parse_label(text):
+    if not text.strip().isdecimal():
+        raise ValueError(f"labels must be whole numbers separated by commas, got {text!r}")
+    return int(text)
+
+
+def entry():
+    sys.exit(command.run("dit-sample", main, FLAGS))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,191 @@
+"""Trains a DiT. Start the same command again, and it goes on from the last checkpoint.
+
+    dit-train --config=configs/digits.py --workdir=runs/digits [--config.field=value]
+
+In the workdir: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
+"""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import flags, logging
+from ml_collections import config_flags
+
+from dit_jax import checkpoint, devices, generate, sharding
+from dit_jax.cli import build, command
+from dit_jax.data import loader
+from dit_jax.models import dit, flops
+from dit_jax.train import loop, record
+from dit_jax.train import state as states
+
+FLAGS = flags.FlagValues()
+config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=FLAGS)
+flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
+
+
+def main():
+    config, workdir = FLAGS.config, Path(FLAGS.workdir)
+    build.check(config)
+    model_config, apply = build.model(config)
+    schedule, optimizer = build.schedule(config), build.optimizer(config)
+    source, mesh = build.source(config), sharding.make_mesh()
+    draw = build.sampler(config, apply, model_config, schedule, mesh)
+    claim(workdir, build.to_json(config))
+
+    key = jax.random.key(config.seed)
+    state = create_or_restore(config, model_config, optimizer, mesh, workdir / "checkpoints")
+    start, total_steps = int(state.step), config.run.total_steps
+    if start >= total_steps:
+        logging.info("%s is trained already: it is at step %d", workdir, start)
+        return 0
+    if start:
+        logging.info("going on from step %d of %s", start, workdir)
+
+    batches = loader.batches(
+        source,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=start,
+        sharding=sharding.of_batch(mesh),
+    )
+    step = build.train_step(config, apply, schedule, optimizer)
+    step = compile_step(step, state, source, config.train.batch_size, key, mesh)
+    manager = checkpoint.open_manager(workdir / "checkpoints", keep=config.run.keep_checkpoints)
+
+    def save(step, state):
+        items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
+        checkpoint.save(manager, step, items, {"config": build.to_json(config)})
+
+    log = record.make_log(
+        workdir / "metrics.jsonl",
+        start=start,
+        total_steps=total_steps,
+        batch_size=config.train.batch_size,
+        flops_per_step=config.train.batch_size * flops.train_flops(model_config),
+        peak_flops=devices.total_peak_flops(),
+    )
+    stop_requested = listen_for_stop()
+    try:
+        with manager:  # waits for what is still being written, also when an error passes
+            loop.run(
+                state,
+                step,
+                batches,
+                key,
+                total_steps=total_steps,
+                log_every=config.run.log_every,
+                checkpoint_every=config.run.checkpoint_every,
+                log=log,
+                save=save,
+                hooks=[(config.run.sample_every, make_hook(config, draw, workdir))],
+                stop_requested=stop_requested,
+            )
+    except loop.Diverged as error:
+        return command.fail("dit-train", f"{error}; the last good checkpoint is kept", code=3)
+    except loop.Interrupted as error:
+        return command.fail("dit-train", f"{error}: the same command goes on from there", code=42)
+    logging.info("trained to step %d: %s", total_steps, workdir)
+    return 0
+
+
+def claim(workdir, config):
+    """Makes the workdir this config's own; ValueError where it holds a run of another one."""
+    path = workdir / "config.json"
+    if path.exists():
+        differences = sorted(_differences(json.loads(path.read_text()), config))
+        if differences:
+            name, old, new = differences[0]
+            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+            raise ValueError(
+                f"workdir must not hold a run of another config: {workdir} has "
+                f"{name} {old!r}, got {new!r}{more}"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    aside = workdir / ".config.json"
+    aside.write_text(json.dumps(config, indent=2) + "\n")
+    aside.replace(path)
+
+
+def _differences(old, new):
+    """(name, old value, new value) of all fields that differ, the topic `run` apart."""
+    names = {(topic, None) for topic in old.keys() | new.keys() if topic != "run"}
+    for topic, _ in list(names):
+        if isinstance(old.get(topic), dict) and isinstance(new.get(topic), dict):
+            names.remove((topic, None))
+            names |= {(topic, name) for name in old[topic].keys() | new[topic].keys()}
+    for topic, name in names:
+        a, b = (c.get(topic) if name is None else c[topic].get(name) for c in (old, new))
+        if a != b:
+            yield ".".join(filter(None, (topic, name))), a, b
+
+
+def create_or_restore(config, model_config, optimizer, mesh, directory):
+    """The newest saved state of the run, or a new one."""
+
+    def init(key):
+        return dit.init(model_config, key)
+
+    key = jax.random.key(config.seed)
+    step = checkpoint.latest_step(directory)
+    if step is None:
+        return states.create(init, optimizer, key, mesh)
+    templates = states.abstract(init, optimizer, key, mesh)._asdict()
+    place = templates.pop("step").sharding
+    items = checkpoint.restore(directory, step, templates)
+    return states.TrainState(step=jax.device_put(jax.numpy.int32(step), place), **items)
+
+
+def compile_step(train_step, state, source, batch_size, key, mesh):
+    """The step compiled before the first batch, so that no timing holds the compiler's work."""
+    batch = sharding.abstract_batch(source[0], batch_size, mesh)
+    started = time.perf_counter()
+    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch, key).compile()
+    logging.info("compiled the step in %.1f s", time.perf_counter() - started)
+    return compiled
+
+
+def make_hook(config, draw, workdir):
+    """hook(step, state): the loss curve and, of pixel models, a grid at fixed noise and labels."""
+    labels = [i % config.model.num_classes for i in range(config.run.num_samples)]
+    (workdir / "samples").mkdir(exist_ok=True)
+
+    def hook(step, state):
+        if jax.process_index() == 0:
+            record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png")
+        if config.data.space != "pixels":
+            return  # latents cannot be shown without a decoder
+        images = generate.draw_all(draw, state.ema, labels, seed=0, batch_size=len(labels))
+        if jax.process_index() == 0:
+            scale = generate.grid_scale(config.model.input_size)
+            generate.grid(images, scale=scale).save(workdir / "samples" / f"{step:07d}.png")
+
+    return hook
+
+
+def listen_for_stop():
+    """stop_requested() is true after SIGINT or SIGTERM; a second one ends the process at once."""
+    asked = []
+
+    def handle(signum, frame):
+        asked.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        print("\nstopping after this step; once more leaves without saving", file=sys.stderr)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, handle)
+    return lambda: bool(asked)
+
+
+def entry():
+    sys.exit(command.run("dit-train", main, FLAGS))
+
+
+if __name__ == "__main__":
+    entry()

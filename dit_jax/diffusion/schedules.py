@@ -1,0 +1,101 @@
+"""Noise schedules as tables over diffusion steps, in NumPy float64, and their respacing.
+
+t is a step, 0 the cleanest. The tables stay float64 until `gaussian.at` looks a step up.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Schedule(NamedTuple):
+    """Tables (S,) over the S steps that are kept of a longer diffusion."""
+
+    beta: np.ndarray
+    alpha_bar: np.ndarray
+    alpha_bar_prev: np.ndarray  # alpha_bar one step earlier; 1 before step 0
+    posterior_variance: np.ndarray  # of q(x_{t-1} | x_t, x_0), Ho et al. 2020, eq. 7
+    posterior_log_variance: np.ndarray  # its logarithm, where step 0 takes the value of step 1
+    timestep: np.ndarray  # int64, each step's number in the diffusion that the model was trained on
+
+    @property
+    def num_steps(self):
+        return len(self.beta)
+
+
+def from_betas(beta, timestep):
+    """The Schedule of the given betas. beta, timestep (S,), S at least 2."""
+    alpha_bar = np.cumprod(1 - beta)
+    alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
+    posterior_variance = beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    # The variance of step 0 is 0: its logarithm is replaced by the next one.
+    posterior_log_variance = np.log(np.append(posterior_variance[1], posterior_variance[1:]))
+    return Schedule(
+        beta, alpha_bar, alpha_bar_prev, posterior_variance, posterior_log_variance, timestep
+    )
+
+
+def linear(num_steps=1000):
+    """Ho et al. 2020, sec. 4: beta from 1e-4 to 0.02, at 1000 steps; scaled for other numbers."""
+    _check_num_steps(num_steps)
+    scale = 1000 / num_steps
+    beta = np.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=np.float64)
+    if beta[-1] >= 1:
+        raise ValueError(f"num_steps must be above 20 for the linear schedule, got {num_steps}")
+    return from_betas(beta, np.arange(num_steps))
+
+
+def squared_cosine(num_steps=1000):
+    """Nichol & Dhariwal 2021, eq. 17: alpha_bar = cos^2((t/T + 0.008) / 1.008 * pi/2)."""
+    _check_num_steps(num_steps)
+    time = np.arange(num_steps + 1, dtype=np.float64) / num_steps
+    alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+    beta = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    return from_betas(beta, np.arange(num_steps))
+
+
+SCHEDULES = {"linear": linear, "squared_cosine": squared_cosine}
+
+
+def make(schedule, num_steps):
+    """The Schedule of a name of `SCHEDULES`."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    return SCHEDULES[schedule](num_steps)
+
+
+def respace(schedule, spacing):
+    """The shorter diffusion through the steps that `spacing` keeps, with the same alpha_bar there.
+
+    "250": 250 steps from the first to the last, evenly spaced and rounded. "ddim50": every k-th
+    step for the smallest k that keeps exactly 50 (Song et al. 2021).
+    """
+    kept = keep_steps(schedule.num_steps, spacing)
+    alpha_bar = schedule.alpha_bar[kept]
+    beta = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+    return from_betas(beta, schedule.timestep[kept])
+
+
+def keep_steps(num_steps, spacing):
+    """The steps, ascending, that `spacing` keeps of num_steps. See `respace`."""
+    digits = spacing.removeprefix("ddim")
+    if not digits.isdecimal():
+        raise ValueError(f'spacing must be a number, as "250" or "ddim50", got {spacing!r}')
+    count = int(digits)
+    if not 2 <= count <= num_steps:
+        raise ValueError(f"spacing must keep 2 to {num_steps} steps, got {spacing!r}")
+    if spacing == digits:
+        # As the official code: the strides are added up, which decides where a half rounds to.
+        strides = np.full(count, (num_steps - 1) / (count - 1))
+        strides[0] = 0
+        return np.rint(np.cumsum(strides)).astype(np.int64)
+    for stride in range(1, num_steps):
+        kept = np.arange(0, num_steps, stride)
+        if len(kept) == count:
+            return kept
+    raise ValueError(f"spacing has no whole stride through {num_steps} steps, got {spacing!r}")
+
+
+def _check_num_steps(num_steps):
+    if num_steps < 2:
+        raise ValueError(f"num_steps must be at least 2, got {num_steps}")

@@ -1,0 +1,130 @@
+"""From labels to images: a DiT, guidance, a sampler and the step from model units to pixels.
+
+Shapes: N batch, H W grid, C channels.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from dit_jax import sharding
+from dit_jax.diffusion import guidance, samplers, schedules
+
+SPACES = ("pixels", "latents")  # what a model's units stand for
+
+
+def make_sampler(
+    apply,
+    config,
+    schedule,
+    mesh,
+    *,
+    space,
+    sampler,
+    num_steps,
+    eta,
+    clip_x0,
+    cfg_scale,
+    cfg_channels,
+    cfg_interval,
+):
+    """draw(params, labels (N,), keys (N,)) -> uint8 images, or float32 latents: jitted.
+
+    num_steps: a spacing of `schedules.respace`, or a number. eta is DDIM's. cfg_scale 1 is no
+    guidance; cfg_channels 0 guides all channels; cfg_interval counts the steps of `schedule`.
+    """
+    _check_sampling(config, schedule, space, sampler, eta, cfg_scale, cfg_channels, cfg_interval)
+    short = schedules.respace(schedule, str(num_steps))
+    options = {"clip_x0": clip_x0} | ({"eta": eta} if sampler == "ddim" else {})
+    shape = (*config.input_size, config.in_channels)
+
+    def draw(params, labels, keys):
+        model = functools.partial(apply, params)
+        if cfg_scale == 1:
+            denoise = guidance.condition(model, labels)
+        else:
+            denoise = guidance.guide(
+                model,
+                labels,
+                null_label=config.num_classes,
+                scale=cfg_scale,
+                channels=cfg_channels or config.in_channels,
+                interval=cfg_interval,
+            )
+        x = samplers.initial_noise(keys, shape)
+        x = samplers.SAMPLERS[sampler](denoise, x, short, keys=keys, **options)
+        return to_uint8(x) if space == "pixels" else x
+
+    batch = sharding.of_batch(mesh)
+    return jax.jit(draw, in_shardings=(None, batch, batch), out_shardings=batch)
+
+
+def draw_all(draw, params, labels, *, seed, batch_size):
+    """Draws one image for each of labels (M,), batch_size at a time: NumPy (M, H, W, C).
+
+    Image i depends on (seed, i, labels[i]) and not on batch_size. The last batch is filled up, so
+    that nothing compiles twice.
+    """
+    labels = np.asarray(labels, np.int32)
+    batch_size = min(batch_size, -(-len(labels) // jax.device_count()) * jax.device_count())
+    padded = np.resize(labels, -(-len(labels) // batch_size) * batch_size)
+    batches = padded.reshape(-1, batch_size)
+    keys = _sample_keys(seed, len(padded)).reshape(-1, batch_size)
+    images = [jax.device_get(draw(params, y, k)) for y, k in zip(batches, keys, strict=True)]
+    return np.concatenate(images)[: len(labels)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sample_keys(seed, count):
+    key = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+
+
+def to_uint8(x):
+    """[-1, 1] -> pixels; the inverse of the step from pixels to model units in training."""
+    return jnp.clip(jnp.round(x * 127.5 + 127.5), 0, 255).astype(jnp.uint8)
+
+
+def grid(images, *, columns=0, scale=1):
+    """uint8 images (N, H, W, C), C 1 or 3, side by side as one PIL image, each `scale` times.
+
+    columns 0 makes the grid about square.
+    """
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = -(-n // columns)
+    canvas = np.zeros((rows * columns, height, width, channels), np.uint8)
+    canvas[:n] = images
+    canvas = canvas.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * height, columns * width, channels)
+    canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def grid_scale(input_size):
+    """How often to repeat a pixel so that a tiny image can be seen: 8 for 8x8."""
+    return max(1, 64 // max(input_size))
+
+
+def _check_sampling(config, schedule, space, sampler, eta, cfg_scale, cfg_channels, cfg_interval):
+    choices = {"space": (space, SPACES), "sampler": (sampler, samplers.SAMPLERS)}
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in 0 .. 1, got {eta}")
+    if cfg_scale < 0:
+        raise ValueError(f"cfg_scale must be 0 or more, got {cfg_scale}")
+    if cfg_scale != 1 and not config.null_label:
+        raise ValueError(f"cfg_scale must be 1 for a model without a null label, got {cfg_scale}")
+    if not 0 <= cfg_channels <= config.in_channels:
+        raise ValueError(f"cfg_channels must be in 0 .. {config.in_channels}, got {cfg_channels}")
+    first, last = cfg_interval
+    if not 0 <= first <= last < schedule.num_steps:
+        raise ValueError(
+            f"cfg_interval must be first, last in 0 .. {schedule.num_steps - 1}, got {cfg_interval}"
+        )

@@ -1,0 +1,261 @@
+"""Diffusion Transformer (DiT), Peebles & Xie 2023, https://arxiv.org/abs/2212.09748.
+
+Shapes: N batch, H W grid, C channels, p patch size, T = (H/p)(W/p) tokens, D hidden size.
+Arithmetic runs in `dtype` over float32 parameters; LayerNorm statistics, softmax and the output
+are float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dit_jax.models import layers
+from dit_jax.models.layers import layer_norm, modulate
+
+SIZES = {  # depth, hidden size, heads: table 1 of the paper; Ti is ours, for tiny images
+    "Ti": (4, 128, 4),
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+REMAT_POLICIES = {  # what a block keeps for the backward pass; none: all, without recomputing
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class DiTConfig(NamedTuple):
+    """All that the parameters depend on; how to compute with them is chosen apart (`DiT`)."""
+
+    input_size: tuple[int, int]  # H, W
+    patch_size: int
+    in_channels: int
+    depth: int
+    hidden_size: int
+    num_heads: int
+    num_classes: int
+    null_label: bool  # whether label `num_classes` exists and means "no label"
+    learn_sigma: bool
+    conditioning: str
+
+    @property
+    def num_tokens(self):
+        height, width = self.input_size
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    @property
+    def out_channels(self):
+        """The noise, then, if it is learned, the variance code."""
+        return (1 + self.learn_sigma) * self.in_channels
+
+
+def configure(
+    size,
+    patch_size,
+    *,
+    input_size=(32, 32),
+    in_channels=4,
+    num_classes=1000,
+    null_label=True,
+    learn_sigma=True,
+    conditioning="adaln_zero",
+):
+    """The DiTConfig of a size of `SIZES`; ValueError where the fields do not fit together."""
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    if conditioning not in BLOCKS:
+        raise ValueError(f"conditioning must be one of {', '.join(BLOCKS)}, got {conditioning!r}")
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be at least 1, got {patch_size}")
+    if any(extent < 1 or extent % patch_size for extent in input_size):
+        raise ValueError(
+            f"input_size must be divisible by patch_size {patch_size}, got {tuple(input_size)}"
+        )
+    for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    return DiTConfig(
+        tuple(input_size),
+        patch_size,
+        in_channels,
+        *SIZES[size],
+        num_classes,
+        null_label,
+        learn_sigma,
+        conditioning,
+    )
+
+
+class InContextBlock(nnx.Module):
+    """Attention and MLP; the condition comes as two more tokens of x (fig. 3)."""
+
+    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
+        self.attn = layers.Attention(
+            hidden_size, num_heads, dtype=dtype, attention=attention, rngs=rngs
+        )
+        self.mlp = layers.Mlp(hidden_size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, c):
+        """x (N, T, D); c (N, 2, D), the embeddings of t and y -> (N, T, D). So every block."""
+        x = x + self.attn(layer_norm(x))
+        x = x + self.mlp(layer_norm(x))
+        return x
+
+
+class CrossAttentionBlock(InContextBlock):
+    """Attention, attention to the two condition tokens, and MLP."""
+
+    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
+        super().__init__(hidden_size, num_heads, dtype=dtype, attention=attention, rngs=rngs)
+        self.cross_attn = layers.CrossAttention(hidden_size, num_heads, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, c):
+        x = x + self.attn(layer_norm(x))
+        x = x + self.cross_attn(layer_norm(x), c)
+        x = x + self.mlp(layer_norm(x))
+        return x
+
+
+class AdaLNBlock(InContextBlock):
+    """Attention and MLP, each shifted and scaled by the condition."""
+
+    chunks = 4
+
+    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
+        super().__init__(hidden_size, num_heads, dtype=dtype, attention=attention, rngs=rngs)
+        self.adaLN_modulation = layers.Linear(
+            hidden_size, self.chunks * hidden_size, kernel_init=layers.zeros, dtype=dtype, rngs=rngs
+        )
+
+    def modulation(self, c):
+        """c (N, 2, D) -> `chunks` arrays of (N, 1, D)."""
+        c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
+        return jnp.split(self.adaLN_modulation(c), self.chunks, axis=-1)
+
+    def __call__(self, x, c):
+        shift_msa, scale_msa, shift_mlp, scale_mlp = self.modulation(c)
+        x = x + self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
+        x = x + self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
+        return x
+
+
+class AdaLNZeroBlock(AdaLNBlock):
+    """As AdaLNBlock, each branch gated by the condition, every gate 0 at the start."""
+
+    chunks = 6
+
+    def __call__(self, x, c):
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(c)
+        x = x + gate_msa * self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
+        x = x + gate_mlp * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
+        return x
+
+
+BLOCKS = {
+    "in_context": InContextBlock,
+    "cross_attention": CrossAttentionBlock,
+    "adaln": AdaLNBlock,
+    "adaln_zero": AdaLNZeroBlock,
+}
+
+
+class FinalLayer(nnx.Module):
+    """LayerNorm, adaptive for the adaLN designs (sec. 3.2); a linear map that starts at 0."""
+
+    def __init__(self, hidden_size, out_features, *, adaptive, dtype, rngs):
+        options = {"kernel_init": layers.zeros, "dtype": dtype, "rngs": rngs}
+        self.adaptive = adaptive
+        if adaptive:
+            self.adaLN_modulation = layers.Linear(hidden_size, 2 * hidden_size, **options)
+        self.linear = layers.Linear(hidden_size, out_features, **options)
+
+    def __call__(self, x, c):
+        x = layer_norm(x)  # (N, T, D)
+        if self.adaptive:
+            c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
+            shift, scale = jnp.split(self.adaLN_modulation(c), 2, axis=-1)
+            x = modulate(x, shift, scale)
+        return self.linear(x)  # (N, T, p*p*out_channels)
+
+
+class DiT(nnx.Module):
+    """x_t, t, y -> the noise in x_t and the code of the reverse step's variance.
+
+    dtype: of the arithmetic. attention: "xla" or "cudnn". remat: a name of `REMAT_POLICIES`.
+    unroll: compile every block apart (slower to compile) instead of one block in a loop.
+    """
+
+    def __init__(
+        self, config, *, dtype=jnp.float32, attention="xla", remat="none", unroll=False, rngs
+    ):
+        self.config, self.remat, self.unroll = config, remat, unroll
+        size, p = config.hidden_size, config.patch_size
+        options = {"dtype": dtype, "rngs": rngs}
+        self.x_embedder = layers.PatchEmbedder(p, config.in_channels, size, **options)
+        self.t_embedder = layers.TimestepEmbedder(size, **options)
+        self.y_embedder = layers.LabelEmbedder(
+            config.num_classes + config.null_label, size, **options
+        )
+
+        @nnx.split_rngs(splits=config.depth)
+        @nnx.vmap
+        def stack(rngs):
+            block = BLOCKS[config.conditioning]
+            return block(size, config.num_heads, dtype=dtype, attention=attention, rngs=rngs)
+
+        self.blocks = stack(rngs)
+        adaptive = config.conditioning.startswith("adaln")
+        self.final_layer = FinalLayer(
+            size, p * p * config.out_channels, adaptive=adaptive, **options
+        )
+
+    def __call__(self, x, t, y):
+        """x (N, H, W, C), t (N,) steps, y (N,) labels -> (N, H, W, out_channels) float32."""
+        config = self.config
+        p, (height, width) = config.patch_size, config.input_size
+        x = self.x_embedder(x)  # (N, T, D)
+        table = layers.position_table(height // p, width // p, config.hidden_size)
+        x = x + jnp.asarray(table, x.dtype)[None]
+        c = jnp.stack([self.t_embedder(t), self.y_embedder(y)], axis=1)  # (N, 2, D)
+        if config.conditioning == "in_context":
+            x = jnp.concatenate([x, c], axis=1)  # (N, T+2, D)
+
+        def run(block, x):
+            return block(x, c)
+
+        if self.remat != "none":
+            # Inside a loop XLA cannot undo the rematerialisation by sharing its work.
+            run = nnx.remat(run, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll)
+        unroll = config.depth if self.unroll else 1
+        x = nnx.scan(run, in_axes=(0, nnx.Carry), out_axes=nnx.Carry, unroll=unroll)(self.blocks, x)
+        x = self.final_layer(x[:, : config.num_tokens], c)  # (N, T, p*p*out_channels)
+        return layers.unpatchify(x, p, height, width).astype(jnp.float32)
+
+
+def init(config, key):
+    """Random parameters: a nested dict of float32 arrays with the official names.
+
+    The parameters of the blocks are stacked on a leading layer axis.
+    """
+    return nnx.to_pure_dict(nnx.state(DiT(config, rngs=nnx.Rngs(key)), nnx.Param))
+
+
+def make_apply(config, *, dtype="float32", attention="xla", remat="none", unroll=False):
+    """apply(params, x, t, y), the pure function of a `DiT` with these options."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat must be one of {', '.join(REMAT_POLICIES)}, got {remat!r}")
+    options = {"dtype": DTYPES[dtype], "attention": attention, "remat": remat, "unroll": unroll}
+    model = nnx.eval_shape(lambda: DiT(config, **options, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model, nnx.Param)
+
+    def apply(params, x, t, y):
+        return nnx.merge(graphdef, params)(x, t, y)
+
+    return apply

@@ -1,0 +1,43 @@
+"""Where arrays live: one mesh over all devices, and rules from a leaf's place to its sharding."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def make_mesh():
+    """All devices of all processes along one axis, "data"."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def of_batch(mesh):
+    """The leading axis of a batch is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh):
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def of_state(tree, mesh):
+    """The shardings of a tree of parameters, averages or optimizer state: a copy on each device."""
+    return jax.tree.map(lambda _: replicated(mesh), tree)
+
+
+def abstract(tree, shardings):
+    """The tree as ShapeDtypeStructs that carry their shardings: what a restore asks for."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def abstract_batch(example, batch_size, mesh):
+    """A batch of such examples as ShapeDtypeStructs: what a step is compiled for."""
+    place = of_batch(mesh)
+
+    def stack(x):
+        return jax.ShapeDtypeStruct((batch_size, *np.shape(x)), x.dtype, sharding=place)
+
+    return jax.tree.map(stack, example)

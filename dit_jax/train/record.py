@@ -1,0 +1,65 @@
+"""The record of a run: metrics.jsonl, a progress bar, and the loss curve."""
+
+import json
+from pathlib import Path
+
+import jax
+import matplotlib.figure
+from absl import logging
+from tqdm import tqdm
+
+
+def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops):
+    """log(step, means, seconds) for `loop.run`: one JSON line, and progress on the terminal.
+
+    Lines of steps after `start`, left by a run that was killed, are dropped first. peak_flops
+    (FLOP/s of all devices) is None where it is not known: then there is no MFU.
+    """
+    if jax.process_index() != 0:
+        return lambda step, means, seconds: None
+    path = Path(path)
+    records = [record for record in read(path) if record["step"] <= start] if start else []
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    bar = tqdm(total=total_steps, initial=start, unit="step", disable=None)  # on a terminal only
+
+    def log(step, means, seconds):
+        record = {"step": step, **means, "images_per_second": batch_size / seconds}
+        record["model_tflops_per_second"] = flops_per_step / seconds / 1e12
+        if peak_flops:
+            record["mfu"] = flops_per_step / seconds / peak_flops
+        record["seconds_left"] = (total_steps - step) * seconds
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        bar.set_postfix_str(f"loss {means['loss']:.4f}, {batch_size / seconds:.0f} images/s")
+        bar.update(step - bar.n)
+        if bar.disable:
+            logging.info(
+                "step %d/%d  loss %.4f  %.0f images/s  %.1f ms/step  %.0f s left",
+                *(step, total_steps, means["loss"], batch_size / seconds),
+                *(1000 * seconds, record["seconds_left"]),
+            )
+        if step == total_steps:
+            bar.close()
+
+    return log
+
+
+def read(path):
+    """The records of a metrics.jsonl, without a last line that was cut short."""
+    path = Path(path)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def plot_losses(metrics_path, png_path):
+    """Draws the curves of the noise MSE and of the variational bound over the steps."""
+    records = read(metrics_path)
+    names = [name for name in ("mse", "vb") if records and name in records[0]]
+    titles = {"mse": "noise MSE", "vb": "variational bound (bits)"}
+    figure = matplotlib.figure.Figure(figsize=(5 * len(names), 3.5), layout="constrained")
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), i + 1)
+        axes.plot([r["step"] for r in records], [r[name] for r in records])
+        axes.set(title=titles[name], xlabel="step", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    figure.savefig(png_path, dpi=120)

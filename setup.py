@@ -1,0 +1,47 @@
+"""The package dit_jax: `pip install -e .[dev]`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+COMMANDS = ("train", "sample", "evaluate", "bench")
+# 0.10.2 of jaxlib computes wrong numbers on CPUs without an error:
+# https://github.com/jax-ml/jax/issues/39103
+JAX = ">=0.7.2,!=0.10.2"
+
+setup(
+    name="dit_jax",
+    version="0.1.0",
+    description="Scalable Diffusion Models with Transformers (DiT) in JAX, TPU-first",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["dit_jax", "dit_jax.*"]),
+    install_requires=[
+        f"jax{JAX}",
+        f"jaxlib{JAX}",
+        "flax>=0.11.2",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.25",
+        "grain>=0.2.12",
+        "ml_collections>=1.0",
+        "absl-py",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "matplotlib",
+        "pillow",
+        "tqdm",
+    ],
+    extras_require={
+        "tpu": [f"jax[tpu]{JAX}"],
+        "cuda": [f"jax[cuda12]{JAX}"],
+        "convert": ["torch", "safetensors", "diffusers"],
+        "tfds": ["tensorflow-datasets", "importlib_resources"],
+        "dev": ["pytest", "ruff", "pre-commit"],
+    },
+    entry_points={
+        "console_scripts": [f"dit-{name} = dit_jax.cli.{name}:entry" for name in COMMANDS]
+    },
+)
