@@ -14,6 +14,7 @@ from PIL import Image
 from dit_jax import sharding
 from dit_jax.diffusion import guidance, samplers, schedules
 
+GREY = 96  # between the images of a grid
 SPACES = ("pixels", "latents")  # what a model's units stand for
 
 
@@ -66,11 +67,12 @@ def make_sampler(
 def draw_all(draw, params, labels, *, seed, batch_size):
     """Draws one image for each of labels (M,), batch_size at a time: NumPy (M, H, W, C).
 
-    Image i depends on (seed, i, labels[i]) and not on batch_size. The last batch is filled up, so
-    that nothing compiles twice.
+    Image i depends on (seed, i, labels[i]) and not on batch_size, which is rounded up to a multiple
+    of the devices. The last batch is filled up, so that nothing compiles twice.
     """
     labels = np.asarray(labels, np.int32)
-    batch_size = min(batch_size, -(-len(labels) // jax.device_count()) * jax.device_count())
+    count = jax.device_count()
+    batch_size = -(-min(batch_size, len(labels)) // count) * count
     padded = np.resize(labels, -(-len(labels) // batch_size) * batch_size)
     batches = padded.reshape(-1, batch_size)
     keys = _sample_keys(seed, len(padded)).reshape(-1, batch_size)
@@ -90,18 +92,20 @@ def to_uint8(x):
 
 
 def grid(images, *, columns=0, scale=1):
-    """uint8 images (N, H, W, C), C 1 or 3, side by side as one PIL image, each `scale` times.
+    """uint8 images (N, H, W, C), C 1 or 3, each pixel `scale` times, side by side: a PIL image.
 
-    columns 0 makes the grid about square.
+    columns 0 makes the grid about square. A grey line of max(2, scale) pixels parts the images.
     """
-    n, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = -(-n // columns)
-    canvas = np.zeros((rows * columns, height, width, channels), np.uint8)
-    canvas[:n] = images
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = -(-len(images) // columns)
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    line = max(2, scale)
+    images = np.pad(images, ((0, 0), (0, line), (0, line), (0, 0)), constant_values=GREY)
+    _, height, width, channels = images.shape
+    canvas = np.full((rows * columns, height, width, channels), GREY, np.uint8)
+    canvas[: len(images)] = images
     canvas = canvas.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    canvas = canvas.reshape(rows * height, columns * width, channels)
-    canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+    canvas = canvas.reshape(rows * height, columns * width, channels)[:-line, :-line]
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 

@@ -22,7 +22,7 @@ def load(path, *, weights="ema", attention="auto"):
     directory = Path(path) / "checkpoints" if (Path(path) / "checkpoints").is_dir() else Path(path)
     step = checkpoint.latest_step(directory)
     if step is None:
-        raise ValueError(f"path must be a directory with a saved step, got {path}")
+        raise ValueError(f"checkpoint path must be a directory with a saved step, got {path}")
     saved = checkpoint.read_meta(directory, step)["config"]
     config = dit.configure(**saved["model"])
     mesh = sharding.make_mesh()
@@ -38,10 +38,7 @@ def load(path, *, weights="ema", attention="auto"):
         mesh,
         step=step,
         **saved["data"],
-        sampling={
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in saved["sampling"].items()
-        },
+        sampling=_hashable(saved["sampling"]),
     )
 
 
@@ -63,11 +60,16 @@ class LoadedDiT:
 
         The first C channels of the result are the noise, the others the variance code.
         """
-        shape = (*self.config.input_size, self.config.in_channels)
-        if x.shape[1:] != shape:
-            raise ValueError(f"x must have shape (N, {', '.join(map(str, shape))}), got {x.shape}")
-        y = _check_labels(y, self.config.num_classes + self.config.null_label)
-        return self._apply(self.params, x, jnp.asarray(t), y)
+        x, t, y = jnp.asarray(x), jnp.asarray(t), jnp.asarray(y)
+        shape = (len(y), *self.config.input_size, self.config.in_channels)
+        if x.shape != shape or t.shape != y.shape:
+            raise ValueError(
+                f"x, t and y must have shapes {shape}, {shape[:1]} and {shape[:1]}, "
+                f"got {x.shape}, {t.shape} and {y.shape}"
+            )
+        if not isinstance(y, jax.core.Tracer):  # inside a jit there is no label to look at
+            y = _check_labels(y, self.config.num_classes + self.config.null_label)
+        return self._apply(self.params, x, t, y)
 
     def sample(self, labels, *, seed=0, batch_size=256, **sampling):
         """One image for each label: uint8 (N, H, W, C), or latents where there is no decoder.
@@ -80,13 +82,15 @@ class LoadedDiT:
             raise ValueError(
                 f"a sampling option must be one of {', '.join(self.sampling)}, got {min(unknown)}"
             )
-        if batch_size < 1 or batch_size % jax.device_count():
-            raise ValueError(
-                f"batch_size must be a multiple of {jax.device_count()} devices, got {batch_size}"
-            )
-        draw = self._make(tuple((self.sampling | sampling).items()))
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        draw = self._make(tuple((self.sampling | _hashable(sampling)).items()))
         labels = _check_labels(labels, self.config.num_classes)
         return generate.draw_all(draw, self.params, labels, seed=seed, batch_size=batch_size)
+
+
+def _hashable(options):
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 
 
 def _check_labels(labels, num_labels):

@@ -1,8 +1,107 @@
-"""Every test sees eight CPU devices and no silent promotion of ranks or types."""
+"""Every test sees eight CPU devices and no silent promotion of ranks or types.
+
+Here too: the golden numbers of the official PyTorch code, and a table of how close ours come.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import pytest
+from testdata import weights
+
+from dit_jax.convert import torch_dit
+from dit_jax.models import dit
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+TESTDATA = Path(__file__).parent / "testdata"
+ERRORS = []  # (name, largest error relative to the largest value, bound) of this session
+
+
+class Model(NamedTuple):
+    """A DiT with the deterministic weights of `testdata/weights.py`."""
+
+    config: dit.DiTConfig
+    params: Any
+    apply: Any  # jitted: apply(params, x, t, y)
+
+
+def official_weights(config):
+    """The official state dict with the deterministic weights."""
+    shapes = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    empty = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    return {
+        name: x if name == "pos_embed" else np.float32(weights.tensor(name, x.shape))
+        for name, x in torch_dit.to_official(empty, config).items()
+    }
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """make_model(config) -> Model, in float32."""
+
+    @functools.cache
+    def make(config):
+        params = torch_dit.from_official(official_weights(config), config)
+        return Model(
+            config, jax.tree.map(jax.numpy.asarray, params), jax.jit(dit.make_apply(config))
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The numbers of `testdata/golden.npz`, images as (N, H, W, C)."""
+    with np.load(TESTDATA / "golden.npz") as file:
+        arrays = dict(file)
+    return {k: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for k, x in arrays.items()}
+
+
+@pytest.fixture(scope="session")
+def golden_batch():
+    """x0, noise, t and y of the golden losses: sixteen steps, from the first to the last."""
+    t = [0, 1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 700, 900, 998, 999]
+    return {
+        "x0": np.float32(0.8) * images("x0", 16),
+        "noise": images("noise", 16),
+        "t": np.array(t, np.int32),
+        "y": np.arange(0, 66 * 16, 66, dtype=np.int32),
+    }
+
+
+@pytest.fixture(scope="session")
+def golden_images():
+    """golden_images(tag, N): the deterministic latents of a tag, float32 (N, 32, 32, 4)."""
+    return images
+
+
+def images(tag, count):
+    return weights.array(tag, (count, 4, 32, 32)).transpose(0, 2, 3, 1)
+
+
+@pytest.fixture(scope="session")
+def agree():
+    """agree(name, actual, expected, bound): within the bound, relative to the largest value."""
+
+    def check(name, actual, expected, bound):
+        actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+        assert actual.shape == expected.shape
+        error = np.abs(actual - expected).max() / np.abs(expected).max()
+        ERRORS.append((name, error, bound))
+        assert error <= bound  # NaN is not
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    if ERRORS:
+        terminalreporter.section("largest relative errors against the official PyTorch code")
+        for name, error, bound in ERRORS:
+            terminalreporter.line(f"{name:<24} {error:8.1e} of {bound:.0e}")

@@ -1,13 +1,16 @@
 """From a ConfigDict to the parts of a run; nothing below reads a config.
 
-Every function checks what it reads: a value that does not fit is a ValueError with its field.
+A value that does not fit is a ValueError that names its field.
 """
 
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import optax
 
-from dit_jax import devices, generate
+from dit_jax import devices, generate, sharding
 from dit_jax.data import digits, synthetic
 from dit_jax.diffusion import schedules
 from dit_jax.models import dit
@@ -50,22 +53,47 @@ def check(config):
         raise ValueError(f"train.learning_rate must be above 0, got {train.learning_rate}")
 
 
-def model(config):
-    """The DiTConfig and its apply(params, x, t, y)."""
-    model_config = dit.configure(**config.model)
+class Parts(NamedTuple):
+    """What a config says, made: everything of a run but its data and its state."""
+
+    model: dit.DiTConfig
+    apply: Callable  # (params, x, t, y)
+    schedule: schedules.Schedule
+    optimizer: optax.GradientTransformation
+    train_step: Callable  # (state, batch, key) -> state, metrics
+    draw: Callable  # (params, labels, keys) -> images
+    mesh: jax.sharding.Mesh
+
+    def init(self, key):
+        """Random parameters."""
+        return dit.init(self.model, key)
+
+
+def parts(config):
+    """The Parts of a config, all its values checked."""
+    check(config)
+    model = dit.configure(**config.model)
     compute = config.compute.to_dict()
     compute["attention"] = devices.resolve_attention(compute["attention"], compute["dtype"])
-    return model_config, dit.make_apply(model_config, **compute)
-
-
-def schedule(config):
-    return schedules.make(**config.diffusion)
-
-
-def optimizer(config):
-    train = config.train
+    apply = dit.make_apply(model, **compute)
+    schedule = schedules.make(**config.diffusion)
+    train, mesh = config.train, sharding.make_mesh()
     names = ("learning_rate", "b1", "b2", "eps", "weight_decay", "warmup_steps", "decay_steps")
-    return optimizers.adamw(**{name: train[name] for name in names})
+    optimizer = optimizers.adamw(**{name: train[name] for name in names})
+    train_step = steps.make_train_step(
+        apply,
+        schedule,
+        optimizer,
+        null_label=model.num_classes,
+        class_dropout_prob=train.class_dropout_prob,
+        ema_decay=train.ema_decay,
+        ema_warmup=train.ema_warmup,
+        accumulation_steps=train.accumulation_steps,
+    )
+    draw = generate.make_sampler(
+        apply, model, schedule, mesh, space=config.data.space, **config.sampling
+    )
+    return Parts(model, apply, schedule, optimizer, train_step, draw, mesh)
 
 
 def source(config):
@@ -90,28 +118,6 @@ def source(config):
             "train on random latents with --config.data.source=synthetic"
         )
     raise ValueError(f"data.source must be one of digits, imagenet, synthetic, got {kind!r}")
-
-
-def train_step(config, apply, schedule, optimizer):
-    """The step of the config: see `train.step.make_train_step`."""
-    train = config.train
-    return steps.make_train_step(
-        apply,
-        schedule,
-        optimizer,
-        null_label=config.model.num_classes,
-        class_dropout_prob=train.class_dropout_prob,
-        ema_decay=train.ema_decay,
-        ema_warmup=train.ema_warmup,
-        accumulation_steps=train.accumulation_steps,
-    )
-
-
-def sampler(config, apply, model_config, schedule, mesh):
-    """The sampler of the config: see `generate.make_sampler`."""
-    return generate.make_sampler(
-        apply, model_config, schedule, mesh, space=config.data.space, **config.sampling
-    )
 
 
 def to_json(config):

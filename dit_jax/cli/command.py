@@ -9,29 +9,31 @@ from pathlib import Path
 
 from absl import flags, logging
 
+QUOTES = "\"'"
 PACKAGE = str(Path(__file__).parents[1])
 
 
-def run(name, main, flag_values, argv=None):
-    """Parses argv into flag_values, calls main() and returns the exit code.
+def run(name, define, main, *, required=(), takes=()):
+    """Defines and parses the flags, calls main(values, *words) and returns the exit code.
 
-    A ValueError raised by this package is a user's mistake: one line on stderr and 2. Any other
+    `required` names the flags that must be given, `takes` the words that stand beside the flags. A
+    ValueError raised by this package is a user's mistake: one line on stderr and 2. Any other
     exception is a fault and keeps its traceback.
     """
-    argv = sys.argv if argv is None else argv
     _set_up_logging()
-    if any(arg in ("--help", "-h") for arg in argv):
-        print(f"{sys.modules[main.__module__].__doc__}\nFlags:\n{flag_values.get_help()}")
+    values = flags.FlagValues()
+    define(values)
+    if any(arg in ("--help", "-h") for arg in sys.argv):
+        print(f"{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}")
         return 0
-    _make_configs_importable(argv)
     try:
-        rest = flag_values(argv)
-        if len(rest) > 1:
-            raise flags.Error(f"unexpected argument {rest[1]!r}")
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        words = _parse(values, required, takes)
+    except (KeyError, AttributeError) as error:
+        return fail(name, f"config has no field {str(error).strip(QUOTES)}")
+    except (flags.Error, ValueError, TypeError) as error:
         return fail(name, error)
     try:
-        return main() or 0
+        return main(values, *words) or 0
     except ValueError as error:
         if not _is_from_package(error):
             raise
@@ -40,25 +42,36 @@ def run(name, main, flag_values, argv=None):
 
 def fail(name, message, code=2):
     """Says in one line on stderr why a command cannot do its work; returns the exit code."""
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    print(f"{name}: {lines[-1] if lines else message!r}", file=sys.stderr)
+    last_line = str(message).strip().splitlines()[-1].strip()
+    print(f"{name}: {last_line.removeprefix('ValueError: ')}", file=sys.stderr)
     return code
+
+
+def _parse(values, required, takes):
+    for arg in sys.argv:
+        if arg.startswith("--config="):
+            path = Path(arg.partition("=")[2].partition(":")[0])
+            if not path.is_file():
+                raise ValueError(f"config must be a Python file, got {path}")
+            # It says `from configs import base`: that folder's parent goes on the path.
+            sys.path.insert(0, str(path.resolve().parent.parent))
+    values.set_gnu_getopt(True)  # flags may follow words
+    words = values(sys.argv)[1:]
+    if len(words) != len(takes):
+        raise ValueError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(words)!r}")
+    for name in required:
+        if values[name].value is None:
+            raise ValueError(f"--{name} must be given")
+    return words
 
 
 def _is_from_package(error):
     return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)
 
 
-def _make_configs_importable(argv):
-    """configs/x.py says `from configs import base`: its parent's folder goes on the path."""
-    for arg in argv:
-        if arg.startswith(("--config=", "-config=")):
-            path = Path(arg.partition("=")[2].partition(":")[0])
-            sys.path.insert(0, str(path.resolve().parent.parent))
-
-
 def _set_up_logging():
     """This package's messages as plain lines; of the libraries' only the warnings."""
+    flags.FLAGS.mark_as_parsed()  # absl's own, which nobody sets
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()

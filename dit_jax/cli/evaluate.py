@@ -17,21 +17,25 @@ from dit_jax import devices
 from dit_jax.cli import command
 from dit_jax.evals import digits
 
-FLAGS = flags.FlagValues()
-_O = {"flag_values": FLAGS}
-flags.DEFINE_string("checkpoint", None, "A training run's directory.", **_O)
-flags.DEFINE_string("out", None, "The receipt; judgments.json in the checkpoint if absent.", **_O)
-flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **_O)
-flags.DEFINE_integer("seed", 0, "Of the noise.", **_O)
-flags.DEFINE_integer("batch_size", 500, "Images drawn at once.", lower_bound=1, **_O)
-flags.mark_flags_as_required(["checkpoint"], flag_values=FLAGS)
+
+def define(values):
+    options = {"flag_values": values}
+    flags.DEFINE_string("checkpoint", None, "A training run's directory.", **options)
+    flags.DEFINE_string(
+        "out", None, "The receipt; judgments.json in the checkpoint if absent.", **options
+    )
+    flags.DEFINE_enum(
+        "weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **options
+    )
+    flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
+    flags.DEFINE_integer("batch_size", 500, "Images drawn at once.", lower_bound=1, **options)
 
 
-def main():
-    dit = dit_jax.load(FLAGS.checkpoint, weights=FLAGS.weights)
+def main(values):
+    dit = dit_jax.load(values.checkpoint, weights=values.weights)
     if dit.source != "digits":
         raise ValueError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
-    options = {"seed": FLAGS.seed, "batch_size": FLAGS.batch_size}
+    options = {"seed": values.seed, "batch_size": values.batch_size}
     started = time.perf_counter()
     guided = dit.sample(digits.labels(digits.NUM_GUIDED), **options)
     unguided = dit.sample(digits.labels(digits.NUM_UNGUIDED), cfg_scale=1, **options)
@@ -39,22 +43,22 @@ def main():
     judgments = digits.judge(guided, unguided)
     print(digits.report(judgments))
     receipt = {
-        "checkpoint": str(Path(FLAGS.checkpoint)),
+        "checkpoint": str(Path(values.checkpoint)),
         "step": dit.step,
-        "weights": FLAGS.weights,
-        "seed": FLAGS.seed,
+        "weights": values.weights,
+        "seed": values.seed,
         "sampling": dit.sampling,
         "samples": {"guided": len(guided), "unguided": len(unguided)},
         "seconds_to_sample": seconds,
         "devices": devices.describe(),
         "judgments": judgments,
     }
-    out = Path(FLAGS.out or Path(FLAGS.checkpoint) / "judgments.json")
+    out = Path(values.out or Path(values.checkpoint) / "judgments.json")
     out.write_text(json.dumps(receipt, indent=2) + "\n")
 
 
 def entry():
-    sys.exit(command.run("dit-evaluate", main, FLAGS))
+    sys.exit(command.run("dit-evaluate", define, main, required=["checkpoint"]))
 
 
 if __name__ == "__main__":

@@ -17,43 +17,50 @@ import dit_jax
 from dit_jax import generate
 from dit_jax.cli import command
 
-FLAGS = flags.FlagValues()
-_O = {"flag_values": FLAGS}
-flags.DEFINE_string("checkpoint", None, "A run's directory or a converted checkpoint.", **_O)
-flags.DEFINE_list("labels", None, "Classes, separated by commas.", **_O)
-flags.DEFINE_string("out", "samples.png", "A .png or .npz file.", **_O)
-flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **_O)
-flags.DEFINE_integer("seed", 0, "Of the noise.", **_O)
-flags.DEFINE_integer("batch_size", 256, "Images drawn at once.", lower_bound=1, **_O)
-flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **_O)
-flags.DEFINE_enum("sampler", None, ["ddpm", "ddim"], "Which sampler.", **_O)
-flags.DEFINE_string("num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **_O)
-flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.", **_O)
-flags.DEFINE_float("cfg_scale", None, "Guidance; 1: none.", **_O)
-flags.DEFINE_integer("cfg_channels", None, "How many channels to guide; 0: all.", **_O)
-flags.mark_flags_as_required(["checkpoint", "labels"], flag_values=FLAGS)
 SAMPLING = ("sampler", "num_steps", "eta", "cfg_scale", "cfg_channels")
 
 
-def main():
-    out = Path(FLAGS.out)
+def define(values):
+    options = {"flag_values": values}
+    flags.DEFINE_string(
+        "checkpoint", None, "A run's directory or a converted checkpoint.", **options
+    )
+    flags.DEFINE_list("labels", None, "Classes, separated by commas.", **options)
+    flags.DEFINE_string("out", "samples.png", "A .png or .npz file.", **options)
+    flags.DEFINE_enum(
+        "weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **options
+    )
+    flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
+    flags.DEFINE_integer("batch_size", 256, "Images drawn at once.", lower_bound=1, **options)
+    flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
+    flags.DEFINE_enum("sampler", None, ["ddpm", "ddim"], "Which sampler.", **options)
+    flags.DEFINE_string(
+        "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
+    )
+    flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.", **options)
+    flags.DEFINE_float("cfg_scale", None, "Guidance; 1: none.", **options)
+    flags.DEFINE_integer("cfg_channels", None, "How many channels to guide; 0: all.", **options)
+
+
+def main(values):
+    out = Path(values.out)
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"out must end with .png or .npz, got {out}")
     if not out.parent.is_dir():
         raise ValueError(f"out must be in a directory that exists, got {out}")
-    labels = [parse_label(text) for text in FLAGS.labels]
-    dit = dit_jax.load(FLAGS.checkpoint, weights=FLAGS.weights)
+    labels = [parse_label(text) for text in values.labels]
+    dit = dit_jax.load(values.checkpoint, weights=values.weights)
     if dit.space != "pixels" and out.suffix == ".png":
         raise ValueError(
             f"out must end with .npz for latents, which have no decoder yet, got {out}"
         )
-    given = {name: FLAGS[name].value for name in SAMPLING if FLAGS[name].value is not None}
-    images = dit.sample(labels, seed=FLAGS.seed, batch_size=FLAGS.batch_size, **given)
+    given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
+    images = dit.sample(labels, seed=values.seed, batch_size=values.batch_size, **given)
     if out.suffix == ".npz":
         np.savez(out, images)
     else:
         scale = generate.grid_scale(dit.config.input_size)
-        generate.grid(images, columns=FLAGS.columns, scale=scale).save(out)
+        generate.grid(images, columns=values.columns, scale=scale).save(out)
     logging.info("%d images of step %d: %s", len(images), dit.step, out)
 
 
@@ -64,7 +71,7 @@ def parse_label(text):
 
 
 def entry():
-    sys.exit(command.run("dit-sample", main, FLAGS))
+    sys.exit(command.run("dit-sample", define, main, required=["checkpoint", "labels"]))
 
 
 if __name__ == "__main__":

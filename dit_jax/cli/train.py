@@ -12,85 +12,84 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
 from dit_jax import checkpoint, devices, generate, sharding
 from dit_jax.cli import build, command
 from dit_jax.data import loader
-from dit_jax.models import dit, flops
+from dit_jax.models import flops
 from dit_jax.train import loop, record
 from dit_jax.train import state as states
 
-FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=FLAGS)
-flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=FLAGS)
-flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
+
+def define(values):
+    config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
 
 
-def main():
-    config, workdir = FLAGS.config, Path(FLAGS.workdir)
-    build.check(config)
-    model_config, apply = build.model(config)
-    schedule, optimizer = build.schedule(config), build.optimizer(config)
-    source, mesh = build.source(config), sharding.make_mesh()
-    draw = build.sampler(config, apply, model_config, schedule, mesh)
+def main(values):
+    config, workdir = values.config, Path(values.workdir)
+    parts, source = build.parts(config), build.source(config)
     claim(workdir, build.to_json(config))
-
-    key = jax.random.key(config.seed)
-    state = create_or_restore(config, model_config, optimizer, mesh, workdir / "checkpoints")
-    start, total_steps = int(state.step), config.run.total_steps
-    if start >= total_steps:
-        logging.info("%s is trained already: it is at step %d", workdir, start)
+    state = create_or_restore(parts, jax.random.key(config.seed), workdir / "checkpoints")
+    step, total_steps = int(state.step), config.run.total_steps
+    if step >= total_steps:
+        logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
-    if start:
-        logging.info("going on from step %d of %s", start, workdir)
-
-    batches = loader.batches(
-        source,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start=start,
-        sharding=sharding.of_batch(mesh),
-    )
-    step = build.train_step(config, apply, schedule, optimizer)
-    step = compile_step(step, state, source, config.train.batch_size, key, mesh)
-    manager = checkpoint.open_manager(workdir / "checkpoints", keep=config.run.keep_checkpoints)
-
-    def save(step, state):
-        items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
-        checkpoint.save(manager, step, items, {"config": build.to_json(config)})
-
-    log = record.make_log(
-        workdir / "metrics.jsonl",
-        start=start,
-        total_steps=total_steps,
-        batch_size=config.train.batch_size,
-        flops_per_step=config.train.batch_size * flops.train_flops(model_config),
-        peak_flops=devices.total_peak_flops(),
-    )
-    stop_requested = listen_for_stop()
+    if step:
+        logging.info("going on from step %d of %s", step, workdir)
     try:
-        with manager:  # waits for what is still being written, also when an error passes
-            loop.run(
-                state,
-                step,
-                batches,
-                key,
-                total_steps=total_steps,
-                log_every=config.run.log_every,
-                checkpoint_every=config.run.checkpoint_every,
-                log=log,
-                save=save,
-                hooks=[(config.run.sample_every, make_hook(config, draw, workdir))],
-                stop_requested=stop_requested,
-            )
+        train(config, parts, source, state, workdir)
     except loop.Diverged as error:
         return command.fail("dit-train", f"{error}; the last good checkpoint is kept", code=3)
     except loop.Interrupted as error:
         return command.fail("dit-train", f"{error}: the same command goes on from there", code=42)
     logging.info("trained to step %d: %s", total_steps, workdir)
     return 0
+
+
+def train(config, parts, source, state, workdir):
+    """Trains from the state to the end of the run."""
+    key, start, run = jax.random.key(config.seed), int(state.step), config.run
+    batch_size = config.train.batch_size
+    train_step = compile_step(parts, state, source, batch_size, key)
+    batches = loader.batches(
+        source,
+        batch_size=batch_size,
+        seed=config.seed,
+        start=start,
+        sharding=sharding.of_batch(parts.mesh),
+    )
+    log = record.make_log(
+        workdir / "metrics.jsonl",
+        start=start,
+        total_steps=run.total_steps,
+        batch_size=batch_size,
+        flops_per_step=batch_size * flops.train_flops(parts.model),
+        peak_flops=devices.total_peak_flops(),
+    )
+    manager = checkpoint.open_manager(workdir / "checkpoints", keep=run.keep_checkpoints)
+
+    def save(step, state):
+        items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
+        checkpoint.save(manager, step, items, {"config": build.to_json(config)})
+
+    with manager:  # waits for what is still being written, also when an error passes
+        loop.run(
+            state,
+            train_step,
+            batches,
+            key,
+            total_steps=run.total_steps,
+            log_every=run.log_every,
+            checkpoint_every=run.checkpoint_every,
+            log=log,
+            save=save,
+            hooks=[(run.sample_every, make_hook(config, parts.draw, workdir))],
+            stop_requested=listen_for_stop(),
+        )
 
 
 def claim(workdir, config):
@@ -126,29 +125,24 @@ def _differences(old, new):
             yield ".".join(filter(None, (topic, name))), a, b
 
 
-def create_or_restore(config, model_config, optimizer, mesh, directory):
-    """The newest saved state of the run, or a new one."""
-
-    def init(key):
-        return dit.init(model_config, key)
-
-    key = jax.random.key(config.seed)
+def create_or_restore(parts, key, directory):
+    """The newest state saved in the directory, or a new one."""
     step = checkpoint.latest_step(directory)
     if step is None:
-        return states.create(init, optimizer, key, mesh)
-    templates = states.abstract(init, optimizer, key, mesh)._asdict()
+        return states.create(parts.init, parts.optimizer, key, parts.mesh)
+    templates = states.abstract(parts.init, parts.optimizer, key, parts.mesh)._asdict()
     place = templates.pop("step").sharding
     items = checkpoint.restore(directory, step, templates)
-    return states.TrainState(step=jax.device_put(jax.numpy.int32(step), place), **items)
+    return states.TrainState(step=jax.device_put(np.int32(step), place), **items)
 
 
-def compile_step(train_step, state, source, batch_size, key, mesh):
+def compile_step(parts, state, source, batch_size, key):
     """The step compiled before the first batch, so that no timing holds the compiler's work."""
-    batch = sharding.abstract_batch(source[0], batch_size, mesh)
+    batch = sharding.abstract_batch(source[0], batch_size, parts.mesh)
     started = time.perf_counter()
-    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch, key).compile()
+    step = jax.jit(parts.train_step, donate_argnums=0).lower(state, batch, key).compile()
     logging.info("compiled the step in %.1f s", time.perf_counter() - started)
-    return compiled
+    return step
 
 
 def make_hook(config, draw, workdir):
@@ -184,7 +178,7 @@ def listen_for_stop():
 
 
 def entry():
-    sys.exit(command.run("dit-train", main, FLAGS))
+    sys.exit(command.run("dit-train", define, main, required=["config", "workdir"]))
 
 
 if __name__ == "__main__":

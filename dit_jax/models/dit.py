@@ -95,16 +95,14 @@ class InContextBlock(nnx.Module):
     """Attention and MLP; the condition comes as two more tokens of x (fig. 3)."""
 
     def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
-        self.attn = layers.Attention(
-            hidden_size, num_heads, dtype=dtype, attention=attention, rngs=rngs
-        )
-        self.mlp = layers.Mlp(hidden_size, dtype=dtype, rngs=rngs)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.attn = layers.Attention(hidden_size, num_heads, attention=attention, **options)
+        self.mlp = layers.Mlp(hidden_size, **options)
 
     def __call__(self, x, c):
         """x (N, T, D); c (N, 2, D), the embeddings of t and y -> (N, T, D). So every block."""
         x = x + self.attn(layer_norm(x))
-        x = x + self.mlp(layer_norm(x))
-        return x
+        return x + self.mlp(layer_norm(x))
 
 
 class CrossAttentionBlock(InContextBlock):
@@ -117,8 +115,7 @@ class CrossAttentionBlock(InContextBlock):
     def __call__(self, x, c):
         x = x + self.attn(layer_norm(x))
         x = x + self.cross_attn(layer_norm(x), c)
-        x = x + self.mlp(layer_norm(x))
-        return x
+        return x + self.mlp(layer_norm(x))
 
 
 class AdaLNBlock(InContextBlock):
@@ -140,8 +137,7 @@ class AdaLNBlock(InContextBlock):
     def __call__(self, x, c):
         shift_msa, scale_msa, shift_mlp, scale_mlp = self.modulation(c)
         x = x + self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
-        x = x + self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
-        return x
+        return x + self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
 
 
 class AdaLNZeroBlock(AdaLNBlock):
@@ -152,8 +148,7 @@ class AdaLNZeroBlock(AdaLNBlock):
     def __call__(self, x, c):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(c)
         x = x + gate_msa * self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
-        x = x + gate_mlp * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
-        return x
+        return x + gate_mlp * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
 
 
 BLOCKS = {
@@ -190,17 +185,13 @@ class DiT(nnx.Module):
     unroll: compile every block apart (slower to compile) instead of one block in a loop.
     """
 
-    def __init__(
-        self, config, *, dtype=jnp.float32, attention="xla", remat="none", unroll=False, rngs
-    ):
+    def __init__(self, config, *, dtype, attention, remat, unroll, rngs):
         self.config, self.remat, self.unroll = config, remat, unroll
-        size, p = config.hidden_size, config.patch_size
+        size, p, labels = config.hidden_size, config.patch_size, config.num_classes
         options = {"dtype": dtype, "rngs": rngs}
         self.x_embedder = layers.PatchEmbedder(p, config.in_channels, size, **options)
         self.t_embedder = layers.TimestepEmbedder(size, **options)
-        self.y_embedder = layers.LabelEmbedder(
-            config.num_classes + config.null_label, size, **options
-        )
+        self.y_embedder = layers.LabelEmbedder(labels + config.null_label, size, **options)
 
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap
@@ -209,10 +200,8 @@ class DiT(nnx.Module):
             return block(size, config.num_heads, dtype=dtype, attention=attention, rngs=rngs)
 
         self.blocks = stack(rngs)
-        adaptive = config.conditioning.startswith("adaln")
-        self.final_layer = FinalLayer(
-            size, p * p * config.out_channels, adaptive=adaptive, **options
-        )
+        options["adaptive"] = config.conditioning.startswith("adaln")
+        self.final_layer = FinalLayer(size, p * p * config.out_channels, **options)
 
     def __call__(self, x, t, y):
         """x (N, H, W, C), t (N,) steps, y (N,) labels -> (N, H, W, out_channels) float32."""
@@ -242,7 +231,8 @@ def init(config, key):
 
     The parameters of the blocks are stacked on a leading layer axis.
     """
-    return nnx.to_pure_dict(nnx.state(DiT(config, rngs=nnx.Rngs(key)), nnx.Param))
+    options = {"dtype": jnp.float32, "attention": "xla", "remat": "none", "unroll": False}
+    return nnx.to_pure_dict(nnx.state(DiT(config, **options, rngs=nnx.Rngs(key)), nnx.Param))
 
 
 def make_apply(config, *, dtype="float32", attention="xla", remat="none", unroll=False):
@@ -252,8 +242,7 @@ def make_apply(config, *, dtype="float32", attention="xla", remat="none", unroll
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat must be one of {', '.join(REMAT_POLICIES)}, got {remat!r}")
     options = {"dtype": DTYPES[dtype], "attention": attention, "remat": remat, "unroll": unroll}
-    model = nnx.eval_shape(lambda: DiT(config, **options, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model, nnx.Param)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: DiT(config, **options, rngs=nnx.Rngs(0))))
 
     def apply(params, x, t, y):
         return nnx.merge(graphdef, params)(x, t, y)

@@ -1,0 +1,54 @@
+import itertools
+
+import jax
+import numpy as np
+
+from dit_jax import sharding
+from dit_jax.data import loader
+
+
+class Numbers:
+    """Example i is the number i."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return {"image": np.full((1,), index, np.int32)}
+
+
+def take(count, *, start=0, seed=0, batch_size=8):
+    place = sharding.of_batch(sharding.make_mesh())
+    batches = loader.batches(
+        Numbers(), batch_size=batch_size, seed=seed, start=start, sharding=place
+    )
+    return [batch["image"] for batch in itertools.islice(batches, count)]
+
+
+def numbers(batches):
+    return np.concatenate([np.asarray(batch)[:, 0] for batch in batches]).tolist()
+
+
+def test_a_batch_lies_on_all_devices():
+    (batch,) = take(1)
+    assert isinstance(batch, jax.Array) and batch.shape == (8, 1)
+    assert len(batch.sharding.device_set) == 8
+
+
+def test_every_epoch_sees_every_example_once_in_a_new_order():
+    seen = numbers(take(5))  # two epochs of 20; the third batch spans both
+    first, second = seen[:20], seen[20:]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second and first != sorted(first)
+
+
+def test_a_later_start_gives_the_same_batches():
+    everything = take(9)
+    for start in (1, 2, 3, 7):  # inside an epoch, across its end, in a later one
+        for a, b in zip(take(9 - start, start=start), everything[start:], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_seed_makes_the_order():
+    assert numbers(take(2)) == numbers(take(2))
+    assert numbers(take(2)) != numbers(take(2, seed=1))

@@ -1,0 +1,28 @@
+import jax
+import numpy as np
+import optax
+
+from dit_jax import sharding
+from dit_jax.train import state as states
+
+
+def init(key):
+    return {"kernel": jax.random.normal(key, (4, 8)), "bias": jax.numpy.zeros(8)}
+
+
+def test_a_state_is_born_on_all_devices_with_its_average_at_the_parameters():
+    mesh, optimizer = sharding.make_mesh(), optax.sgd(0.1, momentum=0.9)
+    state = states.create(init, optimizer, jax.random.key(0), mesh)
+    assert int(state.step) == 0 and state.step.dtype == np.int32
+    np.testing.assert_array_equal(state.ema["kernel"], state.params["kernel"])
+    assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(state))
+
+
+def test_the_abstract_state_is_that_of_the_real_one():
+    mesh, optimizer, key = sharding.make_mesh(), optax.sgd(0.1, momentum=0.9), jax.random.key(0)
+    real, abstract = (make(init, optimizer, key, mesh) for make in (states.create, states.abstract))
+
+    def describe(x):
+        return x.shape, x.dtype, x.sharding
+
+    assert jax.tree.map(describe, real) == jax.tree.map(describe, abstract)

@@ -1,0 +1,129 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dit_jax import sharding
+from dit_jax.diffusion import schedules
+from dit_jax.models import dit
+from dit_jax.train import state as states
+from dit_jax.train import step as steps
+
+CONFIG = dit.configure("Ti", 4, input_size=(8, 8), in_channels=1, num_classes=10)
+SCHEDULE = schedules.linear()
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8)
+    return {"image": image, "label": rng.integers(0, 10, 16).astype(np.int32)}
+
+
+def make_step(*, accumulation_steps=1, ema_decay=0.9, optimizer=None):
+    optimizer = optimizer or optax.sgd(0.1)
+    step = steps.make_train_step(
+        dit.make_apply(CONFIG),
+        SCHEDULE,
+        optimizer,
+        null_label=10,
+        class_dropout_prob=0.1,
+        ema_decay=ema_decay,
+        ema_warmup=False,
+        accumulation_steps=accumulation_steps,
+    )
+    key = jax.random.key(0)
+    state = states.create(perturbed_init, optimizer, key, sharding.make_mesh())
+    return jax.jit(step), state, key
+
+
+def perturbed_init(key):
+    """Parameters away from zero, so that every gradient flows."""
+    params = dit.init(CONFIG, key)
+    return jax.tree.map(lambda x: x + 0.02 * jax.random.normal(key, x.shape), params)
+
+
+def place(batch, mesh):
+    return jax.device_put(batch, sharding.of_batch(mesh))
+
+
+def assert_close(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)  # float32 sums in another order
+
+
+def test_pixels_become_model_units():
+    x = steps.to_model_units(np.array([0, 255], np.uint8))
+    np.testing.assert_allclose(x, [-1, 1])
+    latents = jnp.array([3.0])
+    assert steps.to_model_units(latents) is latents
+
+
+def test_draws_are_a_function_of_the_key_and_drop_labels(batch):
+    many = {"image": np.zeros((20_000, 1, 1, 1), np.uint8), "label": np.zeros(20_000, np.int32)}
+    options = {"null_label": 10, "class_dropout_prob": 0.1}
+    first, again, other = (
+        steps.draw(jax.random.key(i), many, SCHEDULE, **options) for i in (0, 0, 1)
+    )
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first, again)))
+    assert not np.array_equal(first["noise"], other["noise"])
+    assert np.mean(first["y"] == 10) == pytest.approx(0.1, abs=0.01)  # 5 sigma of 20,000 draws
+    assert (int(first["t"].min()), int(first["t"].max())) == (0, 999)
+    assert float(first["t"].mean()) == pytest.approx(499.5, abs=10)
+    kept = steps.draw(jax.random.key(0), many, SCHEDULE, null_label=10, class_dropout_prob=0.0)
+    assert not np.any(kept["y"] == 10)
+
+
+def test_the_average_follows_the_new_parameters(batch):
+    step, state, key = make_step(ema_decay=0.75)
+    new, _ = step(state, batch, key)
+    expected = jax.tree.map(lambda old, x: 0.75 * old + 0.25 * x, state.params, new.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.ema, expected)
+    assert int(new.step) == 1
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, new.params, state.params))
+    assert float(moved) > 1e-3
+
+
+def test_metrics_add_up(batch):
+    step, state, key = make_step()
+    _, metrics = step(state, batch, key)
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["mse"] + metrics["vb"]), rel=1e-6)
+    assert float(metrics["grad_norm"]) > 0
+
+
+@pytest.mark.parametrize("accumulation_steps", [2, 4])
+def test_accumulation_changes_nothing(batch, accumulation_steps):
+    whole, state, key = make_step()
+    parts, _, _ = make_step(accumulation_steps=accumulation_steps)
+    (a, a_metrics), (b, b_metrics) = whole(state, batch, key), parts(state, batch, key)
+    assert_close((a.params, a_metrics), (b.params, b_metrics))
+
+
+def test_eight_devices_compute_what_one_does(batch):
+    step, state, key = make_step()
+    on_eight, eight_metrics = step(state, place(batch, sharding.make_mesh()), key)
+    alone = jax.device_put(jax.device_get(state), jax.devices()[0])
+    on_one, one_metrics = step(alone, jax.device_put(batch, jax.devices()[0]), key)
+    assert len(on_eight.params["x_embedder"]["proj"]["kernel"].sharding.device_set) == 8
+    assert_close((on_eight.params, eight_metrics), (on_one.params, one_metrics))
+
+
+def test_noise_steps_and_labels_do_not_depend_on_the_devices(batch):
+    def draw(batch):
+        return steps.draw(jax.random.key(3), batch, SCHEDULE, null_label=10, class_dropout_prob=0.1)
+
+    spread = jax.jit(draw)(place(batch, sharding.make_mesh()))
+    alone = jax.jit(draw)(jax.device_put(batch, jax.devices()[0]))
+    for name in ("t", "y", "noise"):
+        assert np.array_equal(spread[name], alone[name]), name
+
+
+def test_a_step_learns(batch):
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        step, state, key = make_step(optimizer=optax.adam(1e-3))
+        losses = []
+        for _ in range(30):
+            state, metrics = step(state, batch, key)
+            losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
