@@ -2,49 +2,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_run
 
 import dit_jax
-from dit_jax import checkpoint
 from dit_jax.models import dit
-
-MODEL = {
-    "size": "Ti",
-    "patch_size": 4,
-    "input_size": [8, 8],
-    "in_channels": 1,
-    "num_classes": 10,
-    "null_label": True,
-    "learn_sigma": True,
-    "conditioning": "adaln_zero",
-}
-CONFIG = {
-    "model": MODEL,
-    "compute": {"dtype": "float32", "attention": "auto", "remat": "full", "unroll": False},
-    "diffusion": {"schedule": "linear", "num_steps": 1000},
-    "data": {"source": "digits", "space": "pixels"},
-    "sampling": {
-        "sampler": "ddim",
-        "num_steps": "4",
-        "eta": 0.0,
-        "clip_x0": True,
-        "cfg_scale": 2.0,
-        "cfg_channels": 0,
-        "cfg_interval": [0, 999],
-    },
-}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's directory, with an average that differs from the parameters."""
+    """A run's directory, its parameters and their average."""
     path = tmp_path_factory.mktemp("run")
-    key = jax.random.key(0)
-    params = dit.init(dit.configure(**MODEL), key)
-    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
-    ema = jax.tree.map(lambda x: 0.9 * x, params)
-    with checkpoint.open_manager(path / "checkpoints") as manager:
-        checkpoint.save(manager, 30, {"params": params, "ema": ema}, {"config": CONFIG})
-    return path, params, ema
+    return path, *random_run.save(path)
 
 
 def test_the_average_is_opened_unless_told_otherwise(run):

@@ -12,7 +12,6 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ def define(values):
 def main(values, what):
     if what not in ("train", "sample"):
         raise ValueError(f"what to measure must be train or sample, got {what!r}")
-    config = values.config
+    config, out = values.config, values.out and command.output_path(values.out)
     measure = measure_train if what == "train" else measure_sample
     figures = {
         "what": what,
@@ -53,8 +52,8 @@ def main(values, what):
     }
     for name, value in figures.items():
         print(f"{name:28s} {value:.4g}" if isinstance(value, float) else f"{name:28s} {value}")
-    if values.out:
-        Path(values.out).write_text(json.dumps(figures, indent=2) + "\n")
+    if out:
+        out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def measure_train(config, repeats, warmup):

@@ -47,6 +47,13 @@ def fail(name, message, code=2):
     return code
 
 
+def output_path(text):
+    """The Path of a file to write; ValueError where its directory does not exist."""
+    if not Path(text).parent.is_dir():
+        raise ValueError(f"out must be in a directory that exists, got {text}")
+    return Path(text)
+
+
 def _parse(values, required, takes):
     for arg in sys.argv:
         if arg.startswith("--config="):

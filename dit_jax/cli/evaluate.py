@@ -32,6 +32,8 @@ def define(values):
 
 
 def main(values):
+    beside = Path(values.checkpoint) / "judgments.json"
+    out = command.output_path(values.out) if values.out else beside
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
     if dit.source != "digits":
         raise ValueError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
@@ -53,7 +55,6 @@ def main(values):
         "devices": devices.describe(),
         "judgments": judgments,
     }
-    out = Path(values.out or Path(values.checkpoint) / "judgments.json")
     out.write_text(json.dumps(receipt, indent=2) + "\n")
 
 

@@ -8,7 +8,6 @@ is one of latents; those cannot be shown as a PNG yet.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 from absl import flags, logging
@@ -43,11 +42,9 @@ def define(values):
 
 
 def main(values):
-    out = Path(values.out)
+    out = command.output_path(values.out)
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"out must end with .png or .npz, got {out}")
-    if not out.parent.is_dir():
-        raise ValueError(f"out must be in a directory that exists, got {out}")
     labels = [parse_label(text) for text in values.labels]
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
     if dit.space != "pixels" and out.suffix == ".png":

@@ -237,10 +237,13 @@ def init(config, key):
 
 def make_apply(config, *, dtype="float32", attention="xla", remat="none", unroll=False):
     """apply(params, x, t, y), the pure function of a `DiT` with these options."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if remat not in REMAT_POLICIES:
-        raise ValueError(f"remat must be one of {', '.join(REMAT_POLICIES)}, got {remat!r}")
+    for name, value, allowed in (
+        ("dtype", dtype, DTYPES),
+        ("attention", attention, layers.ATTENTIONS),
+        ("remat", remat, REMAT_POLICIES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     options = {"dtype": DTYPES[dtype], "attention": attention, "remat": remat, "unroll": unroll}
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: DiT(config, **options, rngs=nnx.Rngs(0))))
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 FREQUENCIES = 256  # size of the sinusoidal embedding of t
 MLP_RATIO = 4
+ATTENTIONS = ("xla", "cudnn")  # implementations
 
 xavier = nnx.initializers.xavier_uniform()
 zeros = nnx.initializers.zeros

@@ -62,6 +62,6 @@ def test_the_loss_curve_is_a_picture_with_ink(tmp_path):
     for step in range(1, 9):
         log(step, MEANS | {"mse": 1 / step}, 0.5)
     record.plot_losses(tmp_path / "m", tmp_path / "loss.png")
-    image = Image.open(tmp_path / "loss.png").convert("L")
-    assert image.width > image.height > 200
-    assert image.getextrema()[0] < 100
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.width > image.height > 200
+        assert image.convert("L").getextrema()[0] < 100

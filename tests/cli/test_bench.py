@@ -1,0 +1,72 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dit_jax.cli import bench
+from dit_jax.diffusion import schedules
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--config=configs/digits.py:Ti/4", "--config.train.batch_size=8", "--repeats=3")
+
+
+def call(monkeypatch, *args):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["dit-bench", *map(str, args)])
+    with pytest.raises(SystemExit) as stopped:
+        bench.entry()
+    return stopped.value.code or 0
+
+
+@pytest.mark.parametrize("what", ["train", "sample"])
+def test_every_figure_is_printed_and_written(monkeypatch, capsys, tmp_path, what):
+    out = tmp_path / "bench.json"
+    with bench.jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        assert call(monkeypatch, what, *SMALL, f"--out={out}", "--config.sampling.num_steps=5") == 0
+    figures, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert all(name in printed for name in figures)
+    assert figures["what"] == what and figures["devices"] == "8 x cpu"
+    assert figures["images_per_second"] == pytest.approx(8 / figures["seconds_median"])
+    assert figures["model_tflops_per_second"] > 0 and figures["compile_seconds"] > 0
+    assert "mfu" not in figures  # nobody knows the peak of a CPU
+    assert 0.1 < figures["peak_memory_gb"] < 24
+
+
+def test_the_null_labels_passes_count_only_where_they_run():
+    schedule = schedules.linear()
+
+    def passes(**sampling):
+        usual = {"num_steps": "250", "cfg_scale": 4.0, "cfg_interval": (0, 999)}
+        return bench.count_passes(ConfigDict({"sampling": usual | sampling}), schedule)
+
+    assert passes() == 500
+    assert passes(cfg_scale=1.0) == 250
+    kept = schedules.respace(schedule, "250").timestep
+    assert passes(cfg_interval=(0, 499)) == 250 + np.sum(kept <= 499)
+
+
+def test_the_figures_of_known_times():
+    config = ConfigDict({"train": {"batch_size": 32}})
+    figures = bench.summarize([0.5, 0.25, 0.5, 0.75, 0.5], 2e12, config, 3.0)
+    assert figures["images_per_second"] == 64
+    assert figures["model_tflops_per_second"] == pytest.approx(4)
+    assert figures["seconds_quartile_range"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--config=configs/digits.py"], "takes train|sample, got ''"),
+        (["fly", "--config=configs/digits.py"], "must be train or sample, got 'fly'"),
+        (["train"], "--config must be given"),
+        (["train", "--config=configs/digits.py", "--repeats=1"], "--repeats=1"),
+        (["train", "--config=configs/digits.py", "--out=no/where"], "out must be in a directory"),
+    ],
+)
+def test_wrong_use_is_one_line(monkeypatch, capsys, args, message):
+    assert call(monkeypatch, *args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dit-bench: ") and message in line

@@ -1,0 +1,48 @@
+import json
+import sys
+
+import pytest
+import random_run
+
+from dit_jax.cli import evaluate
+
+
+def call(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["dit-evaluate", *map(str, args)])
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.entry()
+    return stopped.value.code or 0
+
+
+def test_three_judgments_are_printed_and_written(monkeypatch, capsys, tmp_path):
+    random_run.save(tmp_path)
+    assert call(monkeypatch, f"--checkpoint={tmp_path}") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == ["agreement", "Frechet", "distance"]
+    receipt = json.loads((tmp_path / "judgments.json").read_text())
+    assert receipt["samples"] == {"guided": 1000, "unguided": 1500}
+    assert receipt["step"] == 30 and receipt["sampling"]["cfg_scale"] == 2.0
+    # Random weights draw noise: the judges must say so.
+    assert receipt["judgments"]["agreement"] < 0.5
+    assert receipt["judgments"]["frechet_distance"] > 5
+    assert receipt["judgments"]["classifier_accuracy"] > 0.985
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--checkpoint=/nowhere"], "must be a directory with a saved step, got /nowhere"),
+        (["--checkpoint={latents}"], "checkpoint must be of a model of digits so far, got one of"),
+        (
+            ["--checkpoint={latents}", "--out=no/where.json"],
+            "out must be in a directory that exists",
+        ),
+        ([], "--checkpoint must be given"),
+    ],
+)
+def test_wrong_use_is_one_line(monkeypatch, capsys, tmp_path, args, message):
+    config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
+    random_run.save(tmp_path, config)
+    assert call(monkeypatch, *(arg.format(latents=tmp_path) for arg in args)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dit-evaluate: ") and message in line

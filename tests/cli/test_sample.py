@@ -1,0 +1,85 @@
+import sys
+
+import numpy as np
+import pytest
+import random_run
+from PIL import Image
+
+from dit_jax.cli import sample
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    random_run.save(path)
+    return path
+
+
+def call(monkeypatch, *args):
+    """Runs the command in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["dit-sample", *map(str, args)])
+    with pytest.raises(SystemExit) as stopped:
+        sample.entry()
+    return stopped.value.code or 0
+
+
+def test_a_grid_of_the_labels_asked_for(monkeypatch, tmp_path, checkpoint):
+    out = tmp_path / "grid.png"
+    options = (f"--checkpoint={checkpoint}", "--labels=3,1,4,1,5", f"--out={out}", "--columns=5")
+    assert call(monkeypatch, *options) == 0
+    with Image.open(out) as image:
+        assert image.mode == "L" and image.size == (5 * 64 + 4 * 8, 64)
+
+
+def test_an_npz_holds_every_image_and_flags_override_the_run(monkeypatch, tmp_path, checkpoint):
+    def draw(*options):
+        out = tmp_path / "images.npz"
+        usual = (f"--checkpoint={checkpoint}", "--labels=3, 1,4", f"--out={out}")
+        assert call(monkeypatch, *usual, *options) == 0
+        return np.load(out)["arr_0"]
+
+    images = draw()
+    assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
+    np.testing.assert_array_equal(images, draw("--seed=0", "--cfg_scale=2", "--num_steps=4"))
+    for option in (
+        *("--seed=1", "--cfg_scale=1", "--num_steps=ddim5"),
+        *("--sampler=ddpm", "--eta=1", "--weights=params"),
+    ):
+        assert not np.array_equal(images, draw(option)), option
+
+
+def test_latents_go_to_npz_only(monkeypatch, tmp_path, capsys):
+    config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
+    random_run.save(tmp_path, config)
+    usual = (f"--checkpoint={tmp_path}", "--labels=3")
+    assert call(monkeypatch, *usual, f"--out={tmp_path}/x.png") == 2
+    assert "out must end with .npz for latents" in capsys.readouterr().err
+    assert call(monkeypatch, *usual, f"--out={tmp_path}/x.npz") == 0
+    assert np.load(tmp_path / "x.npz")["arr_0"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--labels=3,11"], "labels must be in 0 .. 9, got 11"),
+        (["--labels=3,x"], "labels must be whole numbers separated by commas, got 'x'"),
+        (["--labels=-1"], "labels must be whole numbers separated by commas, got '-1'"),
+        (["--labels="], "labels must be"),
+        ([], "--labels must be given"),
+        (["--labels=3", "--out=images.jpg"], "out must end with .png or .npz, got images.jpg"),
+        (["--labels=3", "--out=no/where.png"], "out must be in a directory that exists, got"),
+        (["--labels=3", "--num_steps=0"], "spacing must keep 2 to 1000 steps, got '0'"),
+        (["--labels=3", "--num_steps=-9"], "spacing must be a number"),
+        (["--labels=3", "--cfg_channels=4"], "cfg_channels must be in 0 .. 1, got 4"),
+        (["--labels=3", "--cfg_scale=-2"], "cfg_scale must be 0 or more, got -2.0"),
+        (["--labels=3", "--sampler=heun"], "--sampler=heun: value should be one of"),
+        (["--labels=3", "--batch_size=0"], "--batch_size=0"),
+        (["--labels=3", "--checkpoint=/nowhere"], "must be a directory with a saved step, got"),
+    ],
+)
+def test_wrong_use_is_one_line(monkeypatch, capsys, tmp_path, checkpoint, args, message):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, f"--checkpoint={checkpoint}", *args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dit-sample: ") and message in line
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,229 @@
+"""Whole runs in processes of their own: killed, interrupted, resumed, diverged, refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_jax import checkpoint
+from dit_jax.cli import train
+from dit_jax.train import record
+
+ROOT = Path(__file__).parents[2]
+LAST = 60  # steps: two epochs and a half of 1,500 digits
+SMALL = (
+    "--config=configs/digits.py:Ti/4",
+    "--config.train.batch_size=64",
+    "--config.train.accumulation_steps=2",
+    "--config.sampling.num_steps=ddim5",
+    f"--config.run.total_steps={LAST}",
+    "--config.run.log_every=1",
+    "--config.run.checkpoint_every=8",
+    "--config.run.sample_every=25",
+    "--config.run.num_samples=10",
+)
+
+
+def start(workdir, *options):
+    command = [sys.executable, "-m", "dit_jax.cli.train", *SMALL, f"--workdir={workdir}", *options]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+
+def finish(process, code=0):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    return errors
+
+
+def wait_for_step(process, workdir, step):
+    """Returns as soon as the record holds that step."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        records = record.read(workdir / "metrics.jsonl")
+        if records and records[-1]["step"] >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} did not come: {process.communicate()[1]}")
+
+
+def losses(workdir):
+    return {r["step"]: (r["loss"], r["grad_norm"]) for r in record.read(workdir / "metrics.jsonl")}
+
+
+def assert_same_end(workdir, reference):
+    """Parameters, average and optimizer state are bit-identical, and so was the whole way."""
+    metas = [checkpoint.read_meta(path / "checkpoints", LAST) for path in (workdir, reference)]
+    assert metas[0]["digests"] == metas[1]["digests"]
+    assert metas[0]["digests"].keys() == {"params", "ema", "opt_state"}
+    for name in ("params", "ema"):
+        a, b = (train_state(path, name) for path in (workdir, reference))
+        assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+    assert losses(workdir) == losses(reference)
+    assert list(losses(workdir)) == list(range(1, LAST + 1))
+
+
+def train_state(workdir, name):
+    """{path: array} of an item, read back from the disk and checked against its digests."""
+    import jax
+
+    import dit_jax
+
+    params = dit_jax.load(workdir, weights=name).params
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(params)}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "reference"
+    finish(start(workdir))
+    return workdir
+
+
+def test_a_run_leaves_what_it_promises(reference):
+    assert json.loads((reference / "config.json").read_text())["model"]["size"] == "Ti"
+    assert (reference / "loss.png").stat().st_size > 5000
+    grids = sorted(path.name for path in (reference / "samples").iterdir())
+    assert grids == ["0000025.png", "0000050.png", "0000060.png"]
+    assert sorted(int(p.name) for p in (reference / "checkpoints").iterdir()) == [56, 60]
+    first, last = (
+        np.mean([losses(reference)[s][0] for s in steps]) for steps in ((1, 2), (59, 60))
+    )
+    assert last < 0.6 * first
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(reference, tmp_path):
+    seed = random.randrange(1000)
+    print(f"seed of the moments: {seed}")
+    moments = sorted(random.Random(seed).sample(range(1, LAST - 2), 3))
+    for moment in moments:
+        process = start(tmp_path / "run")
+        wait_for_step(process, tmp_path / "run", moment)
+        process.kill()
+        process.communicate()
+    finish(start(tmp_path / "run"))
+    assert_same_end(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_goes_on(reference, tmp_path, signum):
+    process = start(tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 26)  # after the first epoch's end, between two saves
+    process.send_signal(signum)
+    errors = finish(process, code=42)
+    assert "which is saved: the same command goes on from there" in errors
+    stopped = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    assert 26 <= stopped < LAST
+    assert f"going on from step {stopped}" in finish(start(tmp_path / "run"))
+    assert_same_end(tmp_path / "run", reference)
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(reference):
+    before = checkpoint.read_meta(reference / "checkpoints", LAST)
+    assert f"is trained already: it is at step {LAST}" in finish(start(reference))
+    assert checkpoint.read_meta(reference / "checkpoints", LAST) == before
+
+
+def test_a_run_that_diverges_stops_with_3_and_keeps_its_last_good_step(tmp_path):
+    options = ("--config.train.learning_rate=1e30", "--config.train.warmup_steps=0")
+    errors = finish(start(tmp_path / "run", *options, "--config.run.checkpoint_every=1"), code=3)
+    message = errors.strip().splitlines()[-1]
+    assert message.startswith("dit-train: ") and " at step " in message
+    bad = int(message.split(" at step ")[1].split(";")[0])
+    good = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    assert good == bad - 1 >= 1
+    assert all(np.isfinite(x).all() for x in train_state(tmp_path / "run", "params").values())
+
+
+def refuse(monkeypatch, capsys, *args):
+    """Runs the command in this process; returns its one line of refusal."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["dit-train", *args])
+    with pytest.raises(SystemExit) as stopped:
+        train.entry()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--config=configs/imagenet256.py:XXL/2"], "size must be one of Ti, S, B, L, XL, got"),
+        (
+            ["--config=configs/imagenet256.py:XL2"],
+            "a variant must be SIZE/PATCH, as XL/2, got 'XL2'",
+        ),
+        (["--config=configs/imagenet256.py:XL/3"], "input_size must be divisible by patch_size 3"),
+        (["--config=configs/imagenet256.py:XL/0"], "patch_size must be at least 1, got 0"),
+        (["--config=configs/imagenet512.py"], "'imagenet' is not there yet: train on random"),
+        (["--config=configs/none.py"], "config must be a Python file, got configs/none.py"),
+        ([DIGITS, "--config.model.depth=3"], "config has no field depth"),
+        ([DIGITS, "--config.nothing.at=3"], "config has no field nothing"),
+        ([DIGITS, "--config.seed=x"], "flag --config.seed=x: invalid literal"),
+        ([DIGITS, "--config.data.source=mnist"], "data.source must be one of digits, imagenet"),
+        (
+            [DIGITS, "--config.model.num_classes=5"],
+            "model.num_classes must be 10 for digits, got 5",
+        ),
+        ([DIGITS, "--config.model.in_channels=3"], "(8, 8, 1) for digits, got (8, 8, 3)"),
+        ([DIGITS, "--config.train.batch_size=100"], "divisible by 8 devices x 1 accum"),
+        ([DIGITS, "--config.train.batch_size=0"], "train.batch_size must be at least 1, got 0"),
+        ([DIGITS, "--config.run.total_steps=0"], "run.total_steps must be at least 1, got 0"),
+        ([DIGITS, "--config.run.total_steps=-7"], "run.total_steps must be at least 1, got -7"),
+        ([DIGITS, "--config.run.log_every=0"], "run.log_every must be at least 1, got 0"),
+        ([DIGITS, "--config.train.learning_rate=0.0"], "learning_rate must be above 0, got 0.0"),
+        ([DIGITS, "--config.train.ema_decay=1.0"], "train.ema_decay must be in [0, 1), got 1.0"),
+        ([DIGITS, "--config.train.warmup_steps=-1"], "warmup_steps must be 0 or more, got -1"),
+        ([DIGITS, "--config.train.decay_steps=3"], "decay_steps must be 0 or above warmup_steps"),
+        ([DIGITS, "--config.model.null_label=False"], "class_dropout_prob must be 0 without"),
+        ([DIGITS, "--config.compute.dtype=float16"], "dtype must be one of float32, bfloat16"),
+        ([DIGITS, "--config.compute.remat=some"], "remat must be one of none, dots, full, got"),
+        ([DIGITS, "--config.compute.attention=cudnn"], "'cudnn' only on a GPU in bfloat16"),
+        ([DIGITS, "--config.diffusion.schedule=cubic"], "schedule must be one of linear, squared_"),
+        ([DIGITS, "--config.diffusion.num_steps=1"], "num_steps must be at least 2, got 1"),
+        ([DIGITS, "--config.sampling.num_steps=ten"], "spacing must be a number, as"),
+        ([DIGITS, "stray"], "takes flags only, got 'stray'"),
+        ([DIGITS, "--steps=3"], "Unknown command line flag 'steps'"),
+        ([], "--config must be given"),
+    ],
+)
+def test_wrong_use_is_one_line_and_nothing_is_written(monkeypatch, capsys, tmp_path, args, message):
+    workdir = tmp_path / "new"
+    line = refuse(monkeypatch, capsys, *args, f"--workdir={workdir}")
+    assert line.startswith("dit-train: ") and message in line
+    assert not workdir.exists()
+
+
+def test_a_workdir_of_another_run_is_refused(monkeypatch, capsys, reference):
+    options = [o for o in SMALL if "accumulation" not in o]
+    before = (reference / "config.json").read_text()
+    line = refuse(monkeypatch, capsys, *options, "--config.seed=4", f"--workdir={reference}")
+    assert "workdir must not hold a run of another config" in line
+    assert "seed 0, got 4 (and 1 more)" in line
+    assert (reference / "config.json").read_text() == before
+
+
+def test_a_folder_of_other_things_is_refused(monkeypatch, capsys, tmp_path):
+    (tmp_path / "letters.txt").write_text("dear")
+    line = refuse(monkeypatch, capsys, DIGITS, f"--workdir={tmp_path}")
+    assert "workdir must be new, empty or a run of dit-train" in line
+
+
+def test_help_says_how(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dit-train", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        train.entry()
+    assert not stopped.value.code
+    out = capsys.readouterr().out
+    assert "dit-train --config=configs/digits.py" in out and "--workdir" in out

@@ -1,0 +1,43 @@
+"""A directory as dit-train leaves it, of a tiny DiT of digits with random weights."""
+
+import jax
+
+from dit_jax import checkpoint
+from dit_jax.models import dit
+
+MODEL = {
+    "size": "Ti",
+    "patch_size": 4,
+    "input_size": [8, 8],
+    "in_channels": 1,
+    "num_classes": 10,
+    "null_label": True,
+    "learn_sigma": True,
+    "conditioning": "adaln_zero",
+}
+CONFIG = {
+    "model": MODEL,
+    "compute": {"dtype": "float32", "attention": "auto", "remat": "full", "unroll": False},
+    "diffusion": {"schedule": "linear", "num_steps": 1000},
+    "data": {"source": "digits", "space": "pixels"},
+    "sampling": {
+        "sampler": "ddim",
+        "num_steps": "4",
+        "eta": 0.0,
+        "clip_x0": True,
+        "cfg_scale": 2.0,
+        "cfg_channels": 0,
+        "cfg_interval": [0, 999],
+    },
+}
+
+
+def save(path, config=CONFIG, step=30):
+    """Writes the run and returns its parameters and their average, which differ."""
+    key = jax.random.key(0)
+    params = dit.init(dit.configure(**MODEL), key)
+    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
+    ema = jax.tree.map(lambda x: 0.9 * x, params)
+    with checkpoint.open_manager(path / "checkpoints") as manager:
+        checkpoint.save(manager, step, {"params": params, "ema": ema}, {"config": config})
+    return params, ema
