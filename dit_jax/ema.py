@@ -10,7 +10,10 @@ def decay_at(step, *, decay, warmup):
     With warmup it rises as (1 + step) / (10 + step) to `decay`, so that the average of a short
     run forgets the random start; without, it is `decay` from the first step, as in the paper.
     """
-    return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
+    if not warmup:
+        return decay
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 def update(ema, params, *, decay):

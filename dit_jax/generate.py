@@ -56,7 +56,7 @@ def make_sampler(
                 channels=cfg_channels or config.in_channels,
                 interval=cfg_interval,
             )
-        x = samplers.initial_noise(keys, shape)
+        x = samplers.draw_noise(keys, short.num_steps, shape)
         x = samplers.SAMPLERS[sampler](denoise, x, short, keys=keys, **options)
         return to_uint8(x) if space == "pixels" else x
 

@@ -87,8 +87,8 @@ def images(tag, count):
 
 
 @pytest.fixture(scope="session")
-def agree():
-    """agree(name, actual, expected, bound): within the bound, relative to the largest value."""
+def check_close():
+    """check_close(name, actual, expected, bound): within the bound, relative to the largest value."""
 
     def check(name, actual, expected, bound):
         actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

@@ -33,7 +33,8 @@ def main(values):
     config, workdir = values.config, Path(values.workdir)
     parts, source = build.parts(config), build.source(config)
     claim(workdir, build.to_json(config))
-    state = create_or_restore(parts, jax.random.key(config.seed), workdir / "checkpoints")
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    state = create_or_restore(parts, init_key, workdir / "checkpoints")
     step, total_steps = int(state.step), config.run.total_steps
     if step >= total_steps:
         logging.info("%s is trained already: it is at step %d", workdir, step)
@@ -41,7 +42,7 @@ def main(values):
     if step:
         logging.info("going on from step %d of %s", step, workdir)
     try:
-        train(config, parts, source, state, workdir)
+        train(config, parts, source, state, train_key, workdir)
     except loop.Diverged as error:
         return command.fail("dit-train", f"{error}; the last good checkpoint is kept", code=3)
     except loop.Interrupted as error:
@@ -50,9 +51,9 @@ def main(values):
     return 0
 
 
-def train(config, parts, source, state, workdir):
+def train(config, parts, source, state, key, workdir):
     """Trains from the state to the end of the run."""
-    key, start, run = jax.random.key(config.seed), int(state.step), config.run
+    start, run = int(state.step), config.run
     batch_size = config.train.batch_size
     train_step = compile_step(parts, state, source, batch_size, key)
     batches = loader.batches(

@@ -4,6 +4,7 @@ Shapes: N batch, H W grid, C channels. x0 and x_t are in model units, about [-1,
 the steps of the schedule; log variances are natural, KL and likelihood in nats.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -75,5 +76,7 @@ def discretized_log_likelihood(x0, mean, log_variance):
 
 
 def _normal_cdf(x):
-    # As the official code: a tanh approximation of the normal distribution function.
-    return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    # As the official code: an approximation of the normal distribution function, there written as
+    # (1 + tanh(z)) / 2. XLA's tanh is too coarse near 1 for the difference of two such values.
+    z = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return jax.nn.sigmoid(2 * z)

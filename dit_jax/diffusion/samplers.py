@@ -14,9 +14,13 @@ import numpy as np
 from dit_jax.diffusion import gaussian
 
 
-def initial_noise(keys, shape):
-    """x_T of `keys` (N,) for examples of `shape`: (N, *shape) float32."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+def draw_noise(keys, step, shape):
+    """Normal noise of a step for examples of `shape`: (N, *shape). x_T is that of step S."""
+
+    def draw(key):
+        return jax.random.normal(jax.random.fold_in(key, step), shape)
+
+    return jax.vmap(draw)(keys)
 
 
 def ddpm(denoise, x, schedule, *, clip_x0=False, keys=None, noise=None):
@@ -70,11 +74,9 @@ def _noise_source(x, keys, noise):
     if (keys is None) == (noise is None):
         raise ValueError("either keys or noise must be given, and not both")
     if noise is not None:
+        noise = jnp.asarray(noise)
         return lambda i: noise[i]
-    # 0 is free for x_T: the keys of the steps start at 1.
-    return lambda i: initial_noise(
-        jax.vmap(lambda key: jax.random.fold_in(key, i))(keys), x.shape[1:]
-    )
+    return lambda i: draw_noise(keys, i, x.shape[1:])
 
 
 def _run(step, x, schedule):

@@ -237,13 +237,10 @@ def init(config, key):
 
 def make_apply(config, *, dtype="float32", attention="xla", remat="none", unroll=False):
     """apply(params, x, t, y), the pure function of a `DiT` with these options."""
-    for name, value, allowed in (
-        ("dtype", dtype, DTYPES),
-        ("attention", attention, layers.ATTENTIONS),
-        ("remat", remat, REMAT_POLICIES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    choices = {"dtype": DTYPES, "attention": layers.ATTENTIONS, "remat": REMAT_POLICIES}
+    for name, value in {"dtype": dtype, "attention": attention, "remat": remat}.items():
+        if value not in choices[name]:
+            raise ValueError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
     options = {"dtype": DTYPES[dtype], "attention": attention, "remat": remat, "unroll": unroll}
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: DiT(config, **options, rngs=nnx.Rngs(0))))
 

@@ -1,6 +1,4 @@
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,24 +7,17 @@ from ml_collections import ConfigDict
 from dit_jax.cli import bench
 from dit_jax.diffusion import schedules
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("--config=configs/digits.py:Ti/4", "--config.train.batch_size=8", "--repeats=3")
 
 
-def call(monkeypatch, *args):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["dit-bench", *map(str, args)])
-    with pytest.raises(SystemExit) as stopped:
-        bench.entry()
-    return stopped.value.code or 0
-
-
 @pytest.mark.parametrize("what", ["train", "sample"])
-def test_every_figure_is_printed_and_written(monkeypatch, capsys, tmp_path, what):
+def test_every_figure_is_printed_and_written(call, tmp_path, what):
     out = tmp_path / "bench.json"
     with bench.jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        assert call(monkeypatch, what, *SMALL, f"--out={out}", "--config.sampling.num_steps=5") == 0
-    figures, printed = json.loads(out.read_text()), capsys.readouterr().out
+        options = (*SMALL, f"--out={out}", "--config.sampling.num_steps=5")
+        code, printed, _ = call(bench, what, *options)
+    assert code == 0
+    figures = json.loads(out.read_text())
     assert all(name in printed for name in figures)
     assert figures["what"] == what and figures["devices"] == "8 x cpu"
     assert figures["images_per_second"] == pytest.approx(8 / figures["seconds_median"])
@@ -66,7 +57,5 @@ def test_the_figures_of_known_times():
         (["train", "--config=configs/digits.py", "--out=no/where"], "out must be in a directory"),
     ],
 )
-def test_wrong_use_is_one_line(monkeypatch, capsys, args, message):
-    assert call(monkeypatch, *args) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("dit-bench: ") and message in line
+def test_wrong_use_is_one_line(refuse, args, message):
+    assert message in refuse(bench, *args)

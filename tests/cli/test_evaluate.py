@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import random_run
@@ -7,17 +6,10 @@ import random_run
 from dit_jax.cli import evaluate
 
 
-def call(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["dit-evaluate", *map(str, args)])
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.entry()
-    return stopped.value.code or 0
-
-
-def test_three_judgments_are_printed_and_written(monkeypatch, capsys, tmp_path):
+def test_three_judgments_are_printed_and_written(call, tmp_path):
     random_run.save(tmp_path)
-    assert call(monkeypatch, f"--checkpoint={tmp_path}") == 0
-    out = capsys.readouterr().out
+    code, out, _ = call(evaluate, f"--checkpoint={tmp_path}")
+    assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["agreement", "Frechet", "distance"]
     receipt = json.loads((tmp_path / "judgments.json").read_text())
     assert receipt["samples"] == {"guided": 1000, "unguided": 1500}
@@ -40,9 +32,7 @@ def test_three_judgments_are_printed_and_written(monkeypatch, capsys, tmp_path):
         ([], "--checkpoint must be given"),
     ],
 )
-def test_wrong_use_is_one_line(monkeypatch, capsys, tmp_path, args, message):
+def test_wrong_use_is_one_line(refuse, tmp_path, args, message):
     config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
     random_run.save(tmp_path, config)
-    assert call(monkeypatch, *(arg.format(latents=tmp_path) for arg in args)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("dit-evaluate: ") and message in line
+    assert message in refuse(evaluate, *(arg.format(latents=tmp_path) for arg in args))

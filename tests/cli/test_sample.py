@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 import random_run
@@ -15,27 +13,19 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def call(monkeypatch, *args):
-    """Runs the command in this process; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["dit-sample", *map(str, args)])
-    with pytest.raises(SystemExit) as stopped:
-        sample.entry()
-    return stopped.value.code or 0
-
-
-def test_a_grid_of_the_labels_asked_for(monkeypatch, tmp_path, checkpoint):
+def test_a_grid_of_the_labels_asked_for(call, tmp_path, checkpoint):
     out = tmp_path / "grid.png"
     options = (f"--checkpoint={checkpoint}", "--labels=3,1,4,1,5", f"--out={out}", "--columns=5")
-    assert call(monkeypatch, *options) == 0
+    assert call(sample, *options)[0] == 0
     with Image.open(out) as image:
         assert image.mode == "L" and image.size == (5 * 64 + 4 * 8, 64)
 
 
-def test_an_npz_holds_every_image_and_flags_override_the_run(monkeypatch, tmp_path, checkpoint):
+def test_an_npz_holds_every_image_and_flags_override_the_run(call, tmp_path, checkpoint):
     def draw(*options):
         out = tmp_path / "images.npz"
         usual = (f"--checkpoint={checkpoint}", "--labels=3, 1,4", f"--out={out}")
-        assert call(monkeypatch, *usual, *options) == 0
+        assert call(sample, *usual, *options)[0] == 0
         return np.load(out)["arr_0"]
 
     images = draw()
@@ -48,13 +38,13 @@ def test_an_npz_holds_every_image_and_flags_override_the_run(monkeypatch, tmp_pa
         assert not np.array_equal(images, draw(option)), option
 
 
-def test_latents_go_to_npz_only(monkeypatch, tmp_path, capsys):
+def test_latents_go_to_npz_only(call, refuse, tmp_path):
     config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
     random_run.save(tmp_path, config)
     usual = (f"--checkpoint={tmp_path}", "--labels=3")
-    assert call(monkeypatch, *usual, f"--out={tmp_path}/x.png") == 2
-    assert "out must end with .npz for latents" in capsys.readouterr().err
-    assert call(monkeypatch, *usual, f"--out={tmp_path}/x.npz") == 0
+    line = refuse(sample, *usual, f"--out={tmp_path}/x.png")
+    assert "out must end with .npz for latents" in line
+    assert call(sample, *usual, f"--out={tmp_path}/x.npz")[0] == 0
     assert np.load(tmp_path / "x.npz")["arr_0"].dtype == np.float32
 
 
@@ -77,9 +67,5 @@ def test_latents_go_to_npz_only(monkeypatch, tmp_path, capsys):
         (["--labels=3", "--checkpoint=/nowhere"], "must be a directory with a saved step, got"),
     ],
 )
-def test_wrong_use_is_one_line(monkeypatch, capsys, tmp_path, checkpoint, args, message):
-    monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, f"--checkpoint={checkpoint}", *args) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("dit-sample: ") and message in line
-    assert list(tmp_path.iterdir()) == []
+def test_wrong_use_is_one_line(refuse, checkpoint, args, message):
+    assert message in refuse(sample, f"--checkpoint={checkpoint}", *args)

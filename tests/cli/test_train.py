@@ -142,17 +142,6 @@ def test_a_run_that_diverges_stops_with_3_and_keeps_its_last_good_step(tmp_path)
     assert all(np.isfinite(x).all() for x in train_state(tmp_path / "run", "params").values())
 
 
-def refuse(monkeypatch, capsys, *args):
-    """Runs the command in this process; returns its one line of refusal."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["dit-train", *args])
-    with pytest.raises(SystemExit) as stopped:
-        train.entry()
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
 DIGITS = "--config=configs/digits.py"
 
 
@@ -198,32 +187,28 @@ DIGITS = "--config=configs/digits.py"
         ([], "--config must be given"),
     ],
 )
-def test_wrong_use_is_one_line_and_nothing_is_written(monkeypatch, capsys, tmp_path, args, message):
+def test_wrong_use_is_one_line_and_nothing_is_written(refuse, tmp_path, args, message):
     workdir = tmp_path / "new"
-    line = refuse(monkeypatch, capsys, *args, f"--workdir={workdir}")
-    assert line.startswith("dit-train: ") and message in line
+    assert message in refuse(train, *args, f"--workdir={workdir}")
     assert not workdir.exists()
 
 
-def test_a_workdir_of_another_run_is_refused(monkeypatch, capsys, reference):
+def test_a_workdir_of_another_run_is_refused(refuse, reference):
     options = [o for o in SMALL if "accumulation" not in o]
     before = (reference / "config.json").read_text()
-    line = refuse(monkeypatch, capsys, *options, "--config.seed=4", f"--workdir={reference}")
+    line = refuse(train, *options, "--config.seed=4", f"--workdir={reference}")
     assert "workdir must not hold a run of another config" in line
     assert "seed 0, got 4 (and 1 more)" in line
     assert (reference / "config.json").read_text() == before
 
 
-def test_a_folder_of_other_things_is_refused(monkeypatch, capsys, tmp_path):
+def test_a_folder_of_other_things_is_refused(refuse, tmp_path):
     (tmp_path / "letters.txt").write_text("dear")
-    line = refuse(monkeypatch, capsys, DIGITS, f"--workdir={tmp_path}")
+    line = refuse(train, DIGITS, f"--workdir={tmp_path}")
     assert "workdir must be new, empty or a run of dit-train" in line
 
 
-def test_help_says_how(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dit-train", "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        train.entry()
-    assert not stopped.value.code
-    out = capsys.readouterr().out
+def test_help_says_how(call):
+    code, out, _ = call(train, "--help")
+    assert code == 0
     assert "dit-train --config=configs/digits.py" in out and "--workdir" in out

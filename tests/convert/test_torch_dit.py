@@ -1,0 +1,139 @@
+import jax
+import numpy as np
+import pytest
+
+from dit_jax.convert import torch_dit
+from dit_jax.models import dit
+
+OPTIONS = {"input_size": (8, 4), "in_channels": 3, "num_classes": 5}
+CONDITIONINGS = ("in_context", "cross_attention", "adaln", "adaln_zero")
+
+
+def random_params(config, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
+
+
+@pytest.fixture
+def config():
+    return dit.configure("Ti", 2, **OPTIONS)
+
+
+@pytest.fixture
+def state_dict(config):
+    return torch_dit.to_official(random_params(config), config)
+
+
+def test_official_names_and_shapes(state_dict):
+    """As `DiT(...).state_dict()` of the official code lists them."""
+    expected = {
+        "pos_embed": (1, 8, 128),
+        "x_embedder.proj.weight": (128, 3, 2, 2),
+        "x_embedder.proj.bias": (128,),
+        "t_embedder.mlp.0.weight": (128, 256),
+        "t_embedder.mlp.0.bias": (128,),
+        "t_embedder.mlp.2.weight": (128, 128),
+        "t_embedder.mlp.2.bias": (128,),
+        "y_embedder.embedding_table.weight": (6, 128),
+        "final_layer.linear.weight": (24, 128),
+        "final_layer.linear.bias": (24,),
+        "final_layer.adaLN_modulation.1.weight": (256, 128),
+        "final_layer.adaLN_modulation.1.bias": (256,),
+    }
+    for i in range(4):
+        for name, size, inputs in (
+            ("attn.qkv", 384, 128),
+            ("attn.proj", 128, 128),
+            ("mlp.fc1", 512, 128),
+            ("mlp.fc2", 128, 512),
+            ("adaLN_modulation.1", 768, 128),
+        ):
+            expected[f"blocks.{i}.{name}.weight"] = (size, inputs)
+            expected[f"blocks.{i}.{name}.bias"] = (size,)
+    assert {name: x.shape for name, x in state_dict.items()} == expected
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("learn_sigma, null_label", [(True, True), (False, False)])
+def test_there_and_back_is_bit_identical(conditioning, learn_sigma, null_label):
+    options = {"learn_sigma": learn_sigma, "null_label": null_label}
+    config = dit.configure("Ti", 2, conditioning=conditioning, **OPTIONS, **options)
+    params = random_params(config)
+    state_dict = torch_dit.to_official(params, config)
+    back = torch_dit.from_official(state_dict, config)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    again = torch_dit.to_official(back, config)
+    assert again.keys() == state_dict.keys()
+    for name, x in state_dict.items():
+        assert again[name].tobytes() == x.tobytes()
+        assert x.dtype == np.float32 and x.flags.c_contiguous and x.flags.writeable
+
+
+def test_a_convolution_is_the_linear_map_of_patches(config, state_dict):
+    """Every (row, column, channel) of the official kernel lands where `patchify` puts the pixel."""
+    params = torch_dit.from_official(state_dict, config)
+    weight = state_dict["x_embedder.proj.weight"]  # (D, C, p, p)
+    kernel = params["x_embedder"]["proj"]["kernel"]  # (p*p*C, D)
+    for row, column, channel in np.ndindex(2, 2, 3):
+        place = (2 * row + column) * 3 + channel
+        np.testing.assert_array_equal(kernel[place], weight[:, channel, row, column])
+
+
+def test_blocks_keep_their_order(config, state_dict):
+    params = torch_dit.from_official(state_dict, config)
+    for i in range(config.depth):
+        np.testing.assert_array_equal(
+            params["blocks"]["mlp"]["fc1"]["kernel"][i], state_dict[f"blocks.{i}.mlp.fc1.weight"].T
+        )
+
+
+def test_half_precision_becomes_float32(config, state_dict):
+    half = {name: x.astype(np.float16) for name, x in state_dict.items()}
+    half["pos_embed"] = state_dict["pos_embed"]
+    params = torch_dit.from_official(half, config)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    bias = params["blocks"]["mlp"]["fc1"]["bias"][3]
+    np.testing.assert_array_equal(bias, half["blocks.3.mlp.fc1.bias"].astype(np.float32))
+
+
+def test_missing_and_surplus_names_are_told(config, state_dict):
+    state_dict["y_embedder.weight"] = state_dict.pop("y_embedder.embedding_table.weight")
+    message = (
+        "state_dict must have the names of the config: "
+        "missing y_embedder.embedding_table.weight; surplus y_embedder.weight$"
+    )
+    with pytest.raises(ValueError, match=message):
+        torch_dit.from_official(state_dict, config)
+
+
+def test_at_most_ten_names_are_told(config):
+    with pytest.raises(ValueError, match="and 42 more; surplus none$") as error:
+        torch_dit.from_official({}, config)
+    assert str(error.value).count("blocks.") == 10
+
+
+@pytest.mark.parametrize(
+    "name, x, message",
+    [
+        (
+            "blocks.2.attn.qkv.weight",
+            np.zeros((128, 384), np.float32),
+            r"blocks.2.attn.qkv.weight must have shape \(384, 128\), got \(128, 384\)",
+        ),
+        ("pos_embed", np.zeros((1, 8, 128), np.float32), "pos_embed must be .* 4 x 2 patches"),
+        ("pos_embed", np.zeros((1, 9, 128), np.float32), r"pos_embed must have shape \(1, 8, 128"),
+        ("t_embedder.mlp.0.bias", np.zeros(128), "t_embedder.mlp.0.bias must be float32 or"),
+    ],
+)
+def test_bad_array(config, state_dict, name, x, message):
+    with pytest.raises(ValueError, match=message):
+        torch_dit.from_official(state_dict | {name: x}, config)
+
+
+def test_params_of_another_config(config):
+    params = random_params(config)
+    with pytest.raises(ValueError, match="^params must have .* missing blocks/cross_attn/kv/bias"):
+        torch_dit.to_official(params, config._replace(conditioning="cross_attention"))
+    with pytest.raises(ValueError, match=r"embedding must have shape \(11, 128\), got \(6, 128\)"):
+        torch_dit.to_official(params, config._replace(num_classes=10))

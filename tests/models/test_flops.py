@@ -1,0 +1,78 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dit_jax.models import dit, flops
+
+CONDITIONINGS = ("in_context", "cross_attention", "adaln", "adaln_zero")
+
+
+@pytest.mark.parametrize(
+    "size, patch_size, gmacs",
+    [
+        *(("S", 8, 0.358), ("S", 4, 1.413), ("S", 2, 6.056)),
+        *(("B", 8, 1.418), ("B", 4, 5.565), ("B", 2, 23.005)),
+        *(("L", 8, 5.011), ("L", 4, 19.696), ("L", 2, 80.698)),
+        *(("XL", 8, 7.392), ("XL", 4, 29.044), ("XL", 2, 118.621)),
+    ],
+)
+def test_multiply_adds_of_table_4(size, patch_size, gmacs):
+    count = flops.multiply_adds(dit.configure(size, patch_size))
+    assert count / 1e9 == pytest.approx(gmacs, rel=1e-4, abs=5e-4)  # abs: of the last digit
+
+
+@pytest.mark.parametrize(
+    "options, gmacs",
+    [
+        ({"conditioning": "in_context"}, 119.354),
+        ({"conditioning": "cross_attention"}, 137.603),
+        ({"conditioning": "adaln"}, 118.547),
+        ({"input_size": (64, 64)}, 524.538),
+    ],
+)
+def test_multiply_adds_of_other_designs_of_xl(options, gmacs):
+    count = flops.multiply_adds(dit.configure("XL", 2, **options))
+    assert count / 1e9 == pytest.approx(gmacs, rel=1e-5)
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"input_size": (8, 4), "in_channels": 3, "learn_sigma": False},
+        {"input_size": (16, 16), "in_channels": 4, "learn_sigma": True},
+    ],
+)
+def test_multiply_adds_are_those_of_the_program(conditioning, options):
+    config = dit.configure("Ti", 2, conditioning=conditioning, **options)
+    examples = 3
+    params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    x = jnp.zeros((examples, *config.input_size, config.in_channels))
+    step = jnp.zeros(examples, jnp.int32)
+    program = jax.make_jaxpr(dit.make_apply(config))(params, x, step, step)
+    assert count_products(program.jaxpr) == examples * flops.multiply_adds(config)
+
+
+def count_products(jaxpr):
+    """Multiply-adds of the dot_generals of a jaxpr, those of a loop as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(
+                shape[axis] for axis in contracted
+            )
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += count_products(inner) * equation.params.get("length", 1)  # of a scan
+    return total
+
+
+def test_flops_of_a_forward_pass_and_of_a_training_step():
+    config = dit.configure("S", 8)
+    assert flops.forward_flops(config) == 2 * flops.multiply_adds(config)
+    assert flops.train_flops(config) == 6 * flops.multiply_adds(config)
