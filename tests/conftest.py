@@ -88,7 +88,7 @@ def images(tag, count):
 
 @pytest.fixture(scope="session")
 def check_close():
-    """check_close(name, actual, expected, bound): within the bound, relative to the largest value."""
+    """check_close(name, actual, expected, bound): relative to the largest expected value."""
 
     def check(name, actual, expected, bound):
         actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

@@ -76,7 +76,7 @@ def discretized_log_likelihood(x0, mean, log_variance):
 
 
 def _normal_cdf(x):
-    # As the official code: an approximation of the normal distribution function, there written as
-    # (1 + tanh(z)) / 2. XLA's tanh is too coarse near 1 for the difference of two such values.
-    z = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
-    return jax.nn.sigmoid(2 * z)
+    # As the official code: a tanh approximation of the normal distribution function, in float32,
+    # whose rounding next to 0 and 1 shows in the tails. XLA's own tanh is coarser there.
+    tanh = 2 * jax.nn.sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)) - 1
+    return 0.5 * (1 + tanh)
