@@ -21,22 +21,22 @@ def get_config(variant="Ti/2"):
     config.data.source = "digits"
     config.data.space = "pixels"
 
-    config.train.batch_size = 128
+    config.train.batch_size = 64
     config.train.learning_rate = 3e-3
     config.train.b2 = 0.99
-    config.train.warmup_steps = 150
-    config.train.decay_steps = 1800  # = run.total_steps
+    config.train.warmup_steps = 100
+    config.train.decay_steps = 2000  # = run.total_steps
     config.train.ema_decay = 0.99
 
     config.sampling.sampler = "ddim"
-    config.sampling.num_steps = "ddim50"
+    config.sampling.num_steps = "ddim25"  # 50 cost twice the time and gain 0.02 of Frechet distance
     config.sampling.clip_x0 = True
     config.sampling.cfg_scale = 2.0
     config.sampling.cfg_channels = 0
 
-    config.run.total_steps = 1800
+    config.run.total_steps = 2000  # 85 epochs: 85 * 1500 / 64
     config.run.log_every = 50
-    config.run.checkpoint_every = 300
-    config.run.sample_every = 600
+    config.run.checkpoint_every = 400
+    config.run.sample_every = 500
     config.run.num_samples = 40
     return config

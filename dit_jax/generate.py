@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from dit_jax import sharding
 from dit_jax.diffusion import guidance, samplers, schedules
@@ -64,11 +65,12 @@ def make_sampler(
     return jax.jit(draw, in_shardings=(None, batch, batch), out_shardings=batch)
 
 
-def draw_all(draw, params, labels, *, seed, batch_size):
+def draw_all(draw, params, labels, *, seed, batch_size, progress=False):
     """Draws one image for each of labels (M,), batch_size at a time: NumPy (M, H, W, C).
 
     Image i depends on (seed, i, labels[i]) and not on batch_size, which is rounded up to a multiple
-    of the devices. The last batch is filled up, so that nothing compiles twice.
+    of the devices. The last batch is filled up, so that nothing compiles twice. progress: shows a
+    bar with rate and time left, on a terminal.
     """
     labels = np.asarray(labels, np.int32)
     count = jax.device_count()
@@ -76,7 +78,11 @@ def draw_all(draw, params, labels, *, seed, batch_size):
     padded = np.resize(labels, -(-len(labels) // batch_size) * batch_size)
     batches = padded.reshape(-1, batch_size)
     keys = _sample_keys(seed, len(padded)).reshape(-1, batch_size)
-    images = [jax.device_get(draw(params, y, k)) for y, k in zip(batches, keys, strict=True)]
+    images = []
+    with tqdm(total=len(padded), unit="image", disable=None if progress else True) as bar:
+        for y, k in zip(batches, keys, strict=True):
+            images.append(jax.device_get(draw(params, y, k)))
+            bar.update(batch_size)
     return np.concatenate(images)[: len(labels)]
 
 

@@ -71,11 +71,12 @@ class LoadedDiT:
             y = _check_labels(y, self.config.num_classes + self.config.null_label)
         return self._apply(self.params, x, t, y)
 
-    def sample(self, labels, *, seed=0, batch_size=256, **sampling):
+    def sample(self, labels, *, seed=0, batch_size=256, progress=False, **sampling):
         """One image for each label: uint8 (N, H, W, C), or latents where there is no decoder.
 
         `sampling` overrides `self.sampling`, how the run's config wants to be sampled; its names
-        are those of `make_sampler`. The same seed gives the same images in any batch_size.
+        are those of `make_sampler`. The same seed gives the same images in any batch_size. progress
+        shows a bar on a terminal.
         """
         unknown = sampling.keys() - self.sampling.keys()
         if unknown:
@@ -86,7 +87,9 @@ class LoadedDiT:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         draw = self._make(tuple((self.sampling | _hashable(sampling)).items()))
         labels = _check_labels(labels, self.config.num_classes)
-        return generate.draw_all(draw, self.params, labels, seed=seed, batch_size=batch_size)
+        return generate.draw_all(
+            draw, self.params, labels, seed=seed, batch_size=batch_size, progress=progress
+        )
 
 
 def _hashable(options):

@@ -1,6 +1,6 @@
 """What every command does around its work: flags, messages, exit codes.
 
-0 done, 2 wrong use, 3 training diverged, 42 stopped and saved: start me again.
+0 done, 2 wrong use, 3 training diverged, 42 stopped and saved: start me again, 130 Ctrl-C.
 """
 
 import sys
@@ -17,8 +17,8 @@ def run(name, define, main, *, required=(), takes=()):
     """Defines and parses the flags, calls main(values, *words) and returns the exit code.
 
     `required` names the flags that must be given, `takes` the words that stand beside the flags. A
-    ValueError raised by this package is a user's mistake: one line on stderr and 2. Any other
-    exception is a fault and keeps its traceback.
+    ValueError raised by this package is a user's mistake, an OSError one of the place that was
+    named: one line on stderr and 2. Any other exception is a fault and keeps its traceback.
     """
     _set_up_logging()
     values = flags.FlagValues()
@@ -38,6 +38,10 @@ def run(name, define, main, *, required=(), takes=()):
         if not _is_from_package(error):
             raise
         return fail(name, error)
+    except OSError as error:
+        return fail(name, error)
+    except KeyboardInterrupt:
+        return fail(name, "interrupted", code=130)
 
 
 def fail(name, message, code=2):

@@ -37,7 +37,7 @@ def main(values):
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
     if dit.source != "digits":
         raise ValueError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
-    options = {"seed": values.seed, "batch_size": values.batch_size}
+    options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
     started = time.perf_counter()
     guided = dit.sample(digits.labels(digits.NUM_GUIDED), **options)
     unguided = dit.sample(digits.labels(digits.NUM_UNGUIDED), cfg_scale=1, **options)

@@ -52,7 +52,9 @@ def main(values):
             f"out must end with .npz for latents, which have no decoder yet, got {out}"
         )
     given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
-    images = dit.sample(labels, seed=values.seed, batch_size=values.batch_size, **given)
+    images = dit.sample(
+        labels, seed=values.seed, batch_size=values.batch_size, progress=True, **given
+    )
     if out.suffix == ".npz":
         np.savez(out, images)
     else:

@@ -208,6 +208,12 @@ def test_a_folder_of_other_things_is_refused(refuse, tmp_path):
     assert "workdir must be new, empty or a run of dit-train" in line
 
 
+def test_a_workdir_that_cannot_be_made_is_a_line(refuse, tmp_path):
+    (tmp_path / "file").touch()
+    line = refuse(train, DIGITS, f"--workdir={tmp_path}/file/run")
+    assert f"Not a directory: '{tmp_path}/file/run'" in line
+
+
 def test_help_says_how(call):
     code, out, _ = call(train, "--help")
     assert code == 0
