@@ -1,0 +1,56 @@
+import signal
+import sys
+
+import pytest
+import random_run
+from absl import flags
+
+from dit_jax.cli import command, sample
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(main) -> exit code and stderr of a command whose work is main(values)."""
+
+    def call(main):
+        monkeypatch.setattr(sys, "argv", ["command", "--size=3"])
+        code = command.run("dit-command", define, main, required=["size"])
+        return code, capsys.readouterr().err
+
+    return call
+
+
+def define(values):
+    flags.DEFINE_integer("size", None, "Of nothing.", flag_values=values)
+
+
+def test_work_that_is_done_is_0_and_sees_its_flags(run):
+    seen = []
+    assert run(lambda values: seen.append(values.size)) == (0, "")
+    assert seen == [3]
+
+
+def test_ctrl_c_is_a_line(run):
+    code, errors = run(lambda values: signal.raise_signal(signal.SIGINT))
+    assert (code, errors) == (130, "dit-command: interrupted\n")
+
+
+def test_a_place_that_cannot_be_used_is_a_line(run, tmp_path):
+    code, errors = run(lambda values: (tmp_path / "missing" / "file").write_text("x"))
+    assert code == 2
+    assert errors == (
+        f"dit-command: [Errno 2] No such file or directory: '{tmp_path}/missing/file'\n"
+    )
+
+
+def test_a_fault_keeps_its_traceback(run):
+    with pytest.raises(ValueError, match="invalid literal"):
+        run(lambda values: int("x"))  # raised outside the package: not a user's mistake
+
+
+def test_a_file_in_the_place_of_a_directory_is_a_line(refuse, tmp_path):
+    random_run.save(tmp_path / "run")
+    (tmp_path / "file").touch()
+    options = (f"--checkpoint={tmp_path}/run", "--labels=3")
+    line = refuse(sample, *options, f"--out={tmp_path}/file/x.png")
+    assert f"out must be in a directory that exists, got {tmp_path}/file/x.png" in line
