@@ -15,8 +15,11 @@ def command(name, *args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("conditioning", ["adaln_zero", "adaln", "cross_attention", "in_context"])
-def test_every_design_learns_the_digits(tmp_path, conditioning):
+@pytest.mark.parametrize(
+    "conditioning, frechet_distance",  # in the order of the paper's fig. 5
+    [("adaln_zero", 0.85), ("adaln", 0.95), ("cross_attention", 1.1), ("in_context", 1.25)],
+)
+def test_every_design_learns_the_digits(tmp_path, conditioning, frechet_distance):
     command(
         "train",
         "--config=configs/digits.py",
@@ -26,6 +29,6 @@ def test_every_design_learns_the_digits(tmp_path, conditioning):
     command("evaluate", f"--checkpoint={tmp_path / 'run'}")
     judgments = json.loads((tmp_path / "run" / "judgments.json").read_text())["judgments"]
     assert judgments["agreement"] >= 0.99
-    assert judgments["frechet_distance"] <= 0.85
+    assert judgments["frechet_distance"] <= frechet_distance
     # Not recited: no nearer to a training digit than held-out digits are, or hardly.
     assert judgments["nearest_distance"] > 0.9 * judgments["nearest_distance_held_out"]

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -304,31 +300,3 @@ def test_bad_config(options, message):
 def test_bad_option(options, message):
     with pytest.raises(ValueError, match=message):
         dit.make_apply(dit.configure("Ti", 4, **SMALL), **options)
-
-
-TREE_MODE = """
-import sys
-import jax, numpy as np
-from flax import nnx
-from dit_jax.models import dit
-
-config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5)._replace(depth=2)
-with np.load(sys.argv[1]) as file:
-    arrays = [file[name] for name in file]
-params = jax.tree.unflatten(
-    jax.tree.structure(jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))), arrays[3:]
-)
-np.save(sys.argv[2], jax.jit(dit.make_apply(config, remat="dots"))(params, *arrays[:3]))
-"""
-
-
-def test_output_does_not_depend_on_the_mode_of_nnx(reference, tmp_path):
-    model, arguments, (out, _) = reference
-    np.savez(tmp_path / "in.npz", *arguments, *jax.tree.leaves(model.params))
-    flags = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false", "JAX_PLATFORMS": "cpu"}
-    subprocess.run(
-        [sys.executable, "-c", TREE_MODE, tmp_path / "in.npz", tmp_path / "out.npy"],
-        env=os.environ | flags,
-        check=True,
-    )
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), out, atol=1e-6)
