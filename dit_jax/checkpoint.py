@@ -1,7 +1,8 @@
 """Checkpoints: Orbax step directories that hold trees of arrays and one JSON item, `meta`.
 
-DIR/STEP/ has an item for every tree and `meta`, which carries what the caller gives (the config)
-and what this module adds: the step, the versions of the packages and a digest of every leaf.
+DIR/STEP/ has an item for every tree and `meta`, which carries what the caller gives (`model`, the
+architecture, and `config`, how to compute, noise and sample with it) and what this module adds: the
+step, the versions of the packages and a digest of every leaf.
 """
 
 import importlib.metadata
@@ -44,6 +45,16 @@ def latest_step(directory):
     return max(steps, default=None)
 
 
+def locate(path):
+    """(directory of the steps, newest step) of a training run or of a converted checkpoint."""
+    inside = Path(path) / "checkpoints"
+    directory = inside if inside.is_dir() else Path(path)
+    step = latest_step(directory)
+    if step is None:
+        raise ValueError(f"checkpoint must be a directory with a saved step, got {path}")
+    return directory, step
+
+
 def read_meta(directory, step):
     """The JSON item of a step."""
     return _restore(directory, step, meta=ocp.args.JsonRestore())["meta"]
@@ -55,6 +66,9 @@ def restore(directory, step, templates):
     Raises ValueError where an item's shape, type or digest is not what it should be.
     """
     digests = read_meta(directory, step)["digests"]
+    for name in templates:
+        if name not in digests:
+            raise ValueError(f"weights must be of {', '.join(digests)} in {directory}, got {name}")
     args = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
     items = _restore(directory, step, **args)
     for name, tree in items.items():

@@ -4,7 +4,6 @@ Shapes: N batch, H W grid, C channels.
 """
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +18,9 @@ def load(path, *, weights="ema", attention="auto"):
     """The LoadedDiT of a training run's directory or of a directory of checkpoints."""
     if weights not in ("ema", "params"):
         raise ValueError(f"weights must be ema or params, got {weights!r}")
-    directory = Path(path) / "checkpoints" if (Path(path) / "checkpoints").is_dir() else Path(path)
-    step = checkpoint.latest_step(directory)
-    if step is None:
-        raise ValueError(f"checkpoint path must be a directory with a saved step, got {path}")
-    saved = checkpoint.read_meta(directory, step)["config"]
-    config = dit.configure(**saved["model"])
+    directory, step = checkpoint.locate(path)
+    meta = checkpoint.read_meta(directory, step)
+    saved, config = meta["config"], dit.DiTConfig.from_json(meta["model"])
     mesh = sharding.make_mesh()
     template = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
     template = sharding.abstract(template, sharding.of_state(template, mesh))

@@ -34,10 +34,11 @@ CONFIG = {
 
 def save(path, config=CONFIG, step=30):
     """Writes the run and returns its parameters and their average, which differ."""
-    key = jax.random.key(0)
-    params = dit.init(dit.configure(**MODEL), key)
+    key, model = jax.random.key(0), dit.configure(**MODEL)
+    params = dit.init(model, key)
     params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
     ema = jax.tree.map(lambda x: 0.9 * x, params)
     with checkpoint.open_manager(path / "checkpoints") as manager:
-        checkpoint.save(manager, step, {"params": params, "ema": ema}, {"config": config})
+        meta = {"model": model._asdict(), "config": config}
+        checkpoint.save(manager, step, {"params": params, "ema": ema}, meta)
     return params, ema

@@ -16,9 +16,10 @@ PACKAGE = str(Path(__file__).parents[1])
 def run(name, define, main, *, required=(), takes=()):
     """Defines and parses the flags, calls main(values, *words) and returns the exit code.
 
-    `required` names the flags that must be given, `takes` the words that stand beside the flags. A
-    ValueError raised by this package is a user's mistake, an OSError one of the place that was
-    named: one line on stderr and 2. Any other exception is a fault and keeps its traceback.
+    `required` names the flags that must be given, `takes` the words that stand beside the flags,
+    None any. A ValueError raised by this package is a user's mistake, an OSError one of the place
+    that was named: one line on stderr and 2. Any other exception is a fault and keeps its
+    traceback.
     """
     _set_up_logging()
     values = flags.FlagValues()
@@ -68,7 +69,7 @@ def _parse(values, required, takes):
             sys.path.insert(0, str(path.resolve().parent.parent))
     values.set_gnu_getopt(True)  # flags may follow words
     words = values(sys.argv)[1:]
-    if len(words) != len(takes):
+    if takes is not None and len(words) != len(takes):
         raise ValueError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(words)!r}")
     for name in required:
         if values[name].value is None:

@@ -75,7 +75,8 @@ def train(config, parts, source, state, key, workdir):
 
     def save(step, state):
         items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
-        checkpoint.save(manager, step, items, {"config": build.to_json(config)})
+        meta = {"model": parts.model._asdict(), "config": build.to_json(config)}
+        checkpoint.save(manager, step, items, meta)
 
     with manager:  # waits for what is still being written, also when an error passes
         loop.run(

@@ -6,6 +6,7 @@ cross-attention, adaLN) are named in the same way.
 Shapes: D hidden size, C channels, p patch size, T tokens.
 """
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -34,34 +35,105 @@ PARAMETERS = {"kernel": "weight", "embedding": "weight", "bias": "bias"}
 MAX_NAMES = 10  # in a message
 
 
+def read_config(state_dict, *, num_heads=0, num_classes=0):
+    """The DiTConfig that the shapes of an official state dict tell.
+
+    The number of heads leaves no trace: it is that of the size in `SIZES` with this depth and
+    hidden size, or num_heads. The label table has a row for the null label unless num_classes, if
+    given, says otherwise.
+    """
+    _check_names(state_dict)
+    hidden_size, in_channels, patch_size, _ = np.shape(state_dict["x_embedder.proj.weight"])
+    depth = 1 + max(int(name.split(".")[1]) for name in state_dict if name.startswith("blocks."))
+    heads = {(size[0], size[1]): size[2] for size in dit.SIZES.values()}
+    num_heads = num_heads or heads.get((depth, hidden_size), 0)
+    if not num_heads:
+        raise ValueError(
+            f"num_heads must be given for depth {depth} and hidden size {hidden_size}, "
+            "which are of no size of the paper"
+        )
+    if hidden_size % num_heads:
+        raise ValueError(f"num_heads must divide hidden size {hidden_size}, got {num_heads}")
+    rows = np.shape(state_dict["y_embedder.embedding_table.weight"])[0]
+    num_classes = num_classes or max(rows - 1, 1)
+    if num_classes not in (rows, rows - 1):
+        raise ValueError(f"num_classes must be {rows - 1} or {rows}, got {num_classes}")
+    outputs = np.shape(state_dict["final_layer.linear.weight"])[0]
+    return dit.DiTConfig(
+        _input_size(state_dict["pos_embed"], patch_size),
+        patch_size,
+        in_channels,
+        depth,
+        hidden_size,
+        num_heads,
+        num_classes,
+        null_label=rows > num_classes,
+        learn_sigma=outputs == 2 * patch_size**2 * in_channels,
+        conditioning=_conditioning(state_dict, hidden_size),
+    )
+
+
+def _conditioning(state_dict, hidden_size):
+    modulation = state_dict.get("blocks.0.adaLN_modulation.1.weight")
+    if modulation is None:
+        return "cross_attention" if "blocks.0.cross_attn.q.weight" in state_dict else "in_context"
+    chunks = {4: "adaln", 6: "adaln_zero"}
+    outputs = np.shape(modulation)[0]
+    if outputs not in (4 * hidden_size, 6 * hidden_size):
+        raise ValueError(
+            f"blocks.0.adaLN_modulation.1.weight must have 4 or 6 x {hidden_size} rows, "
+            f"got {outputs}"
+        )
+    return chunks[outputs // hidden_size]
+
+
+def _input_size(table, patch_size):
+    """H, W of the grid, square if it can be, whose position table this is. table (1, T, D)."""
+    table = np.asarray(table, np.float32)
+    _, tokens, hidden_size = table.shape
+    grids = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
+    for rows, columns in sorted(grids, key=lambda grid: abs(grid[0] - grid[1])):
+        if _is_close(table, layers.position_table(rows, columns, hidden_size)[None]):
+            return rows * patch_size, columns * patch_size
+    raise ValueError(f"pos_embed must be the sin-cos table of a grid of {tokens} patches")
+
+
 def from_official(state_dict, config):
     """The parameters that an official state dict holds: a nested dict of float32 NumPy arrays.
 
-    The position table is no parameter of ours: it is compared with the one that the model makes.
+    Takes the arrays out of the dict one by one, so that a large one is not in memory twice. The
+    position table is no parameter of ours: it is compared with the one that the model makes.
     """
     table = _position_table(config)  # (1, T, D)
     leaves = _leaves(config)
     shapes = {name: leaf.official_shape for leaf in leaves for name in leaf.names}
-    _check_shapes("state_dict", state_dict, shapes | {"pos_embed": table.shape})
-    arrays = {name: _as_float32(name, x) for name, x in state_dict.items()}
-    if not np.allclose(arrays["pos_embed"], table, rtol=0, atol=1e-5):
+    _check_shapes("state dict", state_dict, shapes | {"pos_embed": table.shape})
+    for name, x in state_dict.items():
+        if not np.can_cast(x.dtype, np.float32):
+            raise ValueError(f"{name} must be float32 or narrower, got {x.dtype}")
+    if not _is_close(state_dict.pop("pos_embed"), table):
         rows, columns = (extent // config.patch_size for extent in config.input_size)
         raise ValueError(f"pos_embed must be the sin-cos table of {rows} x {columns} patches")
     params = {}
     for leaf in leaves:
-        parts = [_from_official(leaf.path, arrays[name], config) for name in leaf.names]
-        params[leaf.path] = np.stack(parts) if leaf.stacked else np.array(parts[0], order="C")
+        parts = [_from_official(leaf.path, state_dict.pop(name), config) for name in leaf.names]
+        x = np.stack(parts) if leaf.stacked else np.array(parts[0], order="C")
+        params[leaf.path] = x.astype(np.float32, copy=False)
     return traverse_util.unflatten_dict(params, sep="/")
 
 
 def to_official(params, config):
-    """The official state dict of our parameters: {name: NumPy array}, the position table too."""
+    """The official state dict of our parameters: {name: NumPy array}, the position table too.
+
+    Takes the arrays out of params one by one, so that a large one is not in memory twice.
+    """
     leaves = _leaves(config)
-    params = traverse_util.flatten_dict(params, sep="/")
-    _check_shapes("params", params, {leaf.path: leaf.shape for leaf in leaves})
+    flat = traverse_util.flatten_dict(params, sep="/")
+    _check_shapes("params", flat, {leaf.path: leaf.shape for leaf in leaves})
+    params.clear()
     state_dict = {"pos_embed": _position_table(config)}
     for leaf in leaves:
-        x = _as_float32(leaf.path, params[leaf.path])
+        x = np.asarray(flat.pop(leaf.path), np.float32)
         for name, part in zip(leaf.names, x if leaf.stacked else [x], strict=True):
             state_dict[name] = np.array(_to_official(leaf.path, part, config), order="C")
     return state_dict
@@ -117,21 +189,35 @@ def _position_table(config):
     return layers.position_table(rows, columns, config.hidden_size)[None]  # (1, T, D)
 
 
-def _as_float32(name, x):
-    x = np.asarray(x)
-    if not np.can_cast(x.dtype, np.float32):
-        raise ValueError(f"{name} must be float32 or narrower, got {x.dtype}")
-    return x.astype(np.float32, copy=False)
+def _is_close(table, expected):
+    return np.allclose(np.asarray(table, np.float32), expected, rtol=0, atol=1e-5)
+
+
+def _check_names(state_dict):
+    """ValueError where names that every DiT has are missing, with those that no DiT has."""
+    patterns = {f"{name}.{kind}" for name in MODULES.values() for kind in ("weight", "bias")}
+    core = {name for name in patterns if "adaLN" not in name and "cross_attn" not in name}
+    core = {name.replace("*", "0") for name in core} | {"pos_embed"}
+    core.remove("y_embedder.embedding_table.bias")
+    missing = core - state_dict.keys()
+    if missing:
+        known = {re.sub(r"^blocks\.\d+\.", "blocks.*.", name): name for name in state_dict}
+        surplus = {name for key, name in known.items() if key not in patterns | {"pos_embed"}}
+        _refuse_names("state dict", "a DiT", missing, surplus)
+
+
+def _refuse_names(what, whose, missing, surplus):
+    raise ValueError(
+        f"{what} must have the names of {whose}: "
+        f"missing {_enumerate(missing)}; surplus {_enumerate(surplus)}"
+    )
 
 
 def _check_shapes(what, arrays, shapes):
     """ValueError unless the arrays have just these names and shapes."""
     missing, surplus = shapes.keys() - arrays.keys(), arrays.keys() - shapes.keys()
     if missing or surplus:
-        raise ValueError(
-            f"{what} must have the names of the config: "
-            f"missing {_enumerate(missing)}; surplus {_enumerate(surplus)}"
-        )
+        _refuse_names(what, "the config", missing, surplus)
     for name, shape in shapes.items():
         actual = tuple(np.shape(arrays[name]))
         if actual != shape:

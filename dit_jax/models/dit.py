@@ -43,6 +43,11 @@ class DiTConfig(NamedTuple):
     learn_sigma: bool
     conditioning: str
 
+    @classmethod
+    def from_json(cls, fields):
+        """The config whose `_asdict()` went through JSON, which has no tuples."""
+        return cls(**fields | {"input_size": tuple(fields["input_size"])})
+
     @property
     def num_tokens(self):
         height, width = self.input_size
@@ -159,25 +164,6 @@ BLOCKS = {
 }
 
 
-class FinalLayer(nnx.Module):
-    """LayerNorm, adaptive for the adaLN designs (sec. 3.2); a linear map that starts at 0."""
-
-    def __init__(self, hidden_size, out_features, *, adaptive, dtype, rngs):
-        options = {"kernel_init": layers.zeros, "dtype": dtype, "rngs": rngs}
-        self.adaptive = adaptive
-        if adaptive:
-            self.adaLN_modulation = layers.Linear(hidden_size, 2 * hidden_size, **options)
-        self.linear = layers.Linear(hidden_size, out_features, **options)
-
-    def __call__(self, x, c):
-        x = layer_norm(x)  # (N, T, D)
-        if self.adaptive:
-            c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
-            shift, scale = jnp.split(self.adaLN_modulation(c), 2, axis=-1)
-            x = modulate(x, shift, scale)
-        return self.linear(x)  # (N, T, p*p*out_channels)
-
-
 class DiT(nnx.Module):
     """x_t, t, y -> the noise in x_t and the code of the reverse step's variance.
 
@@ -201,7 +187,7 @@ class DiT(nnx.Module):
 
         self.blocks = stack(rngs)
         options["adaptive"] = config.conditioning.startswith("adaln")
-        self.final_layer = FinalLayer(size, p * p * config.out_channels, **options)
+        self.final_layer = layers.FinalLayer(size, p * p * config.out_channels, **options)
 
     def __call__(self, x, t, y):
         """x (N, H, W, C), t (N,) steps, y (N,) labels -> (N, H, W, out_channels) float32."""

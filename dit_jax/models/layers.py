@@ -139,3 +139,22 @@ class Mlp(nnx.Module):
 
     def __call__(self, x):
         return self.fc2(nnx.gelu(self.fc1(x), approximate=True))  # (N, T, D)
+
+
+class FinalLayer(nnx.Module):
+    """LayerNorm, adaptive for the adaLN designs (sec. 3.2); a linear map that starts at 0."""
+
+    def __init__(self, hidden_size, out_features, *, adaptive, dtype, rngs):
+        options = {"kernel_init": zeros, "dtype": dtype, "rngs": rngs}
+        self.adaptive = adaptive
+        if adaptive:
+            self.adaLN_modulation = Linear(hidden_size, 2 * hidden_size, **options)
+        self.linear = Linear(hidden_size, out_features, **options)
+
+    def __call__(self, x, c):
+        x = layer_norm(x)  # (N, T, D)
+        if self.adaptive:
+            c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
+            shift, scale = jnp.split(self.adaLN_modulation(c), 2, axis=-1)
+            x = modulate(x, shift, scale)
+        return self.linear(x)  # (N, T, p*p*out_channels)

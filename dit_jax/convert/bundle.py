@@ -1,0 +1,48 @@
+"""A folder that samples with PyTorch alone: weights, config, and `torch_model` as dit.py."""
+
+import json
+import shutil
+from pathlib import Path
+
+from dit_jax.convert import files
+
+MODEL_FILE = Path(__file__).with_name("torch_model.py")
+README = """# {name}
+
+A Diffusion Transformer (Peebles & Xie 2023) in PyTorch: `dit.py` needs torch and safetensors.
+
+```python
+import dit
+images = dit.load(".", device="cpu").sample({labels})
+```
+
+{output}. Options of `sample`, with what this model wants: {sampling}.
+`model.safetensors` has the official names; `dit.py` is under Apache-2.0.
+"""
+OUTPUTS = {
+    "pixels": "The images are uint8 (N, H, W, C)",
+    "latents": "The result is latents (N, C, H, W) in model units: divide by the latent scale of "
+    "the autoencoder (0.18215 for Stable Diffusion's) and decode",
+}
+
+
+def write(path, state_dict, model, settings):
+    """Writes the folder. state_dict: the official one; model: a DiTConfig."""
+    path = Path(path)
+    path.mkdir()
+    files.write_state_dict(path / "model.safetensors", state_dict)
+    config = {
+        "model": model._asdict(),
+        "diffusion": settings["diffusion"],
+        "sampling": settings["sampling"],
+        "space": settings["data"]["space"],
+    }
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copy(MODEL_FILE, path / "dit.py")
+    readme = README.format(
+        name=f"DiT, {model.depth} blocks of {model.hidden_size}, patch {model.patch_size}",
+        labels=[i % model.num_classes for i in (3, 1, 4)],
+        output=OUTPUTS[config["space"]],
+        sampling=", ".join(f"{name}={value!r}" for name, value in config["sampling"].items()),
+    )
+    (path / "README.md").write_text(readme)

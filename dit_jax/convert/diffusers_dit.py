@@ -1,0 +1,227 @@
+"""DiT in the format of diffusers, both ways, and what keeps diffusers from computing DiT.
+
+A state dict is {name: NumPy array}; the official one is the hub (see `torch_dit`). A folder is what
+`DiTPipeline.from_pretrained` opens. diffusers itself is needed for `match_official` alone.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from dit_jax.convert import files, native
+from dit_jax.models import dit, layers
+
+MODULES = {  # official: diffusers'; * is the block's number
+    "x_embedder.proj": "pos_embed.proj",
+    "blocks.*.attn.proj": "transformer_blocks.*.attn1.to_out.0",
+    "blocks.*.mlp.fc1": "transformer_blocks.*.ff.net.0.proj",
+    "blocks.*.mlp.fc2": "transformer_blocks.*.ff.net.2",
+    "blocks.*.adaLN_modulation.1": "transformer_blocks.*.norm1.linear",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+EMBEDDERS = {  # of which diffusers has a copy in every block
+    "t_embedder.mlp.0.weight": "timestep_embedder.linear_1.weight",
+    "t_embedder.mlp.0.bias": "timestep_embedder.linear_1.bias",
+    "t_embedder.mlp.2.weight": "timestep_embedder.linear_2.weight",
+    "t_embedder.mlp.2.bias": "timestep_embedder.linear_2.bias",
+    "y_embedder.embedding_table.weight": "class_embedder.embedding_table.weight",
+}
+QKV = ("to_q", "to_k", "to_v")
+SCHEDULES = {"linear": "linear", "squared_cosine": "squaredcos_cap_v2"}
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def check(model):
+    """ValueError where diffusers' DiT has no place for a DiTConfig."""
+    height, width = model.input_size
+    for name, value, rule in (
+        ("conditioning", model.conditioning, "adaln_zero"),
+        ("input_size", model.input_size, (height, height)),
+        ("null_label", model.null_label, True),
+    ):
+        if value != rule:
+            raise ValueError(f"{name} must be {rule} for diffusers, got {value}")
+
+
+def to_diffusers(state_dict, model):
+    """The state dict of a `DiTTransformer2DModel`. Takes the arrays out of the official one."""
+    check(model)
+    out = {}
+    state_dict.pop("pos_embed")  # diffusers makes the same table
+    for official, name in EMBEDDERS.items():
+        x = state_dict.pop(official)
+        for i in range(model.depth):
+            out[f"transformer_blocks.{i}.norm1.emb.{name}"] = x
+    for i in range(model.depth):
+        for kind in ("weight", "bias"):
+            parts = np.split(state_dict.pop(f"blocks.{i}.attn.qkv.{kind}"), 3)
+            for part, x in zip(QKV, parts, strict=True):
+                out[f"transformer_blocks.{i}.attn1.{part}.{kind}"] = x
+    for official, name in _pairs(model.depth):
+        out[name] = state_dict.pop(official)
+    return out
+
+
+def from_diffusers(state_dict, model):
+    """The official state dict. Takes the arrays out of the one of a `DiTTransformer2DModel`."""
+    shape = (extent // model.patch_size for extent in model.input_size)
+    out = {"pos_embed": layers.position_table(*shape, model.hidden_size)[None]}
+    state_dict.pop("pos_embed.pos_embed", None)
+    try:
+        for official, name in EMBEDDERS.items():
+            copies = [
+                state_dict.pop(f"transformer_blocks.{i}.norm1.emb.{name}")
+                for i in range(model.depth)
+            ]
+            for i, x in enumerate(copies):
+                if not np.array_equal(x, copies[0]):
+                    raise ValueError(
+                        f"the copies of {name} in all blocks must be equal, "
+                        f"got another one in block {i}"
+                    )
+            out[official] = copies[0]
+        for i in range(model.depth):
+            for kind in ("weight", "bias"):
+                names = [f"transformer_blocks.{i}.attn1.{part}.{kind}" for part in QKV]
+                out[f"blocks.{i}.attn.qkv.{kind}"] = np.concatenate(
+                    [state_dict.pop(name) for name in names]
+                )
+        for official, name in _pairs(model.depth):
+            out[official] = state_dict.pop(name)
+    except KeyError as error:
+        raise ValueError(f"transformer must be a DiT of diffusers: missing {error}") from error
+    if state_dict:
+        surplus = ", ".join(sorted(state_dict)[:10])
+        raise ValueError(f"transformer must be a DiT of diffusers: surplus {surplus}")
+    return out
+
+
+def _pairs(depth):
+    """(official name, diffusers' name) of every array that only changes its name."""
+    for official, name in MODULES.items():
+        blocks = range(depth) if "*" in official else [None]
+        for i in blocks:
+            for kind in ("weight", "bias"):
+                yield (f"{s}.{kind}".replace("*", str(i)) for s in (official, name))
+
+
+def write_folder(path, state_dict, model, settings, vae=None):
+    """Writes a folder for `DiTPipeline.from_pretrained`; vae: the folder of an AutoencoderKL."""
+    path = Path(path)
+    (path / "transformer").mkdir(parents=True)
+    (path / "scheduler").mkdir()
+    arrays = to_diffusers(state_dict, model)
+    files.write_state_dict(path / "transformer" / WEIGHTS[0], arrays)
+    _write(path / "transformer" / "config.json", _transformer_config(model))
+    _write(path / "scheduler" / "scheduler_config.json", _scheduler_config(settings))
+    if vae:
+        shutil.copytree(vae, path / "vae")
+    index = {
+        "_class_name": "DiTPipeline",
+        "id2label": {str(i): str(i) for i in range(model.num_classes)},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"] if vae else [None, None],
+    }
+    _write(path / "model_index.json", index)
+
+
+def check_vae(path, model):
+    """ValueError where a folder is no AutoencoderKL that fits the model's latents."""
+    config_path = Path(path) / "config.json"
+    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+    if config.get("_class_name") != "AutoencoderKL":
+        raise ValueError(f"vae must be a folder of diffusers' AutoencoderKL, got {path}")
+    if config["latent_channels"] != model.in_channels:
+        raise ValueError(
+            f"vae must have {model.in_channels} latent channels, got {config['latent_channels']}"
+        )
+
+
+def is_folder(path):
+    """Whether a folder is one of diffusers, of a pipeline or of its transformer."""
+    return (path / "transformer").is_dir() or any((path / name).is_file() for name in WEIGHTS)
+
+
+def read_folder(path):
+    """(official state dict, DiTConfig, settings) of a folder, of a pipeline or its transformer."""
+    path = Path(path)
+    transformer = path / "transformer" if (path / "transformer").is_dir() else path
+    config_path = transformer / "config.json"
+    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+    weights = [transformer / name for name in WEIGHTS if (transformer / name).is_file()]
+    if config.get("norm_type") != "ada_norm_zero" or not weights:
+        raise ValueError(f"folder must hold a DiT of diffusers with its weights, got {path}")
+    model = _read_config(config)
+    settings = native.settings_of(model)
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        theirs = json.loads(scheduler.read_text())
+        names = {name: ours for ours, name in SCHEDULES.items()}
+        if theirs["beta_schedule"] not in names:
+            raise ValueError(
+                f"beta_schedule must be one of {', '.join(names)}, got {theirs['beta_schedule']}"
+            )
+        settings["diffusion"] = {
+            "schedule": names[theirs["beta_schedule"]],
+            "num_steps": theirs["num_train_timesteps"],
+        }
+    state_dict = files.read_state_dict(weights[0])
+    return from_diffusers(state_dict, model), model, settings
+
+
+def _read_config(config):
+    channels = config["in_channels"]
+    return dit.DiTConfig(
+        input_size=(config["sample_size"], config["sample_size"]),
+        patch_size=config["patch_size"],
+        in_channels=channels,
+        depth=config["num_layers"],
+        hidden_size=config["num_attention_heads"] * config["attention_head_dim"],
+        num_heads=config["num_attention_heads"],
+        num_classes=config["num_embeds_ada_norm"],
+        null_label=True,
+        learn_sigma=config["out_channels"] == 2 * channels,
+        conditioning="adaln_zero",
+    )
+
+
+def _transformer_config(model):
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": model.hidden_size // model.num_heads,
+        "in_channels": model.in_channels,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,  # diffusers' default, 1e-5, is not DiT's
+        "norm_type": "ada_norm_zero",
+        "num_attention_heads": model.num_heads,
+        "num_embeds_ada_norm": model.num_classes,
+        "num_layers": model.depth,
+        "out_channels": model.out_channels,
+        "patch_size": model.patch_size,
+        "sample_size": model.input_size[0],
+    }
+
+
+def _scheduler_config(settings):
+    diffusion = settings["diffusion"]
+    return {
+        "_class_name": "DDIMScheduler",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": SCHEDULES[diffusion["schedule"]],
+        "clip_sample": settings["sampling"]["clip_x0"],
+        "num_train_timesteps": diffusion["num_steps"],
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+    }
+
+
+def _write(path, content):
+    path.write_text(json.dumps(content, indent=2) + "\n")

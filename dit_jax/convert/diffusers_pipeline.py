@@ -1,0 +1,99 @@
+"""diffusers' DiTPipeline made to compute what DiT computes. Needs diffusers and PyTorch.
+
+Five things differ there: the time frequencies divide by 127 instead of 128; the second LayerNorm of
+a block has epsilon 1e-5; the learned variance is dropped; guidance reaches all channels; the null
+class is 1000 whatever the number of classes.
+"""
+
+import torch
+from diffusers import DiTPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import nn
+
+from dit_jax.convert import diffusers_dit, torch_model
+
+
+def match_official(pipeline):
+    """A pipeline of the same transformer, scheduler and VAE that computes as the official code.
+
+    The transformer itself is corrected, in place. Calling the pipeline samples with the learned
+    variance: see `OfficialDiTPipeline`.
+    """
+    match_transformer(pipeline.transformer)
+    labels = {str(i): label for label, i in pipeline.labels.items()}
+    return OfficialDiTPipeline(
+        pipeline.transformer, pipeline.vae, pipeline.scheduler, id2label=labels
+    )
+
+
+def match_transformer(transformer):
+    """Corrects the time frequencies and the epsilon of a DiTTransformer2DModel, in place."""
+    for block in transformer.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+        block.norm3.eps = 1e-6
+    return transformer
+
+
+class AsDiT(nn.Module):
+    """A DiTTransformer2DModel as `torch_model` sees a DiT: a function of x, t, y."""
+
+    def __init__(self, transformer):
+        super().__init__()
+        self.transformer, config = transformer, transformer.config
+        self.in_channels, self.num_classes = config.in_channels, config.num_embeds_ada_norm
+        self.input_size = (config.sample_size, config.sample_size)
+
+    @property
+    def pos_embed(self):
+        return self.transformer.pos_embed.proj.weight  # whose device is the model's
+
+    def forward(self, x, t, y):
+        return self.transformer(x, timestep=t, class_labels=y).sample
+
+
+class OfficialDiTPipeline(DiTPipeline):
+    """Samples as the official `sample.py`: ancestral steps, learned variance, three channels."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels,
+        guidance_scale=4.0,
+        num_inference_steps=250,
+        seed=0,
+        guidance_channels=3,
+        output_type="pil",
+        noise=None,
+    ):
+        """Images of the classes: PIL, or "np", "pt", or "latent" for no decoding.
+
+        noise (S + 1, N, C, H, W) replaces what the seed would draw; see `torch_model.Sampler`.
+        """
+        scheduler = self.scheduler.config
+        names = {theirs: ours for ours, theirs in diffusers_dit.SCHEDULES.items()}
+        config = {
+            "space": "latents",
+            "diffusion": {
+                "schedule": names[scheduler.beta_schedule],
+                "num_steps": scheduler.num_train_timesteps,
+            },
+            "sampling": {
+                "sampler": "ddpm",
+                "num_steps": num_inference_steps,
+                "eta": 0.0,
+                "clip_x0": scheduler.clip_sample,
+                "cfg_scale": guidance_scale,
+                "cfg_channels": guidance_channels,
+                "cfg_interval": (0, scheduler.num_train_timesteps - 1),
+            },
+        }
+        sampler = torch_model.Sampler(AsDiT(self.transformer), config)
+        latents = sampler.sample(class_labels, seed=seed, noise=noise)
+        if output_type == "latent":
+            return ImagePipelineOutput(images=latents)
+        images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        images = (images / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).float().cpu().numpy()
+            images = self.numpy_to_pil(images) if output_type == "pil" else images
+        return ImagePipelineOutput(images=images)

@@ -1,0 +1,158 @@
+"""Files and folders of the converters: state dicts read and written, nothing half-written.
+
+A state dict is {name: NumPy array}. Reading never runs code that a file may hold. PyTorch is needed
+for .pt alone.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+
+
+def require(name):
+    """The module of the extra [convert]; ValueError, with the line to type, where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{name} must be installed: pip install dit_jax[convert]") from error
+
+
+def read_state_dict(path, weights="ema"):
+    """The state dict of a .pt or .safetensors file.
+
+    A .pt is a bare state dict or what the official training script saves, {"model", "ema", "opt",
+    "args"}: then `weights`, "ema" or "model", says which. "module." in front of names is dropped.
+    """
+    check_suffix(path)
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint must be a file, got {path}")
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
+    return {name.removeprefix("module."): x for name, x in read(path, weights).items()}
+
+
+def write_state_dict(path, state_dict):
+    """Writes a .pt or .safetensors file that `load_state_dict(strict=True)` takes."""
+    check_suffix(path)
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        require("safetensors.numpy").save_file(state_dict, path)
+        path.chmod(0o644)  # it is its owner's alone otherwise
+    else:
+        torch = require("torch")
+        torch.save({name: torch.from_numpy(x) for name, x in state_dict.items()}, path)
+
+
+def groups(path):
+    """The sets of parameters in a .pt of the official training script; none in a bare one."""
+    loaded = _load_pt(Path(path), mmap=True)
+    return sorted({"ema", "model"} & loaded.keys()) if isinstance(loaded, dict) else []
+
+
+def check_suffix(path):
+    """ValueError unless the path is that of a state dict by its name."""
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(f"file must end with {', '.join(SUFFIXES)}, got {path}")
+
+
+@contextlib.contextmanager
+def written_aside(path, *, overwrite):
+    """A place beside `path` to write to, renamed to it at the end; removed if anything fails."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ValueError(f"output must not exist, or --overwrite be given, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"output must be in a directory that exists, got {path}")
+    aside = path.with_name(f".partial-{path.name}")
+    _remove(aside)
+    try:
+        yield aside
+        _remove(path)
+        aside.rename(path)
+    finally:
+        _remove(aside)
+
+
+def digests(path):
+    """{name: sha256} of a file, or of every file of a folder."""
+    path = Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    root = path if path.is_dir() else path.parent
+    return {str(file.relative_to(root)): _sha256(file) for file in files}
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_safetensors(path, weights):
+    safetensors = require("safetensors")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            names = list(file.keys())
+        state_dict = {}
+        for name in names:  # opened anew each time: the pages of a mapped file count as memory
+            with safetensors.safe_open(path, "numpy") as file:
+                state_dict[name] = file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    return state_dict
+
+
+def _read_pt(path, weights):
+    tensors = _load_pt(path, mmap=True)  # nothing is read yet but the names
+    group = _choose(tensors, weights, path)
+    if sum(x.nbytes for x in group.values()) > path.stat().st_size / 2:
+        # The pages of a mapped file count as memory until the last tensor is gone.
+        group = _choose(_load_pt(path, mmap=False), weights, path)
+    return {name: _to_numpy(x) for name, x in group.items()}
+
+
+def _load_pt(path, *, mmap):
+    torch = require("torch")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # of the script's "args"
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} was not opened, since it is no plain weights: {first}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        if mmap and "mmap" in str(error):  # the format before PyTorch 1.6 cannot be mapped
+            return _load_pt(path, mmap=False)
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a whole PyTorch file: {first}") from error
+
+
+def _choose(loaded, weights, path):
+    """The tensors of a loaded .pt, those of the average or of the model where it has both."""
+    torch = require("torch")
+    if isinstance(loaded, dict) and isinstance(loaded.get(weights), dict):
+        loaded = loaded[weights]
+    elif isinstance(loaded, dict) and {"ema", "model"} & loaded.keys():
+        have = ", ".join(sorted({"ema", "model"} & loaded.keys()))
+        raise ValueError(f"weights must be {have} for {path}, got {weights}")
+    if not isinstance(loaded, dict) or not all(map(torch.is_tensor, loaded.values())):
+        raise ValueError(f"{path} must hold a state dict, got {type(loaded).__name__}")
+    return loaded
+
+
+def _to_numpy(x):
+    x = x.detach()
+    # NumPy has no bfloat16.
+    return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy().view(np.ndarray)

@@ -1,0 +1,65 @@
+"""Our own checkpoints as the converters see them: an architecture, settings, parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dit_jax import checkpoint, sharding
+from dit_jax.models import dit
+
+TOPICS = ("compute", "diffusion", "data", "sampling")  # of a config: see configs/base.py
+
+
+class Checkpoint(NamedTuple):
+    """params: a nested dict of NumPy arrays. settings: the `TOPICS` of a config."""
+
+    model: dit.DiTConfig
+    settings: dict[str, Any]
+    params: dict[str, Any]
+
+
+def describe(path):
+    """(architecture, settings, step, names of the items) of a checkpoint, no array read."""
+    directory, step = checkpoint.locate(path)
+    meta = checkpoint.read_meta(directory, step)
+    settings = {topic: meta["config"][topic] for topic in TOPICS}
+    return dit.DiTConfig.from_json(meta["model"]), settings, step, sorted(meta["digests"])
+
+
+def read(path, weights="ema"):
+    """The Checkpoint of a training run or of a converted checkpoint, its digests checked."""
+    if weights not in ("ema", "params"):
+        raise ValueError(f"weights must be ema or params, got {weights!r}")
+    model, settings, step, _ = describe(path)
+    directory, _ = checkpoint.locate(path)
+    template = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
+    template = sharding.abstract(template, sharding.of_state(template, sharding.make_mesh()))
+    params = checkpoint.restore(directory, step, {weights: template})[weights]
+    return Checkpoint(model, settings, jax.tree.map(np.asarray, params))
+
+
+def write(path, model, settings, params):
+    """Writes a converted checkpoint: step 0, its parameters as their own average."""
+    meta = {"model": model._asdict(), "config": settings}
+    with checkpoint.open_manager(path) as manager:
+        checkpoint.save(manager, 0, {"ema": params}, meta)
+
+
+def settings_of(model, *, space="latents", schedule="linear"):
+    """The settings of a DiT of which only the weights are known: the paper's way to sample it."""
+    pixels = space == "pixels"
+    return {
+        "compute": {"dtype": "float32", "attention": "auto", "remat": "none", "unroll": False},
+        "diffusion": {"schedule": schedule, "num_steps": 1000},
+        "data": {"source": "imagenet", "space": space},
+        "sampling": {
+            "sampler": "ddpm",
+            "num_steps": "250",
+            "eta": 0.0,
+            "clip_x0": pixels,
+            "cfg_scale": 1.5 if model.null_label else 1.0,
+            "cfg_channels": 0 if pixels or model.in_channels < 3 else 3,
+            "cfg_interval": [0, 999],
+        },
+    }

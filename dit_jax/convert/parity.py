@@ -1,0 +1,113 @@
+"""Proof of a conversion: both sides computed on the same inputs, and how far they are apart.
+
+Shapes: N examples, one for each of `STEPS`; H W grid, C channels. A side is a function of x
+(N, H, W, C), t (N,), y (N,) that loads its weights, computes (N, H, W, out_channels) and forgets
+them, so that a large model is never in memory twice.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dit_jax.convert import files, native
+from dit_jax.models import dit
+
+STEPS = (0, 333, 666, 999)
+TOLERANCE = 2e-5  # relative to the largest output: float32 sums of two libraries
+TINY = np.finfo(np.float32).tiny  # instead of 0
+
+
+def inputs(model):
+    """x, t, y of a DiTConfig: normal latents, every step of `STEPS`, the null label among them."""
+    rng = np.random.default_rng(0)
+    shape = (len(STEPS), *model.input_size, model.in_channels)
+    y = rng.integers(model.num_classes, size=len(STEPS))
+    y[-1] = model.num_classes - 1 + model.null_label
+    return rng.standard_normal(shape, np.float32), np.array(STEPS, np.int32), y.astype(np.int32)
+
+
+def ours(path, weights="ema"):
+    """The side of our own checkpoint."""
+
+    def run(x, t, y):
+        model, _, params = native.read(path, weights)
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(jax.jit(dit.make_apply(model))(params, x, t, y))
+
+    return run
+
+
+def official(path, model, weights="ema"):
+    """The side of an official state dict, run by `torch_model`."""
+
+    def run(x, t, y):
+        torch = files.require("torch")
+        from dit_jax.convert import torch_model  # which imports torch
+
+        state_dict = files.read_state_dict(path, weights)
+        with torch.device("meta"):
+            net = torch_model.DiT(**model._asdict())
+        tensors = {name: torch.from_numpy(x).float() for name, x in state_dict.items()}
+        net.load_state_dict(tensors, assign=True)
+        return run_torch(net, x, t, y)
+
+    return run
+
+
+def diffusers(path, *, plain=False):
+    """The side of a folder of diffusers, made to compute what DiT computes unless `plain`."""
+
+    def run(x, t, y):
+        models = files.require("diffusers.models")
+        from dit_jax.convert import diffusers_pipeline  # which imports diffusers
+
+        inside = Path(path) / "transformer"
+        net = models.DiTTransformer2DModel.from_pretrained(
+            inside if inside.is_dir() else path, low_cpu_mem_usage=False
+        )
+        if not plain:
+            diffusers_pipeline.match_transformer(net)
+        return run_torch(diffusers_pipeline.AsDiT(net), x, t, y)
+
+    return run
+
+
+def run_torch(net, x, t, y):
+    """The output (N, H, W, out) of a PyTorch model of (N, C, H, W) in evaluation mode."""
+    torch = files.require("torch")
+    with torch.no_grad():
+        out = net.eval()(
+            torch.from_numpy(x.transpose(0, 3, 1, 2).copy()),
+            torch.from_numpy(t).long(),
+            torch.from_numpy(y).long(),
+        )
+    return out.numpy().transpose(0, 2, 3, 1)
+
+
+def measure(expected, actual):
+    """The errors of one side's output against the other's, at each of `STEPS` and over all."""
+    difference = np.abs(actual - expected).max(axis=(1, 2, 3))  # (N,)
+    largest = np.abs(expected).max(axis=(1, 2, 3))
+    steps = [
+        {"t": t, "absolute": float(difference[i]), "relative": float(difference[i] / scale)}
+        for i, (t, scale) in enumerate(zip(STEPS, np.maximum(largest, TINY), strict=True))
+    ]
+    worst = float(np.max([entry["relative"] for entry in steps]))  # NaN wins
+    return {
+        "tolerance": TOLERANCE,
+        "absolute": float(difference.max()),
+        "relative": worst,
+        "passed": worst <= TOLERANCE,
+        "steps": steps,
+    }
+
+
+def table(report):
+    """The report of `measure` as lines of text."""
+    lines = [f"{'t':>5}  {'absolute':>10}  {'relative':>10}"]
+    lines += [
+        f"{step['t']:5d}  {step['absolute']:10.2e}  {step['relative']:10.2e}"
+        for step in report["steps"]
+    ]
+    return "\n".join(lines)
