@@ -23,7 +23,7 @@ setup(
         f"jaxlib{JAX}",
         "flax>=0.11.2",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.11.25",
+        "orbax-checkpoint>=0.12.4",
         "grain>=0.2.12",
         "ml_collections>=1.0",
         "absl-py",

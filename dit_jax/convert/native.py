@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from dit_jax import checkpoint, sharding
 from dit_jax.models import dit
@@ -40,10 +41,17 @@ def read(path, weights="ema"):
 
 
 def write(path, model, settings, params):
-    """Writes a converted checkpoint: step 0, its parameters as their own average."""
+    """Writes a converted checkpoint: step 0, its parameters as their own average.
+
+    Takes the arrays out of params one by one, so that a large tree is not in memory twice.
+    """
+    flat = traverse_util.flatten_dict(params)
+    params.clear()
+    for name in flat:
+        flat[name] = jax.device_put(flat[name])
     meta = {"model": model._asdict(), "config": settings}
-    with checkpoint.open_manager(path) as manager:
-        checkpoint.save(manager, 0, {"ema": params}, meta)
+    with checkpoint.open_manager(path, background=False) as manager:
+        checkpoint.save(manager, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 
 
 def settings_of(model, *, space="latents", schedule="linear"):
