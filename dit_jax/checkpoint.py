@@ -65,7 +65,7 @@ def locate(path):
 
 def read_meta(directory, step):
     """The JSON item of a step."""
-    return _restore(directory, step, meta=ocp.args.JsonRestore())["meta"]
+    return _restore(directory, step, {}, meta=ocp.args.JsonRestore())["meta"]
 
 
 def restore(directory, step, templates):
@@ -83,7 +83,8 @@ def restore(directory, step, templates):
         )
         for name, tree in templates.items()
     }
-    items = _restore(directory, step, **args)
+    handlers = {name: _tree_handler(tree) for name, tree in templates.items()}
+    items = _restore(directory, step, handlers, **args)
     for name, tree in items.items():
         for leaf, found in digest(tree).items():
             if digests[name].get(leaf) != found:
@@ -118,17 +119,20 @@ def _sums(x):
     return jnp.stack([jnp.sum(words * weight, dtype=jnp.uint32) for weight in weights])
 
 
-def _tree_handler():
+def _tree_handler(template=()):
     # Compression takes most of the time of a save and its memory, and saves 8 % of such floats.
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
+    # What is being read is in memory twice: no more at once than the largest leaf, or 1 GB.
+    largest = max((x.size * x.dtype.itemsize for x in jax.tree.leaves(template)), default=0)
+    return ocp.PyTreeCheckpointHandler(
+        use_compression=False, restore_concurrent_gb=max(1, -(-largest // 10**9))
+    )
 
 
 def _is_complete(path):
     return path.name.isdecimal() and (path / "_CHECKPOINT_METADATA").exists()
 
 
-def _restore(directory, step, **args):
+def _restore(directory, step, handlers, **args):
     path = Path(directory).resolve() / str(step)
-    handlers = {name: _tree_handler() for name in args if name in ITEMS}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
         return dict(checkpointer.restore(path, args=ocp.args.Composite(**args)))

@@ -130,13 +130,17 @@ def _load_pt(path, *, mmap):
         with torch.serialization.safe_globals([argparse.Namespace]):  # of the script's "args"
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} was not opened, since it is no plain weights: {first}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} was not opened, since it is no plain weights: {_first_line(error)}"
+        ) from error
+    except Exception as error:  # PyTorch raises half a dozen types for a broken file
         if mmap and "mmap" in str(error):  # the format before PyTorch 1.6 cannot be mapped
             return _load_pt(path, mmap=False)
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is not a whole PyTorch file: {first}") from error
+        raise ValueError(f"{path} is not a whole PyTorch file: {_first_line(error)}") from error
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _choose(loaded, weights, path):

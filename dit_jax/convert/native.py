@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import traverse_util
 
 from dit_jax import checkpoint, sharding
@@ -13,7 +12,7 @@ TOPICS = ("compute", "diffusion", "data", "sampling")  # of a config: see config
 
 
 class Checkpoint(NamedTuple):
-    """params: a nested dict of NumPy arrays. settings: the `TOPICS` of a config."""
+    """params: a nested dict of arrays. settings: the `TOPICS` of a config."""
 
     model: dit.DiTConfig
     settings: dict[str, Any]
@@ -37,7 +36,7 @@ def read(path, weights="ema"):
     template = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
     template = sharding.abstract(template, sharding.of_state(template, sharding.make_mesh()))
     params = checkpoint.restore(directory, step, {weights: template})[weights]
-    return Checkpoint(model, settings, jax.tree.map(np.asarray, params))
+    return Checkpoint(model, settings, params)
 
 
 def write(path, model, settings, params):

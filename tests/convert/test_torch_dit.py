@@ -60,8 +60,8 @@ def test_there_and_back_is_bit_identical(conditioning, learn_sigma, null_label):
     options = {"learn_sigma": learn_sigma, "null_label": null_label}
     config = dit.configure("Ti", 2, conditioning=conditioning, **OPTIONS, **options)
     params = random_params(config)
-    state_dict = torch_dit.to_official(params, config)
-    back = torch_dit.from_official(state_dict, config)
+    state_dict = torch_dit.to_official(dict(params), config)
+    back = torch_dit.from_official(dict(state_dict), config)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     again = torch_dit.to_official(back, config)
     assert again.keys() == state_dict.keys()
@@ -72,7 +72,7 @@ def test_there_and_back_is_bit_identical(conditioning, learn_sigma, null_label):
 
 def test_a_convolution_is_the_linear_map_of_patches(config, state_dict):
     """Every (row, column, channel) of the official kernel lands where `patchify` puts the pixel."""
-    params = torch_dit.from_official(state_dict, config)
+    params = torch_dit.from_official(dict(state_dict), config)
     weight = state_dict["x_embedder.proj.weight"]  # (D, C, p, p)
     kernel = params["x_embedder"]["proj"]["kernel"]  # (p*p*C, D)
     for row, column, channel in np.ndindex(2, 2, 3):
@@ -81,7 +81,7 @@ def test_a_convolution_is_the_linear_map_of_patches(config, state_dict):
 
 
 def test_blocks_keep_their_order(config, state_dict):
-    params = torch_dit.from_official(state_dict, config)
+    params = torch_dit.from_official(dict(state_dict), config)
     for i in range(config.depth):
         np.testing.assert_array_equal(
             params["blocks"]["mlp"]["fc1"]["kernel"][i], state_dict[f"blocks.{i}.mlp.fc1.weight"].T
@@ -91,7 +91,7 @@ def test_blocks_keep_their_order(config, state_dict):
 def test_half_precision_becomes_float32(config, state_dict):
     half = {name: x.astype(np.float16) for name, x in state_dict.items()}
     half["pos_embed"] = state_dict["pos_embed"]
-    params = torch_dit.from_official(half, config)
+    params = torch_dit.from_official(dict(half), config)
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     bias = params["blocks"]["mlp"]["fc1"]["bias"][3]
     np.testing.assert_array_equal(bias, half["blocks.3.mlp.fc1.bias"].astype(np.float32))
@@ -100,7 +100,7 @@ def test_half_precision_becomes_float32(config, state_dict):
 def test_missing_and_surplus_names_are_told(config, state_dict):
     state_dict["y_embedder.weight"] = state_dict.pop("y_embedder.embedding_table.weight")
     message = (
-        "state_dict must have the names of the config: "
+        "state dict must have the names of the config: "
         "missing y_embedder.embedding_table.weight; surplus y_embedder.weight$"
     )
     with pytest.raises(ValueError, match=message):
@@ -137,3 +137,60 @@ def test_params_of_another_config(config):
         torch_dit.to_official(params, config._replace(conditioning="cross_attention"))
     with pytest.raises(ValueError, match=r"embedding must have shape \(11, 128\), got \(6, 128\)"):
         torch_dit.to_official(params, config._replace(num_classes=10))
+
+
+def test_large_arrays_are_taken_and_not_copied(config, state_dict):
+    torch_dit.from_official(state_dict, config)
+    params = random_params(config)
+    assert not state_dict and torch_dit.to_official(params, config) and not params
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("learn_sigma", [True, False])
+@pytest.mark.parametrize("input_size", [(8, 4), (4, 8), (6, 6)])
+def test_the_config_is_read_off_the_shapes(conditioning, learn_sigma, input_size):
+    options = OPTIONS | {"input_size": input_size, "learn_sigma": learn_sigma}
+    config = dit.configure("Ti", 2, conditioning=conditioning, **options)
+    state_dict = torch_dit.to_official(random_params(config), config)
+    assert torch_dit.read_config(state_dict) == config
+
+
+def test_the_label_table_says_how_many_classes(state_dict, config):
+    assert torch_dit.read_config(state_dict, num_classes=5) == config
+    without = torch_dit.read_config(state_dict, num_classes=6)
+    assert without.num_classes == 6 and not without.null_label
+    with pytest.raises(ValueError, match="num_classes must be 5 or 6, got 1000"):
+        torch_dit.read_config(state_dict, num_classes=1000)
+
+
+def test_heads_of_no_known_size_must_be_given(config, state_dict):
+    config = config._replace(depth=3)
+    state_dict = torch_dit.to_official(random_params(config), config)
+    with pytest.raises(ValueError, match="num_heads must be given for depth 3 and hidden size 128"):
+        torch_dit.read_config(state_dict)
+    assert torch_dit.read_config(state_dict, num_heads=8).num_heads == 8
+    with pytest.raises(ValueError, match="num_heads must divide hidden size 128, got 7"):
+        torch_dit.read_config(state_dict, num_heads=7)
+
+
+def test_the_weights_of_another_model_are_named():
+    other = {f"layer{i}.weight": np.zeros((2, 2), np.float32) for i in range(12)}
+    with pytest.raises(ValueError, match="must have the names of a DiT: missing .*and 8 more") as e:
+        torch_dit.read_config(other)
+    assert "surplus layer0.weight" in str(e.value) and str(e.value).count("layer") == 10 + 2
+
+
+@pytest.mark.parametrize(
+    "name, x, message",
+    [
+        ("pos_embed", np.zeros((1, 8, 128)), "sin-cos table of a grid of 8 patches"),
+        (
+            "blocks.0.adaLN_modulation.1.weight",
+            np.zeros((640, 128)),
+            "must have 4 or 6 x 128 rows, got 640",
+        ),
+    ],
+)
+def test_shapes_that_contradict_each_other(state_dict, name, x, message):
+    with pytest.raises(ValueError, match=message):
+        torch_dit.read_config(state_dict | {name: x})

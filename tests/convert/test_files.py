@@ -1,0 +1,144 @@
+import argparse
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors import torch as safetensors_torch
+
+from dit_jax.convert import files
+
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3)}
+AVERAGE = {name: x + 10 for name, x in TENSORS.items()}
+
+
+def expect(state_dict, tensors):
+    assert state_dict.keys() == tensors.keys()
+    for name, x in tensors.items():
+        assert isinstance(state_dict[name], np.ndarray)
+        np.testing.assert_array_equal(state_dict[name], x.float().numpy())
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_a_bare_state_dict(tmp_path, options):
+    torch.save(TENSORS, tmp_path / "x.pt", **options)
+    expect(files.read_state_dict(tmp_path / "x.pt"), TENSORS)
+
+
+def test_what_the_official_script_saves(tmp_path):
+    """With optimizer and arguments; "module." comes from its parallel wrapper."""
+    path = tmp_path / "x.pt"
+    wrapped = {f"module.{name}": x for name, x in TENSORS.items()}
+    optimizer = {"state": {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(100, 100)}}}
+    args = argparse.Namespace(model="DiT-XL/2", image_size=256)
+    torch.save({"model": wrapped, "ema": AVERAGE, "opt": optimizer, "args": args}, path)
+    expect(files.read_state_dict(path), AVERAGE)
+    expect(files.read_state_dict(path, "model"), TENSORS)
+    assert files.groups(path) == ["ema", "model"]
+    torch.save({"model": wrapped}, path)
+    with pytest.raises(ValueError, match="weights must be model for .*x.pt, got ema"):
+        files.read_state_dict(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_half_precision(tmp_path, dtype, suffix):
+    tensors = {name: x.to(dtype) for name, x in TENSORS.items()}
+    path = tmp_path / f"x{suffix}"
+    save = torch.save if suffix == ".pt" else safetensors_torch.save_file
+    save(tensors, path)
+    state_dict = files.read_state_dict(path)
+    expect({name: np.float32(x) for name, x in state_dict.items()}, tensors)
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_what_is_written_comes_back(tmp_path, suffix):
+    arrays = {name: x.numpy() for name, x in TENSORS.items()}
+    path = tmp_path / f"x{suffix}"
+    files.write_state_dict(path, arrays)
+    expect(files.read_state_dict(path), TENSORS)
+    assert path.stat().st_mode & 0o044 == 0o044  # others may read it
+
+
+class Exploit:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_a_pickle_that_runs_code_is_refused_and_nothing_runs(tmp_path, options):
+    path, trace = tmp_path / "x.pt", tmp_path / "trace"
+    torch.save({"a": Exploit(trace)}, path, **options)
+    with pytest.raises(ValueError, match="x.pt was not opened, since it is no plain weights"):
+        files.read_state_dict(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # it is a live one
+    assert trace.exists()
+
+
+def test_a_plain_pickle_that_runs_code_is_refused(tmp_path):
+    (tmp_path / "x.pt").write_bytes(pickle.dumps(Exploit(tmp_path / "trace")))
+    with pytest.raises(ValueError, match="x.pt"):
+        files.read_state_dict(tmp_path / "x.pt")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("part", [0, 0.3, 0.9])
+def test_a_file_cut_short(tmp_path, suffix, part):
+    path = tmp_path / f"x{suffix}"
+    files.write_state_dict(path, {"a": np.zeros((50, 50), np.float32)})
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    with pytest.raises(ValueError, match=f"x{suffix} (is not a whole|was not opened)"):
+        files.read_state_dict(path)
+
+
+def test_what_is_no_state_dict(tmp_path):
+    torch.save([1, 2], tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="x.pt must hold a state dict, got list"):
+        files.read_state_dict(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="file must end with .pt, .pth, .safetensors, got x.bin2"):
+        files.read_state_dict("x.bin2")
+    with pytest.raises(ValueError, match="checkpoint must be a file, got nowhere.pt"):
+        files.read_state_dict("nowhere.pt")
+
+
+def test_what_is_missing_comes_with_the_line_that_installs_it():
+    with pytest.raises(ValueError, match=r"nothing_of_that_name must be .*dit_jax\[convert\]"):
+        files.require("nothing_of_that_name")
+
+
+def test_nothing_half_written_is_left(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), files.written_aside(out, overwrite=False) as aside:
+        aside.mkdir()
+        (aside / "half").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("was_folder", [True, False])
+def test_an_output_is_replaced_only_if_asked(tmp_path, was_folder):
+    out = tmp_path / "out"
+    out.mkdir() if was_folder else out.write_text("old")
+    with pytest.raises(ValueError, match="output must not exist, or --overwrite be given, got"):
+        with files.written_aside(out, overwrite=False):
+            raise AssertionError("not reached")
+    with files.written_aside(out, overwrite=True) as aside:
+        aside.write_text("new")
+    assert out.read_text() == "new" and list(tmp_path.iterdir()) == [out]
+    with pytest.raises(ValueError, match="output must be in a directory that exists, got"):
+        with files.written_aside(tmp_path / "no" / "out", overwrite=False):
+            raise AssertionError("not reached")
+
+
+def test_digests_of_a_folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "empty").touch()
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert files.digests(tmp_path) == {"sub/empty": empty}
+    assert files.digests(tmp_path / "sub" / "empty") == {"empty": empty}

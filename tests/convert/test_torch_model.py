@@ -1,0 +1,149 @@
+"""The PyTorch DiT of the bundles against ours: forward passes and samples, number by number."""
+
+import functools
+import gc
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from dit_jax.convert import parity, torch_dit, torch_model
+from dit_jax.diffusion import guidance, samplers, schedules
+from dit_jax.models import dit
+
+CONDITIONINGS = ("in_context", "cross_attention", "adaln", "adaln_zero")
+
+
+def random_model(config, seed=0):
+    """(parameters, PyTorch model) with the same random weights."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+
+    def draw(x):  # of a size that keeps activations near 1
+        fan_in = x.shape[-2] if len(x.shape) > 1 else 100
+        return rng.standard_normal(x.shape, np.float32) * np.float32(0.7 / np.sqrt(fan_in))
+
+    params = jax.tree.map(draw, shapes)
+    state_dict = torch_dit.to_official(dict(params), config)
+    with torch.device("meta"):
+        net = torch_model.DiT(**config._asdict())
+    net.load_state_dict({k: torch.from_numpy(x) for k, x in state_dict.items()}, assign=True)
+    return params, net
+
+
+def relative_error(config):
+    """Of the forward pass at the inputs of `parity`, JAX against PyTorch."""
+    params, net = random_model(config)
+    inputs = parity.inputs(config)
+    expected = np.asarray(jax.jit(dit.make_apply(config))(params, *inputs))
+    del params
+    return parity.measure(expected, parity.run_torch(net, *inputs))["relative"]
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"input_size": (4, 12), "in_channels": 1, "num_classes": 5},
+        {"in_channels": 3, "learn_sigma": False, "num_classes": 1, "null_label": False},
+    ],
+)
+def test_every_design_computes_the_same(conditioning, options):
+    config = dit.configure("Ti", 4, conditioning=conditioning, **options)
+    assert relative_error(config) <= 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
+@pytest.mark.parametrize("patch_size", [2, 4, 8])
+@pytest.mark.parametrize("extent", [32, 64])
+def test_every_size_computes_the_same(size, patch_size, extent):
+    if size == "XL" and patch_size == 2 and extent == 64:
+        patch_size = 8  # one patch of XL is enough at 64; others at 32
+    error = relative_error(dit.configure(size, patch_size, input_size=(extent, extent)))
+    gc.collect()
+    print(f"DiT-{size}/{patch_size} at {extent}: {error:.1e}")
+    assert error <= 2e-5
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squared_cosine"])
+@pytest.mark.parametrize("spacing", ["250", "7", "ddim50", "ddim7"])
+def test_schedules_are_the_same(schedule, spacing):
+    ours = schedules.respace(schedules.make(schedule, 1000), spacing)
+    alpha_bar, timestep = torch_model.make_schedule(schedule, 1000, spacing)
+    # The last alpha_bar of squared_cosine is 2e-9: a difference of numbers near 1.
+    np.testing.assert_allclose(alpha_bar, ours.alpha_bar, rtol=1e-12, atol=1e-16)
+    assert timestep == ours.timestep.tolist()
+
+
+def test_a_spacing_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="num_steps must be 2 to 1000, got 1001"):
+        torch_model.keep_steps(1000, "1001")
+    with pytest.raises(ValueError, match="no whole stride through 1000 steps, got ddim600"):
+        torch_model.keep_steps(1000, "ddim600")
+
+
+SAMPLING = {
+    "sampler": "ddpm",
+    "num_steps": "10",
+    "eta": 0.0,
+    "clip_x0": False,
+    "cfg_scale": 3.0,
+    "cfg_channels": 3,
+    "cfg_interval": (0, 999),
+}
+
+
+@pytest.mark.parametrize("learn_sigma", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sampler": "ddim"},
+        {"sampler": "ddim", "eta": 0.7, "num_steps": "ddim8"},
+        {"clip_x0": True, "cfg_channels": 0},
+        {"sampler": "ddim", "clip_x0": True, "cfg_interval": (100, 600)},
+        {"cfg_scale": 1.0},
+    ],
+)
+def test_the_same_noise_gives_the_same_samples(learn_sigma, options):
+    config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5, learn_sigma=learn_sigma)
+    params, net = random_model(config)
+    options = SAMPLING | options
+    short = schedules.respace(schedules.linear(), options["num_steps"])
+    shape = (short.num_steps + 1, 2, 8, 8, 4)
+    noise = np.random.default_rng(1).standard_normal(shape, np.float32)
+    y = np.array([3, 1])
+    model = functools.partial(dit.make_apply(config), params)
+    denoise = guidance.guide(
+        model,
+        y,
+        null_label=5,
+        scale=options["cfg_scale"],
+        channels=options["cfg_channels"] or 4,
+        interval=options["cfg_interval"],
+    )
+    rest = {"eta": options["eta"]} if options["sampler"] == "ddim" else {}
+    sampler = samplers.SAMPLERS[options["sampler"]]
+    expected = jax.jit(
+        lambda x, noise: sampler(denoise, x, short, noise=noise, clip_x0=options["clip_x0"], **rest)
+    )(noise[-1], noise[:-1])
+    settings = {
+        "space": "latents",
+        "diffusion": {"schedule": "linear", "num_steps": 1000},
+        "sampling": options,
+    }
+    x = torch_model.Sampler(net.eval(), settings).sample(y, noise=noise.transpose(0, 1, 4, 2, 3))
+    actual = x.numpy().transpose(0, 2, 3, 1)
+    assert np.abs(actual - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+def test_what_cannot_be_sampled_is_named():
+    config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5)
+    settings = {"space": "latents", "sampling": SAMPLING}
+    sampler = torch_model.Sampler(random_model(config)[1], settings)
+    with pytest.raises(ValueError, match="labels must be in 0 .. 4, got 5"):
+        sampler.sample([2, 5])
+    with pytest.raises(ValueError, match="sampling must be of sampler, .*, got scale"):
+        sampler.sample([2], scale=3)
