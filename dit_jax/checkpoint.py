@@ -144,5 +144,5 @@ def _restore(directory, step, **args):
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
             return dict(checkpointer.restore(path, args=ocp.args.Composite(**args)))
     except Exception as error:  # Orbax raises even that, where a file is cut short
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).partition(" See full TensorStore")[0][:200]
         raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
