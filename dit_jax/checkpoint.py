@@ -6,6 +6,7 @@ step, the versions of the packages and a digest of every leaf.
 """
 
 import importlib.metadata
+import os
 from pathlib import Path
 
 import jax
@@ -54,9 +55,15 @@ def latest_step(directory):
 
 
 def locate(path):
-    """(directory of the steps, newest step) of a training run or of a converted checkpoint."""
-    inside = Path(path) / "checkpoints"
-    directory = inside if inside.is_dir() else Path(path)
+    """(directory of the steps, a step) of a training run or of a converted checkpoint.
+
+    The step is the newest one, or the one whose own folder `path` is.
+    """
+    path = Path(os.path.expanduser(path))
+    if _is_complete(path):
+        return path.parent, int(path.name)
+    inside = path / "checkpoints"
+    directory = inside if inside.is_dir() else path
     step = latest_step(directory)
     if step is None:
         raise ValueError(f"checkpoint must be a directory with a saved step, got {path}")
@@ -65,7 +72,10 @@ def locate(path):
 
 def read_meta(directory, step):
     """The JSON item of a step."""
-    return _restore(directory, step, {}, meta=ocp.args.JsonRestore())["meta"]
+    meta = _restore(directory, step, {}, meta=ocp.args.JsonRestore())["meta"]
+    if not isinstance(meta, dict) or "digests" not in meta:
+        raise ValueError(f"checkpoint {Path(directory) / str(step)} is damaged: its meta is empty")
+    return meta
 
 
 def restore(directory, step, templates):
@@ -134,5 +144,9 @@ def _is_complete(path):
 
 def _restore(directory, step, handlers, **args):
     path = Path(directory).resolve() / str(step)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
-        return dict(checkpointer.restore(path, args=ocp.args.Composite(**args)))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
+            return dict(checkpointer.restore(path, args=ocp.args.Composite(**args)))
+    except Exception as error:  # Orbax raises even that, where a file is cut short
+        reason = " ".join(str(error).split()).partition(" See full TensorStore")[0][:200]
+        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error

@@ -5,6 +5,7 @@ Shapes: N batch, H W grid, C channels.
 
 import functools
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,18 @@ def make_sampler(
     num_steps: a spacing of `schedules.respace`, or a number. eta is DDIM's. cfg_scale 1 is no
     guidance; cfg_channels 0 guides all channels; cfg_interval counts the steps of `schedule`.
     """
-    _check_sampling(config, schedule, space, sampler, eta, cfg_scale, cfg_channels, cfg_interval)
+    check_sampling(
+        config,
+        schedule,
+        space=space,
+        sampler=sampler,
+        num_steps=num_steps,
+        eta=eta,
+        clip_x0=clip_x0,
+        cfg_scale=cfg_scale,
+        cfg_channels=cfg_channels,
+        cfg_interval=cfg_interval,
+    )
     short = schedules.respace(schedule, str(num_steps))
     options = {"clip_x0": clip_x0} | ({"eta": eta} if sampler == "ddim" else {})
     shape = (*config.input_size, config.in_channels)
@@ -77,7 +89,7 @@ def draw_all(draw, params, labels, *, seed, batch_size, progress=False):
     batch_size = -(-min(batch_size, len(labels)) // count) * count
     padded = np.resize(labels, -(-len(labels) // batch_size) * batch_size)
     batches = padded.reshape(-1, batch_size)
-    keys = _sample_keys(seed, len(padded)).reshape(-1, batch_size)
+    keys = _sample_keys(np.uint32(seed), len(padded)).reshape(-1, batch_size)
     images = []
     with tqdm(total=len(padded), unit="image", disable=None if progress else True) as bar:
         for y, k in zip(batches, keys, strict=True):
@@ -102,7 +114,7 @@ def grid(images, *, columns=0, scale=1):
 
     columns 0 makes the grid about square. A grey line of max(2, scale) pixels parts the images.
     """
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = -(-len(images) // columns)
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     line = max(2, scale)
@@ -120,21 +132,53 @@ def grid_scale(input_size):
     return max(1, 64 // max(input_size))
 
 
-def _check_sampling(config, schedule, space, sampler, eta, cfg_scale, cfg_channels, cfg_interval):
-    choices = {"space": (space, SPACES), "sampler": (sampler, samplers.SAMPLERS)}
+def check_sampling(
+    config,
+    schedule,
+    *,
+    space,
+    sampler,
+    num_steps,
+    eta,
+    clip_x0,
+    cfg_scale,
+    cfg_channels,
+    cfg_interval,
+):
+    """ValueError that names the option of `make_sampler` that does not fit."""
+    choices = {"space": (space, SPACES), "sampler": (sampler, tuple(samplers.SAMPLERS))}
+    choices["clip_x0"] = (clip_x0, (True, False))
     for name, (value, allowed) in choices.items():
         if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            names = ", ".join(map(str, allowed))
+            raise ValueError(f"{name} must be one of {names}, got {value!r}")
+    schedules.keep_steps(schedule.num_steps, str(num_steps))
+    for name, value in {"eta": eta, "cfg_scale": cfg_scale}.items():
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in 0 .. 1, got {eta}")
+    if eta and sampler != "ddim":
+        raise ValueError(f"eta must be 0 for {sampler}, which has none, got {eta}")
     if cfg_scale < 0:
         raise ValueError(f"cfg_scale must be 0 or more, got {cfg_scale}")
     if cfg_scale != 1 and not config.null_label:
         raise ValueError(f"cfg_scale must be 1 for a model without a null label, got {cfg_scale}")
-    if not 0 <= cfg_channels <= config.in_channels:
-        raise ValueError(f"cfg_channels must be in 0 .. {config.in_channels}, got {cfg_channels}")
-    first, last = cfg_interval
-    if not 0 <= first <= last < schedule.num_steps:
+    if not _is_whole(cfg_channels) or not 0 <= cfg_channels <= config.in_channels:
+        raise ValueError(f"cfg_channels must be in 0 .. {config.in_channels}, got {cfg_channels!r}")
+    _check_interval(cfg_interval, schedule.num_steps)
+
+
+def _check_interval(interval, num_steps):
+    is_pair = isinstance(interval, (tuple, list)) and len(interval) == 2
+    if not is_pair or not all(map(_is_whole, interval)):
+        raise ValueError(f"cfg_interval must be two whole numbers, got {interval!r}")
+    first, last = interval
+    if not 0 <= first <= last < num_steps:
         raise ValueError(
-            f"cfg_interval must be first, last in 0 .. {schedule.num_steps - 1}, got {cfg_interval}"
+            f"cfg_interval must be first, last in 0 .. {num_steps - 1}, got {interval}"
         )
+
+
+def _is_whole(value):
+    return isinstance(value, numbers.Integral)

@@ -4,6 +4,7 @@ Shapes: N batch, H W grid, C channels.
 """
 
 import functools
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from dit_jax.models import dit
 
 
 def load(path, *, weights="ema", attention="auto"):
-    """The LoadedDiT of a training run's directory or of a directory of checkpoints."""
+    """The LoadedDiT of a training run, of the directory of its steps or of one of these."""
     if weights not in ("ema", "params"):
         raise ValueError(f"weights must be ema or params, got {weights!r}")
     directory, step = checkpoint.locate(path)
@@ -33,17 +34,21 @@ def load(path, *, weights="ema", attention="auto"):
         schedules.make(**saved["diffusion"]),
         mesh,
         step=step,
+        weights=weights,
         **saved["data"],
-        sampling=_hashable(saved["sampling"]),
+        sampling=_plain(saved["sampling"]),
     )
 
 
 class LoadedDiT:
     """A trained DiT: its config, its parameters, its forward pass and its samples."""
 
-    def __init__(self, config, params, apply, schedule, mesh, *, step, source, space, sampling):
+    def __init__(
+        self, config, params, apply, schedule, mesh, *, step, weights, source, space, sampling
+    ):
         self.config, self.params, self.sampling = config, params, sampling
-        self.step, self.source, self.space = step, source, space
+        self.step, self.weights, self.source, self.space = step, weights, source, space
+        self._schedule = schedule
         self._apply = jax.jit(apply)
         self._make = functools.cache(
             lambda options: generate.make_sampler(
@@ -56,15 +61,17 @@ class LoadedDiT:
 
         The first C channels of the result are the noise, the others the variance code.
         """
-        x, t, y = jnp.asarray(x), jnp.asarray(t), jnp.asarray(y)
-        shape = (len(y), *self.config.input_size, self.config.in_channels)
-        if x.shape != shape or t.shape != y.shape:
+        x, t, y = _to_array("x", x), _to_array("t", t), _to_array("y", y)
+        image = (*self.config.input_size, self.config.in_channels)
+        count = y.size
+        if not count or (x.shape, t.shape, y.shape) != ((count, *image), (count,), (count,)):
+            shape = ", ".join(map(str, image))
             raise ValueError(
-                f"x, t and y must have shapes {shape}, {shape[:1]} and {shape[:1]}, "
+                f"x, t and y must have shapes (N, {shape}), (N,) and (N,), N at least 1, "
                 f"got {x.shape}, {t.shape} and {y.shape}"
             )
-        if not isinstance(y, jax.core.Tracer):  # inside a jit there is no label to look at
-            y = _check_labels(y, self.config.num_classes + self.config.null_label)
+        t = _check_whole("t", t, self._schedule.num_steps)
+        y = _check_whole("y", y, self.config.num_classes + self.config.null_label)
         return self._apply(self.params, x, t, y)
 
     def sample(self, labels, *, seed=0, batch_size=256, progress=False, **sampling):
@@ -79,24 +86,52 @@ class LoadedDiT:
             raise ValueError(
                 f"a sampling option must be one of {', '.join(self.sampling)}, got {min(unknown)}"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        draw = self._make(tuple((self.sampling | _hashable(sampling)).items()))
-        labels = _check_labels(labels, self.config.num_classes)
+        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be a whole number in 0 .. {2**32 - 1}, got {seed!r}")
+        labels = _check_whole("labels", labels, self.config.num_classes)
+        options = self.sampling | _plain(sampling)
+        generate.check_sampling(self.config, self._schedule, space=self.space, **options)
+        draw = self._make(tuple(options.items()))
         return generate.draw_all(
             draw, self.params, labels, seed=seed, batch_size=batch_size, progress=progress
         )
 
+    def __repr__(self):
+        config = self.config
+        shape = (config.depth, config.hidden_size, config.num_heads)
+        names = {size: name for name, size in dit.SIZES.items()}
+        size = f"{names.get(shape, 'of its own size')}/{config.patch_size}"
+        return f"LoadedDiT({size} {config.conditioning}, step {self.step}, {self.weights})"
 
-def _hashable(options):
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+def _plain(options):
+    """Options as plain Python values that can be hashed: arrays as numbers, lists as tuples."""
+    plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in options.items()}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
 
 
-def _check_labels(labels, num_labels):
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be a list of whole numbers, got {labels.tolist()}")
-    wrong = labels[(labels < 0) | (labels >= num_labels)]
+def _to_array(name, values):
+    try:
+        return jnp.asarray(values)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be an array of numbers, got {values!r}") from None
+
+
+def _check_whole(name, values, limit):
+    """values (N,), each in 0 .. limit - 1, as int32; what is traced inside a jit is let pass."""
+    if isinstance(values, jax.core.Tracer):
+        return values
+    try:
+        array = np.asarray(values)
+    except ValueError:  # ragged
+        raise ValueError(f"{name} must be a list of whole numbers, got {values!r}") from None
+    # NumPy keeps whole numbers that no integer of its own can hold as objects.
+    whole = array.dtype.kind in "iu" or all(type(value) is int for value in array.flat)
+    if array.ndim != 1 or not array.size or not whole:
+        raise ValueError(f"{name} must be a list of whole numbers, got {array.tolist()!r}")
+    wrong = array[(array < 0) | (array >= limit)]
     if wrong.size:
-        raise ValueError(f"labels must be in 0 .. {num_labels - 1}, got {wrong[0]}")
-    return labels.astype(np.int32)
+        raise ValueError(f"{name} must be in 0 .. {limit - 1}, got {wrong[0]}")
+    return array.astype(np.int32)

@@ -60,6 +60,32 @@ def test_a_directory_without_a_whole_step_has_no_latest(tmp_path):
     assert checkpoint.latest_step(tmp_path) is None
 
 
+def test_a_step_is_found_from_the_run_its_steps_or_its_own_folder(tmp_path, monkeypatch):
+    steps = tmp_path / "run" / "checkpoints"
+    save(steps, make_tree(), steps=(5, 10))
+    assert checkpoint.locate(tmp_path / "run") == checkpoint.locate(steps) == (steps, 10)
+    assert checkpoint.locate(steps / "5") == (steps, 5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert checkpoint.locate("~/run") == (steps, 10)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]", "{}"])
+def test_a_damaged_meta_is_named(tmp_path, text):
+    save(tmp_path, make_tree())
+    (tmp_path / "5" / "meta" / "metadata").write_text(text)
+    with pytest.raises(ValueError, match=f"^checkpoint {tmp_path}/5 [^\n]*$"):
+        checkpoint.read_meta(tmp_path, 5)
+
+
+def test_a_truncated_array_is_named(tmp_path):
+    tree = {"kernel": jax.random.normal(jax.random.key(1), (64, 64))}
+    save(tmp_path, tree)
+    path = max((tmp_path / "5" / "ema").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"^checkpoint {tmp_path}/5 cannot be read: [^\n]*$"):
+        checkpoint.restore(tmp_path, 5, {"ema": abstract(tree)})
+
+
 def test_digests_do_not_depend_on_the_sharding():
     tree, mesh = make_tree(), sharding.make_mesh()
     spread = {

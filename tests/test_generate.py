@@ -118,11 +118,17 @@ def test_every_option_reaches_the_samples(params, draw, options):
         ({"sampler": "euler"}, "sampler must be one of ddpm, ddim, got 'euler'"),
         ({"space": "cells"}, "space must be one of pixels, latents, got 'cells'"),
         ({"eta": 2.0}, "eta must be in 0 .. 1, got 2.0"),
+        ({"eta": 0.5}, "eta must be 0 for ddpm, which has none, got 0.5"),
+        ({"eta": float("nan")}, "eta must be a finite number, got nan"),
+        ({"cfg_scale": float("inf")}, "cfg_scale must be a finite number, got inf"),
+        ({"cfg_channels": 0.5}, "cfg_channels must be in 0 .. 1, got 0.5"),
+        ({"cfg_interval": 5}, "cfg_interval must be two whole numbers, got 5"),
+        ({"cfg_interval": (0.0, 5)}, r"cfg_interval must be two whole numbers, got \(0.0, 5\)"),
         ({"cfg_scale": -1.0}, "cfg_scale must be 0 or more, got -1.0"),
         ({"cfg_channels": 2}, "cfg_channels must be in 0 .. 1, got 2"),
         ({"cfg_interval": (5, 1000)}, r"first, last in 0 .. 999, got \(5, 1000\)"),
-        ({"num_steps": 0}, "spacing must keep 2 to 1000 steps, got '0'"),
-        ({"num_steps": -3}, "spacing must be a number"),
+        ({"num_steps": 0}, "num_steps must be in 2 .. 1000, got '0'"),
+        ({"num_steps": -3}, "num_steps must be a number"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
@@ -148,3 +154,4 @@ def test_a_grid_shows_every_image_in_its_place():
     assert picture[0, 0] == 1 and picture[0, 8] == 2 and picture[6, 0] == 3 and picture[12, 0] == 5
     assert picture[4, 0] == picture[12, 8] == generate.GREY  # a line; no sixth image
     assert np.asarray(generate.grid(np.zeros((4, 8, 8, 3), np.uint8))).shape == (18, 18, 3)
+    assert np.asarray(generate.grid(images, columns=9)).shape == (2, 5 * 3 + 4 * 2)  # one full row

@@ -48,6 +48,13 @@ def test_samples_follow_labels_seed_and_options(run):
     np.testing.assert_array_equal(images, model.sample(np.array([3, 1, 4])))
     for options in ({"seed": 1}, {"cfg_scale": 1.0}, {"num_steps": 6}, {"cfg_interval": [0, 400]}):
         assert not np.array_equal(images, model.sample([3, 1, 4], **options)), options
+    plain = model.sample([3], cfg_interval=(0, 400), cfg_scale=3.0, seed=2**32 - 1)
+    arrays = {"cfg_interval": np.array([0, 400]), "cfg_scale": jnp.float32(3)}
+    np.testing.assert_array_equal(plain, model.sample([3], **arrays, seed=2**32 - 1))
+
+
+def test_it_says_what_it_is(run):
+    assert repr(dit_jax.load(run[0])) == "LoadedDiT(Ti/4 adaln_zero, step 30, ema)"
 
 
 @pytest.mark.parametrize(
@@ -58,8 +65,23 @@ def test_samples_follow_labels_seed_and_options(run):
         ([0.5], {}, r"labels must be a list of whole numbers, got \[0.5\]"),
         ([], {}, "labels must be a list of whole numbers"),
         (3, {}, "labels must be a list of whole numbers, got 3"),
+        ([[1], [2, 3]], {}, r"labels must be a list of whole numbers, got \[\[1\], \[2, 3\]\]"),
+        ([10**22], {}, "labels must be in 0 .. 9, got 10000000000000000000000"),
+        ([True], {}, r"labels must be a list of whole numbers, got \[True\]"),
+        ([3], {"seed": -1}, "seed must be a whole number in 0 .. 4294967295, got -1"),
+        ([3], {"seed": 2**32}, "seed must be a whole number in 0 .. 4294967295, got 4294967296"),
+        ([3], {"seed": None}, "seed must be a whole number in 0 .. 4294967295, got None"),
+        ([3], {"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
+        ([3], {"batch_size": "a"}, "batch_size must be a whole number of at least 1, got 'a'"),
+        ([3], {"cfg_scale": "2"}, "cfg_scale must be a finite number, got '2'"),
+        ([3], {"cfg_scale": None}, "cfg_scale must be a finite number, got None"),
+        ([3], {"num_steps": None}, "num_steps must be a number, .*, got 'None'"),
+        ([3], {"cfg_interval": None}, "cfg_interval must be two whole numbers, got None"),
+        ([3], {"cfg_interval": [[0], [1]]}, "cfg_interval must be two whole numbers"),
+        ([3], {"sampler": ["ddim"]}, "sampler must be one of ddpm, ddim, got"),
+        ([3], {"clip_x0": "no"}, "clip_x0 must be one of True, False, got 'no'"),
         ([3], {"scale": 2}, "a sampling option must be one of sampler, .*, got scale"),
-        ([3], {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ([3], {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ([3], {"sampler": "heun"}, "sampler must be one of ddpm, ddim, got 'heun'"),
     ],
 )
@@ -68,14 +90,28 @@ def test_what_cannot_be_sampled_is_named(run, labels, options, message):
         dit_jax.load(run[0]).sample(labels, **options)
 
 
-def test_what_cannot_be_called_is_named(run):
-    model, x = dit_jax.load(run[0]), jnp.ones((2, 8, 8, 1))
-    with pytest.raises(ValueError, match=r"x, t and y must have shapes \(2, 8, 8, 1\), \(2,\)"):
-        model(x[..., 0], jnp.zeros(2), jnp.zeros(2, int))
-    with pytest.raises(ValueError, match=r"got \(2, 8, 8, 1\), \(3,\) and \(2,\)"):
-        model(x, jnp.zeros(3), jnp.zeros(2, int))
-    with pytest.raises(ValueError, match="labels must be in 0 .. 10, got 11"):
-        model(x, jnp.zeros(2), jnp.array([11, 0]))
+X, T, Y = np.ones((2, 8, 8, 1), np.float32), np.array([0, 999]), np.array([0, 10])
+
+
+@pytest.mark.parametrize(
+    "x, t, y, message",
+    [
+        (X[..., 0], T, Y, r"\(N, 8, 8, 1\), \(N,\) and \(N,\), .*, got \(2, 8, 8\), \(2,\) and"),
+        (X, T[:1], Y, r"x, t and y must have shapes .* got \(2, 8, 8, 1\), \(1,\) and \(2,\)"),
+        (X, 5, 3, r"x, t and y must have shapes .* got \(2, 8, 8, 1\), \(\) and \(\)"),
+        (X[:0], [], [], "x, t and y must have shapes .*, N at least 1, got"),
+        (None, T, Y, "x must be an array of numbers, got None"),
+        (X, "t", Y, "t must be an array of numbers, got 't'"),
+        (X, T, [[1], [2, 3]], "y must be an array of numbers, got"),
+        (X, [0, 1000], Y, "t must be in 0 .. 999, got 1000"),
+        (X, [-1, 0], Y, "t must be in 0 .. 999, got -1"),
+        (X, [0.5, 0], Y, r"t must be a list of whole numbers, got \[0.5, 0.0\]"),
+        (X, T, [11, 0], "y must be in 0 .. 10, got 11"),
+    ],
+)
+def test_what_cannot_be_called_is_named(run, x, t, y, message):
+    with pytest.raises(ValueError, match=message):
+        dit_jax.load(run[0])(x, t, y)
 
 
 def test_what_cannot_be_loaded_is_named(run, tmp_path):

@@ -4,6 +4,8 @@ A value that does not fit is a ValueError that names its field.
 """
 
 import json
+import math
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,40 +19,50 @@ from dit_jax.models import dit
 from dit_jax.train import optimizer as optimizers
 from dit_jax.train import step as steps
 
+RULES = {  # of the numbers of a config
+    "in 0 .. 4294967295": (lambda x: 0 <= x < 2**32, ["seed"]),
+    "at least 1": (
+        lambda x: x >= 1,
+        [
+            *("train.batch_size", "train.accumulation_steps", "run.total_steps", "run.log_every"),
+            *("run.checkpoint_every", "run.keep_checkpoints"),
+            *("run.sample_every", "run.num_samples"),
+        ],
+    ),
+    "0 or more": (
+        lambda x: x >= 0,
+        ["train.warmup_steps", "train.decay_steps", "train.weight_decay"],
+    ),
+    "above 0": (lambda x: x > 0, ["train.learning_rate", "train.eps"]),
+    "in [0, 1)": (
+        lambda x: 0 <= x < 1,
+        ["train.class_dropout_prob", "train.ema_decay", "train.b1", "train.b2"],
+    ),
+}
+
 
 def check(config):
     """ValueError where a number of the config is out of its range."""
-    at_least_one = {
-        "train": ("batch_size", "accumulation_steps"),
-        "run": (
-            *("total_steps", "log_every", "checkpoint_every"),
-            *("keep_checkpoints", "sample_every", "num_samples"),
-        ),
-    }
-    for topic, names in at_least_one.items():
+    for path, value in jax.tree_util.tree_leaves_with_path(config.to_dict()):
+        if isinstance(value, float) and not math.isfinite(value):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"{name} must be finite, got {value}")
+    for rule, (fits, names) in RULES.items():
         for name in names:
-            if config[topic][name] < 1:
-                raise ValueError(f"{topic}.{name} must be at least 1, got {config[topic][name]}")
+            value = operator.attrgetter(name)(config)
+            if not fits(value):
+                raise ValueError(f"{name} must be {rule}, got {value}")
     train = config.train
-    parts = jax.device_count() * train.accumulation_steps
-    if train.batch_size % parts:
+    if train.batch_size % (jax.device_count() * train.accumulation_steps):
         raise ValueError(
             f"train.batch_size must be divisible by {jax.device_count()} devices x "
             f"{train.accumulation_steps} accumulation_steps, got {train.batch_size}"
         )
-    for name in ("class_dropout_prob", "ema_decay", "b1", "b2"):
-        if not 0 <= train[name] < 1:
-            raise ValueError(f"train.{name} must be in [0, 1), got {train[name]}")
     if train.class_dropout_prob and not config.model.null_label:
         raise ValueError(
             "train.class_dropout_prob must be 0 without model.null_label, "
             f"got {train.class_dropout_prob}"
         )
-    for name in ("warmup_steps", "decay_steps", "weight_decay"):
-        if train[name] < 0:
-            raise ValueError(f"train.{name} must be 0 or more, got {train[name]}")
-    if train.learning_rate <= 0:
-        raise ValueError(f"train.learning_rate must be above 0, got {train.learning_rate}")
 
 
 class Parts(NamedTuple):

@@ -3,13 +3,14 @@
 0 done, 2 wrong use, 3 training diverged, 42 stopped and saved: start me again, 130 Ctrl-C.
 """
 
+import os
+import re
 import sys
 import traceback
 from pathlib import Path
 
 from absl import flags, logging
 
-QUOTES = "\"'"
 PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -29,9 +30,7 @@ def run(name, define, main, *, required=(), takes=()):
         return 0
     try:
         words = _parse(values, required, takes)
-    except (KeyError, AttributeError) as error:
-        return fail(name, f"config has no field {str(error).strip(QUOTES)}")
-    except (flags.Error, ValueError, TypeError) as error:
+    except (flags.Error, ValueError, TypeError, OSError) as error:
         return fail(name, error)
     try:
         return main(values, *words) or 0
@@ -52,29 +51,90 @@ def fail(name, message, code=2):
     return code
 
 
+def expand(text):
+    """The Path of a text that may start with ~, which a shell leaves alone after --flag=."""
+    return Path(os.path.expanduser(text))
+
+
 def output_path(text):
-    """The Path of a file to write; ValueError where its directory does not exist."""
-    if not Path(text).parent.is_dir():
-        raise ValueError(f"out must be in a directory that exists, got {text}")
-    return Path(text)
+    """The Path of a file to write; ValueError where it cannot be written."""
+    path = expand(text)
+    if path.is_dir():
+        raise ValueError(f"out must be a file, got the directory {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"out must be in a directory that exists, got {path}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"out must be where you may write, got {path}")
+    return path
 
 
 def _parse(values, required, takes):
-    for arg in sys.argv:
-        if arg.startswith("--config="):
-            path = Path(arg.partition("=")[2].partition(":")[0])
-            if not path.is_file():
-                raise ValueError(f"config must be a Python file, got {path}")
-            # It says `from configs import base`: that folder's parent goes on the path.
-            sys.path.insert(0, str(path.resolve().parent.parent))
+    """Gives the flags their values; returns the words beside them."""
     values.set_gnu_getopt(True)  # flags may follow words
-    words = values(sys.argv)[1:]
+    arguments, path = _find_config(values)
+    try:
+        words = values(arguments)[1:]
+    except (SyntaxError, ImportError) as error:
+        raise ValueError(f"config must be a Python file that runs, got {path}: {error}") from error
+    except (KeyError, AttributeError) as error:
+        raise ValueError(_explain_field(error, path)) from error
+    except flags.IllegalFlagValueError as error:
+        raise ValueError(_explain_value(error)) from error
     if takes is not None and len(words) != len(takes):
         raise ValueError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(words)!r}")
     for name in required:
         if values[name].value is None:
             raise ValueError(f"--{name} must be given")
+    for name in values:
+        if values[name].value in ("", []):
+            raise ValueError(f"{name} must not be empty")
     return words
+
+
+def _find_config(values):
+    """(sys.argv with the config as one argument, the path of its file or None)."""
+    arguments = list(sys.argv)
+    if "config" not in values:
+        return arguments, None
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if not equals and i + 1 < len(arguments):
+            value = arguments.pop(i + 1)
+        path, colon, variant = value.partition(":")
+        if not path:
+            raise ValueError("config must not be empty")
+        path = expand(path)
+        if not path.is_file():
+            raise ValueError(f"config must be a Python file that exists, got {path}")
+        # It says `from configs import base`: that folder's parent goes on the path.
+        sys.path.insert(0, str(path.resolve().parent.parent))
+        arguments[i] = f"--config={path}{colon}{variant}"
+        return arguments, path
+    return arguments, None
+
+
+def _explain_field(error, path):
+    """What is wrong in words, from an exception of ml_collections about a name."""
+    text = str(error).strip('"')
+    if "get_config" in text:
+        return f"config must be a Python file with a get_config(), got {path}"
+    if "attribute " in text.lower():
+        return f"config has no such field: {text}"
+    name, meant = re.search(r"\w+", text), re.search(r"Did you mean \W*(\w+)", text)
+    return f"config has no field {name[0]}" + (f"; did you mean {meant[1]}?" if meant else "")
+
+
+def _explain_value(error):
+    """What is wrong in words, from an exception of absl about a value."""
+    flag, _, reason = str(error).removeprefix("flag --").partition(": ")
+    name, _, value = flag.partition("=")
+    if "as a ConfigDict" in reason:
+        return f"{name} must be set field by field, as --{name}.FIELD=VALUE, got {value!r}"
+    if "Non-boolean" in reason:
+        return f"{name} must be true or false, got {value!r}"
+    return error
 
 
 def _is_from_package(error):

@@ -8,12 +8,11 @@ Models of digits only, so far: three judgments, see `evals/digits.py`.
 import json
 import sys
 import time
-from pathlib import Path
 
 from absl import flags
 
 import dit_jax
-from dit_jax import devices
+from dit_jax import checkpoint, devices
 from dit_jax.cli import command
 from dit_jax.evals import digits
 
@@ -21,9 +20,7 @@ from dit_jax.evals import digits
 def define(values):
     options = {"flag_values": values}
     flags.DEFINE_string("checkpoint", None, "A training run's directory.", **options)
-    flags.DEFINE_string(
-        "out", None, "The receipt; judgments.json in the checkpoint if absent.", **options
-    )
+    flags.DEFINE_string("out", None, "The receipt; judgments.json in the run if absent.", **options)
     flags.DEFINE_enum(
         "weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **options
     )
@@ -32,8 +29,9 @@ def define(values):
 
 
 def main(values):
-    beside = Path(values.checkpoint) / "judgments.json"
-    out = command.output_path(values.out) if values.out else beside
+    directory, _ = checkpoint.locate(values.checkpoint)
+    home = directory.parent if directory.name == "checkpoints" else directory
+    out = command.output_path(values.out or home / "judgments.json")
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
     if dit.source != "digits":
         raise ValueError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
@@ -45,7 +43,7 @@ def main(values):
     judgments = digits.judge(guided, unguided)
     print(digits.report(judgments))
     receipt = {
-        "checkpoint": str(Path(values.checkpoint)),
+        "checkpoint": values.checkpoint,
         "step": dit.step,
         "weights": values.weights,
         "seed": values.seed,

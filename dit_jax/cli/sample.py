@@ -2,9 +2,9 @@
 
     dit-sample --checkpoint=runs/digits --labels=3,1,4 --out=samples.png
 
-The checkpoint is a training run's directory or a converted checkpoint. Whatever is not said is as
-the run's config says. An .npz holds arr_0, uint8 (N, H, W, C), or float32 latents where the model
-is one of latents; those cannot be shown as a PNG yet.
+The checkpoint is a training run, one step in its `checkpoints` or a converted checkpoint. Whatever
+is not said is as the run's config says. An .npz holds arr_0, uint8 (N, H, W, C), or float32 latents
+where the model is one of latents; those cannot be shown as a PNG yet.
 """
 
 import sys
@@ -64,7 +64,7 @@ def main(values):
 
 
 def parse_label(text):
-    if not text.strip().isdecimal():
+    if not text.strip().removeprefix("-").isdecimal():
         raise ValueError(f"labels must be whole numbers separated by commas, got {text!r}")
     return int(text)
 

@@ -1,15 +1,14 @@
 """Trains a DiT. Start the same command again, and it goes on from the last checkpoint.
 
-    dit-train --config=configs/digits.py --workdir=runs/digits [--config.field=value]
+    dit-train --config=configs/digits.py --workdir=runs/digits [--config.TOPIC.FIELD=value]
 
-In the workdir: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
+configs/base.py explains every field. To a run that is taken up again, only --config.run.* may be
+new. In the workdir: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
 """
 
-import json
 import signal
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from ml_collections import config_flags
 
 from dit_jax import checkpoint, devices, generate, sharding
 from dit_jax.cli import build, command
+from dit_jax.cli import workdir as workdirs
 from dit_jax.data import loader
 from dit_jax.models import flops
 from dit_jax.train import loop, record
@@ -30,15 +30,16 @@ def define(values):
 
 
 def main(values):
-    config, workdir = values.config, Path(values.workdir)
+    config, workdir = values.config, command.expand(values.workdir)
     parts, source = build.parts(config), build.source(config)
-    claim(workdir, build.to_json(config))
-    init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    state = create_or_restore(parts, init_key, workdir / "checkpoints")
-    step, total_steps = int(state.step), config.run.total_steps
-    if step >= total_steps:
+    workdirs.check(workdir, build.to_json(config))
+    step, total_steps = checkpoint.latest_step(workdir / "checkpoints"), config.run.total_steps
+    if step and step >= total_steps:
         logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
+    init_key, train_key = jax.random.split(jax.random.key(np.uint32(config.seed)))
+    state = create_or_restore(parts, init_key, workdir / "checkpoints", step)
+    workdirs.claim(workdir, build.to_json(config))
     if step:
         logging.info("going on from step %d of %s", step, workdir)
     try:
@@ -94,42 +95,8 @@ def train(config, parts, source, state, key, workdir):
         )
 
 
-def claim(workdir, config):
-    """Makes the workdir this config's own; ValueError where it holds a run of another one."""
-    path = workdir / "config.json"
-    if path.exists():
-        differences = sorted(_differences(json.loads(path.read_text()), config))
-        if differences:
-            name, old, new = differences[0]
-            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-            raise ValueError(
-                f"workdir must not hold a run of another config: {workdir} has "
-                f"{name} {old!r}, got {new!r}{more}"
-            )
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    aside = workdir / ".config.json"
-    aside.write_text(json.dumps(config, indent=2) + "\n")
-    aside.replace(path)
-
-
-def _differences(old, new):
-    """(name, old value, new value) of all fields that differ, the topic `run` apart."""
-    names = {(topic, None) for topic in old.keys() | new.keys() if topic != "run"}
-    for topic, _ in list(names):
-        if isinstance(old.get(topic), dict) and isinstance(new.get(topic), dict):
-            names.remove((topic, None))
-            names |= {(topic, name) for name in old[topic].keys() | new[topic].keys()}
-    for topic, name in names:
-        a, b = (c.get(topic) if name is None else c[topic].get(name) for c in (old, new))
-        if a != b:
-            yield ".".join(filter(None, (topic, name))), a, b
-
-
-def create_or_restore(parts, key, directory):
-    """The newest state saved in the directory, or a new one."""
-    step = checkpoint.latest_step(directory)
+def create_or_restore(parts, key, directory, step):
+    """The state saved in the directory as number `step`; a new one where step is None."""
     if step is None:
         return states.create(parts.init, parts.optimizer, key, parts.mesh)
     templates = states.abstract(parts.init, parts.optimizer, key, parts.mesh)._asdict()

@@ -80,10 +80,10 @@ def keep_steps(num_steps, spacing):
     """The steps, ascending, that `spacing` keeps of num_steps. See `respace`."""
     digits = spacing.removeprefix("ddim")
     if not digits.isdecimal():
-        raise ValueError(f'spacing must be a number, as "250" or "ddim50", got {spacing!r}')
+        raise ValueError(f'num_steps must be a number, as "250" or "ddim50", got {spacing!r}')
     count = int(digits)
     if not 2 <= count <= num_steps:
-        raise ValueError(f"spacing must keep 2 to {num_steps} steps, got {spacing!r}")
+        raise ValueError(f"num_steps must be in 2 .. {num_steps}, got {spacing!r}")
     if spacing == digits:
         # As the official code: the strides are added up, which decides where a half rounds to.
         strides = np.full(count, (num_steps - 1) / (count - 1))
@@ -93,7 +93,7 @@ def keep_steps(num_steps, spacing):
         kept = np.arange(0, num_steps, stride)
         if len(kept) == count:
             return kept
-    raise ValueError(f"spacing has no whole stride through {num_steps} steps, got {spacing!r}")
+    raise ValueError(f"num_steps has no whole stride through {num_steps} steps, got {spacing!r}")
 
 
 def _check_num_steps(num_steps):

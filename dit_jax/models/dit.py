@@ -77,7 +77,9 @@ def configure(
         raise ValueError(f"conditioning must be one of {', '.join(BLOCKS)}, got {conditioning!r}")
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1, got {patch_size}")
-    if any(extent < 1 or extent % patch_size for extent in input_size):
+    if not _is_size(input_size):
+        raise ValueError(f"input_size must be two whole numbers of at least 1, got {input_size!r}")
+    if any(extent % patch_size for extent in input_size):
         raise ValueError(
             f"input_size must be divisible by patch_size {patch_size}, got {tuple(input_size)}"
         )
@@ -94,6 +96,11 @@ def configure(
         learn_sigma,
         conditioning,
     )
+
+
+def _is_size(size):
+    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
+    return is_pair and all(isinstance(extent, int) and extent >= 1 for extent in size)
 
 
 class InContextBlock(nnx.Module):

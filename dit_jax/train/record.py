@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import matplotlib.figure
+import numpy as np
 from absl import logging
 from tqdm import tqdm
 
@@ -47,8 +48,20 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
 def read(path):
     """The records of a metrics.jsonl, without a last line that was cut short."""
     path = Path(path)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    text = path.read_text(errors="replace") if path.exists() else ""
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [_parse(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
+
+
+def _parse(line, place):
+    try:
+        record = json.loads(line)
+        int(record["step"])
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{place} must be a record in JSON with a step, got {line.strip()[:40]!r}: repair it"
+        ) from None
+    return record
 
 
 def plot_losses(metrics_path, png_path):
@@ -59,7 +72,25 @@ def plot_losses(metrics_path, png_path):
     figure = matplotlib.figure.Figure(figsize=(5 * len(names), 3.5), layout="constrained")
     for i, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), i + 1)
-        axes.plot([r["step"] for r in records], [r[name] for r in records])
+        axes.plot(*curve(records, name))
         axes.set(title=titles[name], xlabel="step", yscale="log")
         axes.grid(alpha=0.3, which="both")
     figure.savefig(png_path, dpi=120)
+
+
+def curve(records, name):
+    """(steps, means) of a metric, every mean over at least as many steps as most records hold.
+
+    A record holds the steps since the one before it. Where training stopped or saved that is few
+    steps, whose mean would be a spike in the curve: such records are joined to the next ones.
+    """
+    counts = np.diff([0, *(record["step"] for record in records)])
+    usual, steps, means = np.median(counts), [], []
+    total = joined = 0
+    for record, count in zip(records, counts, strict=True):
+        total, joined = total + count * record[name], joined + count
+        if joined >= usual:
+            steps.append(record["step"])
+            means.append(total / joined)
+            total = joined = 0
+    return steps, means

@@ -1,11 +1,14 @@
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import random_run
 from absl import flags
 
-from dit_jax.cli import command, sample
+from dit_jax.cli import command, sample, train
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -54,3 +57,26 @@ def test_a_file_in_the_place_of_a_directory_is_a_line(refuse, tmp_path):
     options = (f"--checkpoint={tmp_path}/run", "--labels=3")
     line = refuse(sample, *options, f"--out={tmp_path}/file/x.png")
     assert f"out must be in a directory that exists, got {tmp_path}/file/x.png" in line
+
+
+def test_a_python_file_that_is_no_config_is_refused(refuse, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of a test before this one
+    (tmp_path / "mine.py").write_text("seed = 0")
+    line = refuse(train, f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run")
+    assert f"config must be a Python file with a get_config(), got {tmp_path}/mine.py" in line
+
+
+def test_a_config_is_found_however_it_is_written(refuse, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(ROOT))
+    for config in (["--config", "~/configs/digits.py"], ["-config", f"{ROOT}/configs/digits.py"]):
+        monkeypatch.setattr(sys, "path", sys.path[:])
+        line = refuse(train, *config, "--config.seed=-3", f"--workdir={tmp_path}/run")
+        assert "seed must be in 0 .. 4294967295, got -3" in line
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=f"out must be a file, got the directory {tmp_path}"):
+        command.output_path(tmp_path)
+    monkeypatch.setattr(command.os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ValueError, match=f"out must be where you may write, got {tmp_path}/x"):
+        command.output_path(tmp_path / "x")

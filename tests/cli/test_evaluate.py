@@ -29,6 +29,8 @@ def test_three_judgments_are_printed_and_written(call, tmp_path):
             ["--checkpoint={latents}", "--out=no/where.json"],
             "out must be in a directory that exists",
         ),
+        (["--checkpoint={latents}", "--out={latents}"], "out must be a file, got the directory"),
+        (["--checkpoint={latents}", "--out="], "out must not be empty"),
         ([], "--checkpoint must be given"),
     ],
 )
@@ -36,3 +38,10 @@ def test_wrong_use_is_one_line(refuse, tmp_path, args, message):
     config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
     random_run.save(tmp_path, config)
     assert message in refuse(evaluate, *(arg.format(latents=tmp_path) for arg in args))
+
+
+def test_a_receipt_that_cannot_be_written_stops_before_the_work(refuse, tmp_path):
+    random_run.save(tmp_path)
+    (tmp_path / "judgments.json").mkdir()
+    line = refuse(evaluate, f"--checkpoint={tmp_path}/checkpoints/30")  # the receipt is the run's
+    assert f"out must be a file, got the directory {tmp_path}/judgments.json" in line

@@ -15,10 +15,18 @@ def checkpoint(tmp_path_factory):
 
 def test_a_grid_of_the_labels_asked_for(call, tmp_path, checkpoint):
     out = tmp_path / "grid.png"
-    options = (f"--checkpoint={checkpoint}", "--labels=3,1,4,1,5", f"--out={out}", "--columns=5")
+    options = (f"--checkpoint={checkpoint}", "--labels=3,1,4,1,5", f"--out={out}", "--columns=9")
     assert call(sample, *options)[0] == 0
     with Image.open(out) as image:
-        assert image.mode == "L" and image.size == (5 * 64 + 4 * 8, 64)
+        assert image.mode == "L" and image.size == (5 * 64 + 4 * 8, 64)  # no columns without images
+
+
+def test_paths_may_start_with_a_tilde_and_name_one_step(call, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(checkpoint)
+    options = ("--checkpoint=~/run/checkpoints/30", "--labels=3", "--out=~/x.npz")
+    assert call(sample, *options)[0] == 0
+    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (1, 8, 8, 1)
 
 
 def test_an_npz_holds_every_image_and_flags_override_the_run(call, tmp_path, checkpoint):
@@ -53,13 +61,24 @@ def test_latents_go_to_npz_only(call, refuse, tmp_path):
     [
         (["--labels=3,11"], "labels must be in 0 .. 9, got 11"),
         (["--labels=3,x"], "labels must be whole numbers separated by commas, got 'x'"),
-        (["--labels=-1"], "labels must be whole numbers separated by commas, got '-1'"),
-        (["--labels="], "labels must be"),
+        (["--labels=-1"], "labels must be in 0 .. 9, got -1"),
+        (
+            ["--labels=1,10000000000000000000000"],
+            "labels must be in 0 .. 9, got 100000000000000000",
+        ),
+        (["--labels=--1"], "labels must be whole numbers separated by commas, got '--1'"),
+        (["--labels="], "labels must not be empty"),
+        (["--labels=3", "--checkpoint="], "checkpoint must not be empty"),
+        (["--labels=3", "--out="], "out must not be empty"),
+        (["--labels=3", "--seed=-1"], "seed must be a whole number in 0 .. 4294967295, got -1"),
+        (["--labels=3", "--cfg_scale=nan"], "cfg_scale must be a finite number, got nan"),
+        (["--labels=3", "--eta=inf"], "eta must be a finite number, got inf"),
+        (["--labels=3", "--eta=1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none"),
         ([], "--labels must be given"),
         (["--labels=3", "--out=images.jpg"], "out must end with .png or .npz, got images.jpg"),
         (["--labels=3", "--out=no/where.png"], "out must be in a directory that exists, got"),
-        (["--labels=3", "--num_steps=0"], "spacing must keep 2 to 1000 steps, got '0'"),
-        (["--labels=3", "--num_steps=-9"], "spacing must be a number"),
+        (["--labels=3", "--num_steps=0"], "num_steps must be in 2 .. 1000, got '0'"),
+        (["--labels=3", "--num_steps=-9"], "num_steps must be a number"),
         (["--labels=3", "--cfg_channels=4"], "cfg_channels must be in 0 .. 1, got 4"),
         (["--labels=3", "--cfg_scale=-2"], "cfg_scale must be 0 or more, got -2.0"),
         (["--labels=3", "--sampler=heun"], "--sampler=heun: value should be one of"),

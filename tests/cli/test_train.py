@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,15 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(reference):
     assert checkpoint.read_meta(reference / "checkpoints", LAST) == before
 
 
+def test_an_unreachable_end_is_trained_already_without_a_restore(reference, tmp_path):
+    run = shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / str(LAST) / "params")
+    before = (run / "config.json").read_bytes()
+    errors = finish(start(run, "--config.run.total_steps=20"))
+    assert f"is trained already: it is at step {LAST}" in errors and "compiled" not in errors
+    assert (run / "config.json").read_bytes() == before
+
+
 def test_a_run_that_diverges_stops_with_3_and_keeps_its_last_good_step(tmp_path):
     options = ("--config.train.learning_rate=1e30", "--config.train.warmup_steps=0")
     errors = finish(start(tmp_path / "run", *options, "--config.run.checkpoint_every=1"), code=3)
@@ -156,9 +166,32 @@ DIGITS = "--config=configs/digits.py"
         (["--config=configs/imagenet256.py:XL/3"], "input_size must be divisible by patch_size 3"),
         (["--config=configs/imagenet256.py:XL/0"], "patch_size must be at least 1, got 0"),
         (["--config=configs/imagenet512.py"], "'imagenet' is not there yet: train on random"),
-        (["--config=configs/none.py"], "config must be a Python file, got configs/none.py"),
+        (["--config=configs/none.py"], "a Python file that exists, got configs/none.py"),
+        (["--config", "configs/none.py"], "a Python file that exists, got configs/none.py"),
+        (["--config=~none/none.py"], "config must be a Python file that exists, got ~none/none"),
+        (["--config=README.md"], "config must be a Python file that runs, got README.md: "),
+        (["--config="], "config must not be empty"),
+        (["--config", "configs/digits.py", "--config.seed=-1"], "seed must be in 0 .. 4294967295"),
+        ([DIGITS, "--config.seed=4294967296"], "seed must be in 0 .. 4294967295, got 4294967296"),
         ([DIGITS, "--config.model.depth=3"], "config has no field depth"),
         ([DIGITS, "--config.nothing.at=3"], "config has no field nothing"),
+        (
+            [DIGITS, "--config.run.total_step=3"],
+            "config has no field total_step; did you mean total_steps?",
+        ),
+        ([DIGITS, "--config.model=S"], "config.model must be set field by field, as --config.mod"),
+        ([DIGITS, "--config.model.null_label=maybe"], "null_label must be true or false, got 'ma"),
+        ([DIGITS, "--config.model.input_size=8"], "two whole numbers of at least 1, got (8,)"),
+        ([DIGITS, "--config.model.input_size=(8, 8, 8)"], "input_size must be two whole numbers"),
+        ([DIGITS, "--config.model.input_size=(8.0, 8)"], "input_size must be two whole numbers"),
+        ([DIGITS, "--config.model.input_size=(0, 8)"], "input_size must be two whole numbers"),
+        ([DIGITS, "--config.sampling.cfg_interval=5"], "cfg_interval must be two whole numbers"),
+        ([DIGITS, "--config.sampling.cfg_interval=(0, 9.5)"], "two whole numbers, got (0, 9.5)"),
+        ([DIGITS, "--config.sampling.cfg_scale=nan"], "sampling.cfg_scale must be finite, got nan"),
+        ([DIGITS, "--config.train.learning_rate=inf"], "train.learning_rate must be finite, got"),
+        ([DIGITS, "--config.train.weight_decay=nan"], "train.weight_decay must be finite, got nan"),
+        ([DIGITS, "--config.train.eps=0"], "train.eps must be above 0, got 0.0"),
+        ([DIGITS, "--config.seed.x=3"], "config has no such field: Attribute <class 'int'>.x does"),
         ([DIGITS, "--config.seed=x"], "flag --config.seed=x: invalid literal"),
         ([DIGITS, "--config.data.source=mnist"], "data.source must be one of digits, imagenet"),
         (
@@ -181,7 +214,8 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.compute.attention=cudnn"], "'cudnn' only on a GPU in bfloat16"),
         ([DIGITS, "--config.diffusion.schedule=cubic"], "schedule must be one of linear, squared_"),
         ([DIGITS, "--config.diffusion.num_steps=1"], "num_steps must be at least 2, got 1"),
-        ([DIGITS, "--config.sampling.num_steps=ten"], "spacing must be a number, as"),
+        ([DIGITS, "--config.sampling.num_steps=ten"], "num_steps must be a number, as"),
+        ([DIGITS, "--config.data.source="], "config.data.source must not be empty"),
         ([DIGITS, "stray"], "takes flags only, got 'stray'"),
         ([DIGITS, "--steps=3"], "Unknown command line flag 'steps'"),
         ([], "--config must be given"),
@@ -208,13 +242,46 @@ def test_a_folder_of_other_things_is_refused(refuse, tmp_path):
     assert "workdir must be new, empty or a run of dit-train" in line
 
 
-def test_a_workdir_that_cannot_be_made_is_a_line(refuse, tmp_path):
+@pytest.mark.parametrize("inside", ["", "/run"])
+def test_a_workdir_in_the_place_of_a_file_is_refused(refuse, tmp_path, inside):
     (tmp_path / "file").touch()
-    line = refuse(train, DIGITS, f"--workdir={tmp_path}/file/run")
-    assert f"Not a directory: '{tmp_path}/file/run'" in line
+    line = refuse(train, DIGITS, f"--workdir={tmp_path}/file{inside}")
+    assert f"workdir must not be or lie under a file, got {tmp_path}/file{inside}" in line
+
+
+def test_an_empty_workdir_is_refused(refuse):
+    assert "workdir must not be empty" in refuse(train, DIGITS, "--workdir=")
+
+
+def test_a_damaged_step_is_named_and_nothing_is_written(refuse, reference, tmp_path):
+    run = shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / str(LAST))
+    params = (run / "checkpoints" / "56" / "params").rglob("*")
+    largest = max(params, key=lambda path: path.is_file() and path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    config = (run / "config.json").read_bytes()
+    options = (*SMALL, "--config.run.total_steps=100", f"--workdir={run}")
+    assert f"checkpoint {run}/checkpoints/56 cannot be read: " in refuse(train, *options)
+    assert (run / "config.json").read_bytes() == config
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("config.json", '{"seed": 0', "config.json must be the config of a run, but it is damaged"),
+        ("config.json", "[]", "config.json must be the config of a run, but it is damaged"),
+        ("metrics.jsonl", '{"step": 1}\noops\n', "line 2 of {run}/metrics.jsonl must be a record"),
+        ("metrics.jsonl", "\0\0\n", "line 1 of {run}/metrics.jsonl must be a record"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(refuse, reference, tmp_path, name, text, message):
+    shutil.copy(reference / "config.json", tmp_path)
+    (tmp_path / name).write_text(text)
+    assert message.format(run=tmp_path) in refuse(train, *SMALL, f"--workdir={tmp_path}")
 
 
 def test_help_says_how(call):
     code, out, _ = call(train, "--help")
     assert code == 0
     assert "dit-train --config=configs/digits.py" in out and "--workdir" in out
+    assert "configs/base.py explains every field" in out

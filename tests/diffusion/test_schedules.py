@@ -88,9 +88,9 @@ def test_kept_steps(spacing, first, last):
         (schedules.linear, (20,), "num_steps must be above 20 for the linear schedule, got 20"),
         (schedules.keep_steps, (1000, "fast"), '"250" or "ddim50", got \'fast\''),
         (schedules.keep_steps, (1000, "-5"), '"250" or "ddim50", got \'-5\''),
-        (schedules.keep_steps, (1000, ""), "spacing must be a number"),
-        (schedules.keep_steps, (1000, "1"), "spacing must keep 2 to 1000 steps, got '1'"),
-        (schedules.keep_steps, (1000, "1001"), "spacing must keep 2 to 1000 steps, got '1001'"),
+        (schedules.keep_steps, (1000, ""), "num_steps must be a number"),
+        (schedules.keep_steps, (1000, "1"), "num_steps must be in 2 .. 1000, got '1'"),
+        (schedules.keep_steps, (1000, "1001"), "num_steps must be in 2 .. 1000, got '1001'"),
         (schedules.keep_steps, (1000, "ddim600"), "no whole stride through 1000 .* 'ddim600'"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from PIL import Image
 
 from dit_jax.train import record
@@ -55,6 +56,24 @@ def test_a_new_run_starts_an_empty_record(tmp_path):
     make_log(path)(2, MEANS, 0.5)
     make_log(path)
     assert record.read(path) == []
+
+
+@pytest.mark.parametrize("line", ["oops", "3", '{"loss": 1}', ""])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=f"line 2 of {path} must be a record in JSON"):
+        record.read(path)
+
+
+def test_records_of_few_steps_are_joined_in_the_curve():
+    steps = [50, 100, 126, 150, 200, 210]  # stopped after 126, saved at 210
+    losses = [5.0, 4.0, 9.0, 1.0, 2.0, 7.0]
+    records = [{"step": s, "mse": x} for s, x in zip(steps, losses, strict=True)]
+    curve = record.curve(records, "mse")
+    assert curve[0] == [50, 100, 150, 200]
+    assert curve[1] == pytest.approx([5, 4, (26 * 9 + 24 * 1) / 50, 2])
+    assert record.curve([{"step": 3, "mse": 2.0}], "mse") == ([3], [2.0])
 
 
 def test_the_loss_curve_is_a_picture_with_ink(tmp_path):

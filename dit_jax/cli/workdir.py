@@ -1,0 +1,87 @@
+"""The directory of a training run: whether a config may use it, and how it becomes the config's.
+
+In it: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
+"""
+
+import json
+import os
+
+from dit_jax import checkpoint
+from dit_jax.train import record
+
+
+def check(workdir, config):
+    """ValueError where no run of this config can start or go on in the workdir; writes nothing."""
+    nearest = next(place for place in (workdir, *workdir.parents) if place.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"workdir must not be or lie under a file, got {workdir}")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"workdir must be where you may write, got {workdir}")
+    if (workdir / "config.json").exists():
+        old = _read_config(workdir / "config.json")
+        _check_same(workdir, old, config)
+        _check_saved(workdir, old["run"]["checkpoint_every"])
+    elif workdir.exists() and any(path.name != ".config.json" for path in workdir.iterdir()):
+        raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
+
+
+def claim(workdir, config):
+    """Makes the workdir this config's own."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    aside = workdir / ".config.json"
+    aside.write_text(json.dumps(config, indent=2) + "\n")
+    aside.replace(workdir / "config.json")
+
+
+def _read_config(path):
+    try:
+        config = json.loads(path.read_bytes())
+        int(config["run"]["checkpoint_every"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} must be the config of a run, but it is damaged: restore it or use another "
+            f"workdir ({error!r})"
+        ) from error
+    return config
+
+
+def _check_same(workdir, old, new):
+    differences = sorted(_differences(old, new))
+    if differences:
+        name, before, after = differences[0]
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise ValueError(
+            f"workdir must not hold a run of another config: {workdir} has "
+            f"{name} {before!r}, got {after!r}{more}"
+        )
+
+
+def _differences(old, new):
+    """(name, old value, new value) of all fields that differ, the topic `run` apart."""
+    names = {(topic, None) for topic in old.keys() | new.keys() if topic != "run"}
+    for topic, _ in list(names):
+        if isinstance(old.get(topic), dict) and isinstance(new.get(topic), dict):
+            names.remove((topic, None))
+            names |= {(topic, name) for name in old[topic].keys() | new[topic].keys()}
+    for topic, name in names:
+        a, b = (c.get(topic) if name is None else c[topic].get(name) for c in (old, new))
+        if a != b:
+            yield ".".join(filter(None, (topic, name))), a, b
+
+
+def _check_saved(workdir, checkpoint_every):
+    """ValueError where steps were saved and are gone: starting at 0 would drop the record.
+
+    A run that was killed before its first save starts at 0 by itself. Its record ends at step
+    2 * checkpoint_every or before: there the second save waits for the first one to be on the
+    disk. And a step's folder gets its number, in one move, when all is in it.
+    """
+    steps = workdir / "checkpoints"
+    records = record.read(workdir / "metrics.jsonl")
+    last = records[-1]["step"] if records else 0
+    was_saved = last > 2 * checkpoint_every or any(p.name.isdecimal() for p in steps.glob("*"))
+    if was_saved and checkpoint.latest_step(steps) is None:
+        raise ValueError(
+            f"workdir must not have lost its saved steps: {workdir} holds a record up to step "
+            f"{last}, but no whole step in checkpoints; restore one or use another workdir"
+        )

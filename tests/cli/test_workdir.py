@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from dit_jax.cli import workdir as workdirs
+
+CONFIG = {"seed": 0, "run": {"checkpoint_every": 8}}
+
+
+def make(path, *, last, folder=None):
+    """A run's directory whose record ends at step `last`; folder: one that lies in checkpoints."""
+    workdirs.claim(path, CONFIG)
+    records = (json.dumps({"step": step}) + "\n" for step in range(1, last + 1))
+    (path / "metrics.jsonl").write_text("".join(records))
+    if folder:
+        (path / "checkpoints" / folder).mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("last", [0, 1, 8, 16])  # at 16 the save of 8 may be on its way to the disk
+@pytest.mark.parametrize("folder", [None, "8.orbax-checkpoint-tmp"])
+def test_a_run_that_was_killed_before_its_first_save_starts_again(tmp_path, last, folder):
+    workdirs.check(make(tmp_path, last=last, folder=folder), CONFIG)
+
+
+@pytest.mark.parametrize("last, folder", [(17, None), (400, "8.orbax-checkpoint-tmp"), (1, "8")])
+def test_a_run_that_lost_its_saved_steps_does_not_start_again(tmp_path, last, folder):
+    make(tmp_path, last=last, folder=folder)
+    with pytest.raises(ValueError, match=f"holds a record up to step {last}, but no whole step"):
+        workdirs.check(tmp_path, CONFIG)
+
+
+def test_what_is_lost_is_measured_by_the_run_that_lost_it(tmp_path):
+    longer = CONFIG | {"run": {"checkpoint_every": 1000}}
+    with pytest.raises(ValueError, match="must not have lost its saved steps"):
+        workdirs.check(make(tmp_path, last=17), longer)
+
+
+def test_a_whole_step_is_gone_on_from(tmp_path):
+    make(tmp_path, last=400, folder="8")
+    (tmp_path / "checkpoints" / "8" / "_CHECKPOINT_METADATA").touch()
+    workdirs.check(tmp_path, CONFIG)
+
+
+def test_a_claim_that_was_killed_is_taken_up_again(tmp_path):
+    (tmp_path / ".config.json").write_text("{")
+    workdirs.check(tmp_path, CONFIG)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdirs.os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ValueError, match="workdir must be where you may write, got"):
+        workdirs.check(tmp_path / "run", CONFIG)
