@@ -2,27 +2,36 @@
 
     dit-bench train --config=configs/imagenet256.py:XL/2
     dit-bench sample --config=configs/digits.py --out=bench.json
+    dit-bench train --config=configs/imagenet256.py:S/2 --peer
 
 Times are of whole steps (train) or of whole samplings of one batch (sample), each waited for.
 FLOP/s count the model's own arithmetic, without what rematerialisation or the null label's pass
 outside the guided interval would add or save; MFU is their share of the chips' bfloat16 peak.
+--peer runs the same work in PyTorch, eager and compiled, in turn with ours, and needs the extra
+[convert].
 """
 
+import functools
 import json
+import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from dit_jax import devices, sharding
 from dit_jax.cli import build, command
+from dit_jax.convert import files
 from dit_jax.data import synthetic
 from dit_jax.diffusion import schedules
-from dit_jax.models import flops
+from dit_jax.models import dit, flops
 from dit_jax.train import state as states
 
 
@@ -31,6 +40,7 @@ def define(values):
     options = {"flag_values": values}
     flags.DEFINE_integer("repeats", 10, "Timed steps or samplings.", lower_bound=2, **options)
     flags.DEFINE_integer("warmup", 2, "Those before them.", lower_bound=1, **options)
+    flags.DEFINE_boolean("peer", False, "Also run it in PyTorch, in turn.", **options)
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
 
 
@@ -38,7 +48,12 @@ def main(values, what):
     if what not in ("train", "sample"):
         raise ValueError(f"what to measure must be train or sample, got {what!r}")
     config, out = values.config, values.out and command.output_path(values.out)
-    measure = measure_train if what == "train" else measure_sample
+    if values.peer:
+        files.require("torch")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
+    ours = (prepare_train if what == "train" else prepare_sample)(config)
+    runs = {"dit_jax": ours.run} | (make_peers(config, what) if values.peer else {})
+    seconds, first = time_in_turn(runs, values.repeats, values.warmup)
     figures = {
         "what": what,
         "model": f"{config.model.size}/{config.model.patch_size} {config.model.conditioning}",
@@ -47,17 +62,29 @@ def main(values, what):
         "batch_size": config.train.batch_size,
         "devices": devices.describe(),
         "jax": jax.__version__,
-        **measure(config, values.repeats, values.warmup),
-        "peak_memory_gb": devices.peak_memory() / 1e9,
+        **summarize(seconds["dit_jax"], ours.work, config),
+        "compile_seconds": ours.compile_seconds,
+        "peak_memory_gb": ours.memory / 1e9,
     }
+    for name in runs.keys() - {"dit_jax"}:
+        figures |= compare(name, seconds, first[name], config)
     for name, value in figures.items():
-        print(f"{name:28s} {value:.4g}" if isinstance(value, float) else f"{name:28s} {value}")
+        print(f"{name:32s} {value:.4g}" if isinstance(value, float) else f"{name:32s} {value}")
     if out:
         out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def measure_train(config, repeats, warmup):
-    """Figures of training steps on one batch that stays on the devices."""
+class Work(NamedTuple):
+    """run() does it once and waits. work: its FLOPs. memory: bytes, before PyTorch takes any."""
+
+    run: Callable
+    work: float
+    compile_seconds: float
+    memory: int
+
+
+def prepare_train(config):
+    """One training step on one batch that stays on the devices."""
     parts, key = build.parts(config), jax.random.key(0)
     state = states.create(parts.init, parts.optimizer, key, parts.mesh)
     batch = random_batch(config, parts.mesh)
@@ -70,11 +97,12 @@ def measure_train(config, repeats, warmup):
         jax.block_until_ready(state)
 
     work = config.train.batch_size * flops.train_flops(parts.model)
-    return summarize(time_runs(run, repeats, warmup), work, config, compile_seconds)
+    run()
+    return Work(run, work, compile_seconds, devices.peak_memory())
 
 
-def measure_sample(config, repeats, warmup):
-    """Figures of sampling one batch from noise to the end, without a decoder."""
+def prepare_sample(config):
+    """Sampling one batch from noise to the end, without a decoder."""
     parts = build.parts(config)
     init = jax.jit(parts.init, out_shardings=sharding.replicated(parts.mesh))
     params = init(jax.random.key(0))
@@ -87,7 +115,36 @@ def measure_sample(config, repeats, warmup):
 
     passes = count_passes(config, parts.schedule)
     work = config.train.batch_size * passes * flops.forward_flops(parts.model)
-    return summarize(time_runs(run, repeats, warmup), work, config, compile_seconds)
+    run()
+    return Work(run, work, compile_seconds, devices.peak_memory())
+
+
+def make_peers(config, what):
+    """{name: run} of the same work in PyTorch."""
+    from dit_jax.convert import torch_peer  # which imports torch
+
+    model = dit.configure(**config.model)
+    options = {"batch_size": config.train.batch_size, "dtype": config.compute.dtype}
+    diffusion = config.diffusion.to_dict()
+    if what == "train":
+        options |= {"learning_rate": config.train.learning_rate}
+        options |= {"ema_decay": config.train.ema_decay}
+        make = functools.partial(torch_peer.make_train_step, model, diffusion, **options)
+    else:
+        sampling = config.sampling.to_dict()
+        make = functools.partial(torch_peer.make_sampling, model, diffusion, sampling, **options)
+    return {"torch": make(compiled=False), "torch_compile": make(compiled=True)}
+
+
+def compare(name, seconds, first, config):
+    """The figures of a peer, and how many times as fast ours is: of medians taken in turn."""
+    median = statistics.median(seconds[name])
+    return {
+        f"{name}_images_per_second": config.train.batch_size / median,
+        f"{name}_seconds_median": median,
+        f"{name}_seconds_first": first,
+        f"dit_jax_over_{name}": median / statistics.median(seconds["dit_jax"]),
+    }
 
 
 def count_passes(config, schedule):
@@ -117,17 +174,22 @@ def compile_timed(jitted, *args):
     return compiled, time.perf_counter() - started
 
 
-def time_runs(run, repeats, warmup):
-    """Seconds of each of `repeats` runs after `warmup` runs."""
-    seconds = []
-    for _ in range(warmup + repeats):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return seconds[warmup:]
+def time_in_turn(runs, repeats, warmup):
+    """{name: seconds of each repeat}, {name: seconds of the very first run}, after `warmup` runs.
+
+    The runs take turns, so that what else the machine does falls on all of them.
+    """
+    seconds = {name: [] for name in runs}
+    for _ in tqdm(range(warmup + repeats), unit="round", disable=None):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    first = {name: times[0] for name, times in seconds.items()}
+    return {name: times[warmup:] for name, times in seconds.items()}, first
 
 
-def summarize(seconds, work, config, compile_seconds):
+def summarize(seconds, work, config):
     """The figures of runs that took `seconds` each and `work` FLOPs each."""
     median = statistics.median(seconds)
     quartiles = statistics.quantiles(seconds, n=4)
@@ -136,7 +198,6 @@ def summarize(seconds, work, config, compile_seconds):
         "seconds_median": median,
         "seconds_quartile_range": quartiles[2] - quartiles[0],
         "model_tflops_per_second": work / median / 1e12,
-        "compile_seconds": compile_seconds,
     }
     peak = devices.total_peak_flops()
     return figures | ({"mfu": work / median / peak} if peak else {})

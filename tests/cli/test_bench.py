@@ -26,6 +26,29 @@ def test_every_figure_is_printed_and_written(call, tmp_path, what):
     assert 0.1 < figures["peak_memory_gb"] < 24
 
 
+@pytest.mark.parametrize("what", ["train", "sample"])
+def test_the_peer_takes_turns_with_ours(call, tmp_path, what, monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda net: net)  # which would take minutes
+    out = tmp_path / "bench.json"
+    with bench.jax.numpy_dtype_promotion("standard"):
+        options = (*SMALL, f"--out={out}", "--config.sampling.num_steps=3", "--peer")
+        code, _, _ = call(bench, what, *options)
+    assert code == 0
+    figures = json.loads(out.read_text())
+    for name in ("torch", "torch_compile"):
+        ratio = figures[f"{name}_seconds_median"] / figures["seconds_median"]
+        assert figures[f"dit_jax_over_{name}"] == pytest.approx(ratio)
+        assert figures[f"{name}_images_per_second"] > 0
+
+
+def test_runs_take_turns():
+    order = []
+    runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    seconds, first = bench.time_in_turn(runs, repeats=2, warmup=1)
+    assert order == ["a", "b"] * 3
+    assert len(seconds["a"]) == len(seconds["b"]) == 2 and first.keys() == {"a", "b"}
+
+
 def test_the_null_labels_passes_count_only_where_they_run():
     schedule = schedules.linear()
 
@@ -41,7 +64,7 @@ def test_the_null_labels_passes_count_only_where_they_run():
 
 def test_the_figures_of_known_times():
     config = ConfigDict({"train": {"batch_size": 32}})
-    figures = bench.summarize([0.5, 0.25, 0.5, 0.75, 0.5], 2e12, config, 3.0)
+    figures = bench.summarize([0.5, 0.25, 0.5, 0.75, 0.5], 2e12, config)
     assert figures["images_per_second"] == 64
     assert figures["model_tflops_per_second"] == pytest.approx(4)
     assert figures["seconds_quartile_range"] == pytest.approx(0.25)
