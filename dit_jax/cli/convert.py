@@ -91,9 +91,9 @@ def to_torch(values, source, out):
             files.write_state_dict(aside, state_dict)
         state_dict.clear()
         weights = aside / "model.safetensors" if values.bundle else aside
-        one = parity.ours(source, values.weights)
-        code = _prove(one, parity.official(weights, model), model, source, aside, out=out)
-    return code
+        sides = [parity.ours(source, values.weights), parity.official(weights, model)]
+        file = None if values.bundle else out
+        return _prove(*sides, model, native.step_folder(source), aside, out=file)
 
 
 def to_diffusers(values, source, out):
@@ -107,7 +107,7 @@ def to_diffusers(values, source, out):
         diffusers_dit.write_folder(aside, state_dict, model, settings, values.vae)
         sides = [parity.ours(source, values.weights), parity.diffusers(aside)]
         plain = parity.diffusers(aside, plain=True)
-        code = _prove(*sides, model, source, aside, plain=plain)
+        code = _prove(*sides, model, native.step_folder(source), aside, plain=plain)
     if not values.vae:
         logging.info("no VAE in it: DiTPipeline.from_pretrained(%r, vae=...) needs one", out)
     return code
@@ -216,7 +216,10 @@ def _prove(one, two, model, source, aside, *, out=None, plain=None):
     if plain:
         report["plain_diffusers"] = parity.measure(expected, plain(*inputs))["relative"]
     report["files"] = {"from": files.digests(source), "to": files.digests(aside)}
-    place = aside / "parity.json" if aside.is_dir() else Path(f"{out}.parity.json")
+    place = aside / "parity.json"
+    if out:
+        place = Path(f"{out}.parity.json")
+        report["files"]["to"] = {Path(out).name: report["files"]["to"][aside.name]}
     place.write_text(json.dumps(report, indent=2) + "\n")
     print(parity.table(report))
     logging.info("compared in %.1f s", time.perf_counter() - started)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-SUFFIXES = (".pt", ".pth", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
 def require(name):

@@ -27,6 +27,12 @@ def describe(path):
     return dit.DiTConfig.from_json(meta["model"]), settings, step, sorted(meta["digests"])
 
 
+def step_folder(path):
+    """The folder of the step that is read of a checkpoint."""
+    directory, step = checkpoint.locate(path)
+    return directory / str(step)
+
+
 def read(path, weights="ema"):
     """The Checkpoint of a training run or of a converted checkpoint, its digests checked."""
     if weights not in ("ema", "params"):

@@ -101,7 +101,9 @@ def test_what_is_no_state_dict(tmp_path):
     torch.save([1, 2], tmp_path / "x.pt")
     with pytest.raises(ValueError, match="x.pt must hold a state dict, got list"):
         files.read_state_dict(tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="file must end with .pt, .pth, .safetensors, got x.bin2"):
+    with pytest.raises(
+        ValueError, match="file must end with .pt, .pth, .bin, .safetensors, got x.bin2"
+    ):
         files.read_state_dict("x.bin2")
     with pytest.raises(ValueError, match="checkpoint must be a file, got nowhere.pt"):
         files.read_state_dict("nowhere.pt")

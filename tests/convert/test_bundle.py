@@ -1,0 +1,103 @@
+"""A bundle samples with PyTorch alone: no JAX, no package, the same samples."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import random_run
+
+import dit_jax
+from dit_jax.convert import bundle, native, torch_dit
+from dit_jax.diffusion import samplers, schedules
+from dit_jax.evals import digits
+
+ALONE = """
+import sys
+for name in ("jax", "flax", "dit_jax", "diffusers"):
+    sys.modules[name] = None  # importing it is an ImportError
+import numpy as np
+import dit
+labels, noise, options = np.load(sys.argv[1]), np.load(sys.argv[2]), eval(sys.argv[3])
+images = dit.load(".").sample(labels.tolist(), noise=noise, **options)
+np.save(sys.argv[4], images)
+"""
+
+
+def sample_alone(folder, labels, noise, options):
+    """What a bundle draws in a process of its own; noise (S + 1, N, H, W, C)."""
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "noise.npy", noise.transpose(0, 1, 4, 2, 3))
+    command = [sys.executable, "-c", ALONE, "labels.npy", "noise.npy", repr(options), "out.npy"]
+    subprocess.run(command, cwd=folder, check=True)
+    return np.load(folder / "out.npy")
+
+
+def noise_of(model, labels, num_steps, seed=0):
+    """The noise that `model.sample` draws for these labels: (S + 1, N, H, W, C)."""
+    import jax
+
+    from dit_jax import generate
+
+    keys = generate._sample_keys(seed, len(labels))
+    shape = (*model.config.input_size, model.config.in_channels)
+    draw = jax.jit(lambda i: samplers.draw_noise(keys, i, shape))
+    return np.stack([np.asarray(draw(i)) for i in range(num_steps + 1)])
+
+
+def write(run, folder):
+    model, settings, params = native.read(run)
+    bundle.write(folder, torch_dit.to_official(params, model), model, settings)
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "ddpm", "num_steps": "6", "cfg_scale": 1.0}])
+def test_a_bundle_draws_the_same_images(tmp_path, options):
+    random_run.save(tmp_path / "run")
+    write(tmp_path / "run", tmp_path / "bundle")
+    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == [
+        *("README.md", "config.json", "dit.py", "model.safetensors"),
+    ]
+    model, labels = dit_jax.load(tmp_path / "run"), np.arange(8)
+    expected = model.sample(labels, **options)
+    steps = len(schedules.keep_steps(1000, (model.sampling | options)["num_steps"]))
+    images = sample_alone(tmp_path / "bundle", labels, noise_of(model, labels, steps), options)
+    assert images.dtype == np.uint8
+    # A rounding of the last bit may turn a pixel by 1.
+    np.testing.assert_allclose(images.astype(int), expected, atol=1)
+
+
+def test_the_readme_of_a_bundle_runs(tmp_path):
+    random_run.save(tmp_path / "run")
+    write(tmp_path / "run", tmp_path / "bundle")
+    text = (tmp_path / "bundle" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0] + "assert images.shape == (3, 8, 8, 1)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "bundle", check=True)
+    assert "uint8" in text and "num_steps='4'" in text
+
+
+@pytest.mark.slow
+def test_digits_trained_here_are_the_same_digits_in_pytorch(tmp_path):
+    """250 DDPM and 50 DDIM steps of the same noise, to 1e-3 of the pixel range."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dit_jax.cli.train", "--config=configs/digits.py"]
+    subprocess.run([*command, f"--workdir={run}"], check=True)
+    write(run, tmp_path / "bundle")
+    config_path = tmp_path / "bundle" / "config.json"
+    config = json.loads(config_path.read_text())
+    config_path.write_text(json.dumps(config | {"space": "latents"}))  # floats, not pixels
+    model, labels = dit_jax.load(run), digits.labels(1000)
+    model.space = "latents"
+    judge = digits.fit_classifier(digits.digits.load()[0])
+    for options, steps in (
+        ({"sampler": "ddpm", "num_steps": "250"}, 250),
+        ({"sampler": "ddim", "num_steps": "50"}, 50),
+    ):
+        ours = model.sample(labels, batch_size=500, **options)
+        noise = noise_of(model, labels, steps)
+        theirs = sample_alone(tmp_path / "bundle", labels, noise, options).transpose(0, 2, 3, 1)
+        error = np.abs(ours - theirs).max() / 2  # of the pixel range, -1 to 1
+        scores = [judge.score(np.clip(x, -1, 1).reshape(1000, 64), labels) for x in (ours, theirs)]
+        print(f"{options}: {error:.1e} of the range; agreement {scores}")
+        assert error <= 1e-3
+        assert abs(scores[0] - scores[1]) <= 0.01 and min(scores) >= 0.99

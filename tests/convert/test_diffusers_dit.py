@@ -1,0 +1,204 @@
+"""DiT in diffusers' format: bit for bit there and back, and the pipeline made to compute DiT."""
+
+import json
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+
+from dit_jax.convert import (
+    diffusers_dit,
+    diffusers_pipeline,
+    native,
+    parity,
+    torch_dit,
+    torch_model,
+)
+from dit_jax.models import dit
+
+CONFIG = dit.configure("Ti", 2, input_size=(8, 8), num_classes=5)
+
+
+def random_state_dict(config=CONFIG, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda x: rng.standard_normal(x.shape, np.float32) * np.float32(0.05), shapes
+    )
+    return torch_dit.to_official(params, config)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """The folder of a small random AutoencoderKL."""
+    path = tmp_path_factory.mktemp("vae") / "vae"
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, vae):
+    """A pipeline's folder of random weights."""
+    path = tmp_path_factory.mktemp("pipeline") / "out"
+    settings = native.settings_of(CONFIG, schedule="squared_cosine")
+    diffusers_dit.write_folder(path, random_state_dict(), CONFIG, settings, vae)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"in_channels": 3, "learn_sigma": False},
+        {"input_size": (16, 16), "num_classes": 1000},
+    ],
+)
+def test_there_and_back_is_bit_identical(tmp_path, options):
+    config = dit.configure("Ti", 2, **{"input_size": (8, 8), "num_classes": 5} | options)
+    config = config._replace(depth=3, num_heads=2)  # any number of layers
+    state_dict = random_state_dict(config)
+    settings = native.settings_of(config)
+    diffusers_dit.write_folder(tmp_path / "out", dict(state_dict), config, settings)
+    back, model, same_settings = diffusers_dit.read_folder(tmp_path / "out")
+    assert model == config and same_settings == settings
+    assert back.keys() == state_dict.keys()
+    for name, x in state_dict.items():
+        np.testing.assert_array_equal(back[name], x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size, patch_size", [("S", 8), ("B", 4), ("XL", 2)])
+def test_sizes_of_the_paper_come_back_bit_identical(size, patch_size):
+    """Official -> ours -> official and ours -> diffusers -> ours; an XL/2 takes 8 GB."""
+    config = dit.configure(size, patch_size)
+    expected = random_state_dict(config)
+    state_dict = torch_dit.to_official(
+        torch_dit.from_official(dict(expected), config), torch_dit.read_config(expected)
+    )
+    state_dict = diffusers_dit.from_diffusers(
+        diffusers_dit.to_diffusers(state_dict, config), config
+    )
+    assert state_dict.keys() == expected.keys()
+    assert all(np.array_equal(state_dict[name], x) for name, x in expected.items())
+
+
+def test_only_the_transformer_or_its_old_pickle_will_do(folder, tmp_path):
+    expected, model, settings = diffusers_dit.read_folder(folder)
+    assert settings["diffusion"] == {"schedule": "squared_cosine", "num_steps": 1000}
+    net = diffusers.DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")
+    net.save_pretrained(tmp_path, safe_serialization=False)
+    assert (tmp_path / "diffusion_pytorch_model.bin").is_file()
+    state_dict, same_model, _ = diffusers_dit.read_folder(tmp_path)
+    assert same_model == model
+    for name, x in expected.items():
+        np.testing.assert_array_equal(state_dict[name], x)
+
+
+def test_the_matched_transformer_is_ours_and_the_plain_one_is_not(folder):
+    model = diffusers_dit.read_folder(folder)[1]
+    inputs = parity.inputs(model)
+    params = torch_dit.from_official(random_state_dict(), model)
+    expected = np.asarray(jax.jit(dit.make_apply(model))(params, *inputs))
+    assert parity.measure(expected, parity.diffusers(folder)(*inputs))["relative"] <= 1e-5
+    plain = parity.measure(expected, parity.diffusers(folder, plain=True)(*inputs))
+    assert plain["relative"] > 1e-3 and not plain["passed"]
+
+
+def test_the_pipeline_opens_and_draws(folder):
+    pipeline = diffusers.DiTPipeline.from_pretrained(folder)
+    assert isinstance(pipeline.scheduler, diffusers.DDIMScheduler)
+    assert pipeline.get_label_ids(["3", "1"]) == [3, 1]
+    pipeline.set_progress_bar_config(disable=True)
+    # Plain, with guidance 1: its null class is 1000 and would not be in the table of 5.
+    images = pipeline([3, 1], guidance_scale=1.0, num_inference_steps=3).images
+    assert [image.size for image in images] == [(16, 16)] * 2
+
+
+def test_the_matched_pipeline_samples_as_ours(folder):
+    pipeline = diffusers_pipeline.match_official(diffusers.DiTPipeline.from_pretrained(folder))
+    assert pipeline.labels == {str(i): i for i in range(5)}
+    noise = np.random.default_rng(2).standard_normal((9, 2, 4, 8, 8), np.float32)
+    options = {"num_inference_steps": 8, "noise": noise}
+    latents = pipeline([3, 1], output_type="latent", **options).images.numpy()
+    with torch.device("meta"):
+        net = torch_model.DiT(**CONFIG._asdict())
+    tensors = {name: torch.from_numpy(x) for name, x in random_state_dict().items()}
+    net.load_state_dict(tensors, assign=True)
+    settings = native.settings_of(CONFIG, schedule="squared_cosine")
+    sampler = torch_model.Sampler(net, settings | {"space": "latents"})
+    expected = sampler.sample([3, 1], noise=noise, num_steps="8", cfg_scale=4.0).numpy()
+    np.testing.assert_allclose(latents, expected, atol=1e-3 * np.abs(expected).max())
+    shapes = {"pt": (2, 3, 16, 16), "np": (2, 16, 16, 3)}
+    for kind, shape in shapes.items():
+        assert pipeline([3, 1], output_type=kind, **options).images.shape == shape
+    assert pipeline([3], num_inference_steps=2).images[0].size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"conditioning": "in_context"}, "conditioning must be adaln_zero for diffusers, got in_"),
+        ({"conditioning": "cross_attention"}, "conditioning must be adaln_zero for diffusers"),
+        ({"conditioning": "adaln"}, "conditioning must be adaln_zero for diffusers, got adaln"),
+        ({"input_size": (8, 4)}, r"input_size must be \(8, 8\) for diffusers, got \(8, 4\)"),
+        ({"null_label": False}, "null_label must be True for diffusers, got False"),
+    ],
+)
+def test_what_diffusers_has_no_place_for(options, message):
+    with pytest.raises(ValueError, match=message):
+        diffusers_dit.check(CONFIG._replace(**options))
+
+
+def broken(folder, tmp_path, change):
+    """A copy of the transformer whose state dict `change` has changed."""
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "transformer" / diffusers_dit.WEIGHTS[0])
+    change(weights)
+    save_file(weights, tmp_path / diffusers_dit.WEIGHTS[0])
+    config = (folder / "transformer" / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    return tmp_path
+
+
+EMBEDDER = "transformer_blocks.2.norm1.emb.class_embedder.embedding_table.weight"
+
+
+def test_copies_of_an_embedder_that_differ(folder, tmp_path):
+    def change(weights):
+        weights[EMBEDDER] = weights[EMBEDDER] + np.float32(1)
+
+    with pytest.raises(ValueError, match="copies of class_embedder.* got another one in block 2"):
+        diffusers_dit.read_folder(broken(folder, tmp_path, change))
+
+
+def test_missing_and_surplus_arrays(folder, tmp_path):
+    with pytest.raises(ValueError, match=f"must be a DiT of diffusers: missing '{EMBEDDER}'"):
+        diffusers_dit.read_folder(broken(folder, tmp_path, lambda w: w.pop(EMBEDDER)))
+    extra = np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match="must be a DiT of diffusers: surplus stray"):
+        diffusers_dit.read_folder(broken(folder, tmp_path, lambda w: w.update(stray=extra)))
+
+
+def test_folders_of_other_things(folder, tmp_path, vae):
+    with pytest.raises(ValueError, match="folder must hold a DiT of diffusers with its weights"):
+        diffusers_dit.read_folder(tmp_path)
+    with pytest.raises(ValueError, match="vae must be a folder of diffusers' AutoencoderKL, got"):
+        diffusers_dit.check_vae(folder, CONFIG)
+    with pytest.raises(ValueError, match="vae must have 3 latent channels, got 4"):
+        diffusers_dit.check_vae(vae, CONFIG._replace(in_channels=3))
+    path = folder / "scheduler" / "scheduler_config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"beta_schedule": "scaled_linear"}))
+    with pytest.raises(ValueError, match="beta_schedule must be one of linear, .* scaled_linear"):
+        diffusers_dit.read_folder(folder)
+    path.write_text(before)
