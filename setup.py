@@ -37,9 +37,12 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
-        "convert": ["torch", "safetensors", "diffusers"],
+        "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
         "tfds": ["tensorflow-datasets", "importlib_resources"],
-        "dev": ["pytest", "ruff", "pre-commit"],
+        "dev": [
+            *("pytest", "ruff", "pre-commit"),
+            *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with
+        ],
     },
     entry_points={
         "console_scripts": [f"dit-{name} = dit_jax.cli.{name}:entry" for name in COMMANDS]

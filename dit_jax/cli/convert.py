@@ -119,7 +119,9 @@ def inspect(values, source):
     if path.is_file():
         what, model = _inspect_state_dict(values, path)
     elif (path / "model.safetensors").is_file():
-        config = json.loads((path / "config.json").read_text())
+        config = files.read_json(path / "config.json")
+        if not {"model", "space", "diffusion"} <= config.keys():
+            raise ValueError(f"bundle must have the config.json of dit-convert, got {path}")
         what = {"format": "bundle for PyTorch", "space": config["space"], **config["diffusion"]}
         model = dit.DiTConfig.from_json(config["model"])
     elif diffusers_dit.is_folder(path):

@@ -131,8 +131,7 @@ def write_folder(path, state_dict, model, settings, vae=None):
 
 def check_vae(path, model):
     """ValueError where a folder is no AutoencoderKL that fits the model's latents."""
-    config_path = Path(path) / "config.json"
-    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+    config = files.read_json(Path(path) / "config.json")
     if config.get("_class_name") != "AutoencoderKL":
         raise ValueError(f"vae must be a folder of diffusers' AutoencoderKL, got {path}")
     if config["latent_channels"] != model.in_channels:
@@ -150,27 +149,32 @@ def read_folder(path):
     """(official state dict, DiTConfig, settings) of a folder, of a pipeline or its transformer."""
     path = Path(path)
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
-    config_path = transformer / "config.json"
-    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+    config = files.read_json(transformer / "config.json")
     weights = [transformer / name for name in WEIGHTS if (transformer / name).is_file()]
     if config.get("norm_type") != "ada_norm_zero" or not weights:
         raise ValueError(f"folder must hold a DiT of diffusers with its weights, got {path}")
-    model = _read_config(config)
-    settings = native.settings_of(model)
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file():
-        theirs = json.loads(scheduler.read_text())
-        names = {name: ours for ours, name in SCHEDULES.items()}
-        if theirs["beta_schedule"] not in names:
-            raise ValueError(
-                f"beta_schedule must be one of {', '.join(names)}, got {theirs['beta_schedule']}"
-            )
-        settings["diffusion"] = {
-            "schedule": names[theirs["beta_schedule"]],
-            "num_steps": theirs["num_train_timesteps"],
-        }
+    theirs = files.read_json(path / "scheduler" / "scheduler_config.json")
+    try:
+        model = _read_config(config)
+        settings = native.settings_of(model)
+        if theirs:
+            settings["diffusion"] = _read_diffusion(theirs)
+    except KeyError as error:
+        raise ValueError(f"{path} must have {error} in its JSON files") from error
     state_dict = files.read_state_dict(weights[0])
     return from_diffusers(state_dict, model), model, settings
+
+
+def _read_diffusion(scheduler):
+    names = {name: ours for ours, name in SCHEDULES.items()}
+    if scheduler["beta_schedule"] not in names:
+        raise ValueError(
+            f"beta_schedule must be one of {', '.join(names)}, got {scheduler['beta_schedule']}"
+        )
+    return {
+        "schedule": names[scheduler["beta_schedule"]],
+        "num_steps": scheduler["num_train_timesteps"],
+    }
 
 
 def _read_config(config):

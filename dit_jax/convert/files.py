@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import hashlib
 import importlib
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -23,6 +24,20 @@ def require(name):
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"{name} must be installed: pip install dit_jax[convert]") from error
+
+
+def read_json(path):
+    """The JSON object in a file, {} where there is no file."""
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(content).__name__}")
+    return content
 
 
 def read_state_dict(path, weights="ema"):

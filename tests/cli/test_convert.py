@@ -132,13 +132,15 @@ def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, mo
         (["to-torch", "{run}", "{out}.pt", "--weights=model"], "weights must be ema or params"),
         (["to-diffusers", "{run}", "{out}", "--vae=/nowhere"], "vae must be a folder of diffusers"),
         (["from-diffusers", "{run}", "{out}"], "folder must hold a DiT of diffusers with its"),
+        (["inspect", "{run}/half"], "bundle must have the config.json of dit-convert, got"),
         (["inspect", "/nowhere"], "checkpoint must be a directory with a saved step"),
     ],
 )
 def test_wrong_use_is_one_line_and_nothing_is_left(refuse, tmp_path, run, args, message):
     path, out = run[0], tmp_path / "out"
     torch.save({"a": torch.zeros(2)}, path / "other.pt")
-    for name in ("text.pt", "text.txt"):
+    (path / "half").mkdir(exist_ok=True)
+    for name in ("text.pt", "text.txt", "half/model.safetensors"):
         (path / name).write_text("text")
     assert message in refuse(convert, *(arg.format(run=path, out=out) for arg in args))
     assert list(tmp_path.iterdir()) == []

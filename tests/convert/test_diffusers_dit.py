@@ -202,3 +202,18 @@ def test_folders_of_other_things(folder, tmp_path, vae):
     with pytest.raises(ValueError, match="beta_schedule must be one of linear, .* scaled_linear"):
         diffusers_dit.read_folder(folder)
     path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "config.json must be JSON"),
+        ("[1]", "config.json must be a JSON object, got list"),
+        ('{"norm_type": "ada_norm_zero"}', "must have 'in_channels' in its JSON files"),
+    ],
+)
+def test_a_config_that_says_too_little(folder, tmp_path, text, message):
+    path = broken(folder, tmp_path, lambda weights: None)
+    (path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        diffusers_dit.read_folder(path)
