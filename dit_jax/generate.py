@@ -89,7 +89,7 @@ def draw_all(draw, params, labels, *, seed, batch_size, progress=False):
     batch_size = -(-min(batch_size, len(labels)) // count) * count
     padded = np.resize(labels, -(-len(labels) // batch_size) * batch_size)
     batches = padded.reshape(-1, batch_size)
-    keys = _sample_keys(np.uint32(seed), len(padded)).reshape(-1, batch_size)
+    keys = sample_keys(np.uint32(seed), len(padded)).reshape(-1, batch_size)
     images = []
     with tqdm(total=len(padded), unit="image", disable=None if progress else True) as bar:
         for y, k in zip(batches, keys, strict=True):
@@ -99,7 +99,8 @@ def draw_all(draw, params, labels, *, seed, batch_size, progress=False):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _sample_keys(seed, count):
+def sample_keys(seed, count):
+    """The keys of images 0 .. count - 1, whose folds are the noise of every step: (count,)."""
     key = jax.random.key(seed)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
 

@@ -21,7 +21,7 @@ def make_train_step(model, diffusion, *, batch_size, dtype, learning_rate, ema_d
     params = [x for x in net.parameters() if x.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0, fused=True)
     forward = torch.compile(net) if compiled else net
-    tables = _tables(diffusion, device)
+    tables = make_tables(diffusion, device)
     x0 = torch.randn(batch_size, model.in_channels, *model.input_size, device=device)
     labels = torch.arange(batch_size, device=device) % model.num_classes
 
@@ -96,7 +96,7 @@ def _normal_cdf(x):
     return 0.5 * (1 + torch.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def _tables(diffusion, device):
+def make_tables(diffusion, device):
     """Tables (S,) in float32 over the steps of the diffusion."""
     alpha_bar, _ = torch_model.make_schedule(**diffusion, spacing=diffusion["num_steps"])
     alpha_bar = np.array(alpha_bar)

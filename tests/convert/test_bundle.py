@@ -40,7 +40,7 @@ def noise_of(model, labels, num_steps, seed=0):
 
     from dit_jax import generate
 
-    keys = generate._sample_keys(seed, len(labels))
+    keys = generate.sample_keys(seed, len(labels))
     shape = (*model.config.input_size, model.config.in_channels)
     draw = jax.jit(lambda i: samplers.draw_noise(keys, i, shape))
     return np.stack([np.asarray(draw(i)) for i in range(num_steps + 1)])

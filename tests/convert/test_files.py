@@ -13,7 +13,7 @@ TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3)}
 AVERAGE = {name: x + 10 for name, x in TENSORS.items()}
 
 
-def expect(state_dict, tensors):
+def expect_same(state_dict, tensors):
     assert state_dict.keys() == tensors.keys()
     for name, x in tensors.items():
         assert isinstance(state_dict[name], np.ndarray)
@@ -23,7 +23,7 @@ def expect(state_dict, tensors):
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
 def test_a_bare_state_dict(tmp_path, options):
     torch.save(TENSORS, tmp_path / "x.pt", **options)
-    expect(files.read_state_dict(tmp_path / "x.pt"), TENSORS)
+    expect_same(files.read_state_dict(tmp_path / "x.pt"), TENSORS)
 
 
 def test_what_the_official_script_saves(tmp_path):
@@ -33,8 +33,8 @@ def test_what_the_official_script_saves(tmp_path):
     optimizer = {"state": {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(100, 100)}}}
     args = argparse.Namespace(model="DiT-XL/2", image_size=256)
     torch.save({"model": wrapped, "ema": AVERAGE, "opt": optimizer, "args": args}, path)
-    expect(files.read_state_dict(path), AVERAGE)
-    expect(files.read_state_dict(path, "model"), TENSORS)
+    expect_same(files.read_state_dict(path), AVERAGE)
+    expect_same(files.read_state_dict(path, "model"), TENSORS)
     assert files.groups(path) == ["ema", "model"]
     torch.save({"model": wrapped}, path)
     with pytest.raises(ValueError, match="weights must be model for .*x.pt, got ema"):
@@ -49,7 +49,7 @@ def test_half_precision(tmp_path, dtype, suffix):
     save = torch.save if suffix == ".pt" else safetensors_torch.save_file
     save(tensors, path)
     state_dict = files.read_state_dict(path)
-    expect({name: np.float32(x) for name, x in state_dict.items()}, tensors)
+    expect_same({name: np.float32(x) for name, x in state_dict.items()}, tensors)
 
 
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
@@ -57,7 +57,7 @@ def test_what_is_written_comes_back(tmp_path, suffix):
     arrays = {name: x.numpy() for name, x in TENSORS.items()}
     path = tmp_path / f"x{suffix}"
     files.write_state_dict(path, arrays)
-    expect(files.read_state_dict(path), TENSORS)
+    expect_same(files.read_state_dict(path), TENSORS)
     assert path.stat().st_mode & 0o044 == 0o044  # others may read it
 
 

@@ -25,7 +25,7 @@ def test_the_peer_minimises_the_same_loss(channels):
     def place(x):
         return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
-    tables = torch_peer._tables(DIFFUSION, torch.device("cpu"))
+    tables = torch_peer.make_tables(DIFFUSION, torch.device("cpu"))
     loss = torch_peer.objective(
         tables,
         place(out),
