@@ -279,7 +279,7 @@ def test_a_fresh_model_predicts_zero():
         ),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
         ({"input_size": (32, 30)}, r"divisible by patch_size 4, got \(32, 30\)"),
-        ({"input_size": (0, 32)}, r"divisible by patch_size 4, got \(0, 32\)"),
+        ({"input_size": (0, 32)}, r"two whole numbers of at least 1, got \(0, 32\)"),
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
     ],
