@@ -28,7 +28,9 @@ from dit_jax.models import dit
 
 def define(values):
     options = {"flag_values": values}
-    flags.DEFINE_boolean("overwrite", False, "Replace an output that exists.", **options)
+    flags.DEFINE_boolean(
+        "overwrite", False, "Replace a file, or a folder that dit-convert made.", **options
+    )
     flags.DEFINE_enum(
         "weights", "ema", ["ema", "model", "params"], "Averaged parameters or plain.", **options
     )

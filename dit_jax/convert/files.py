@@ -84,6 +84,8 @@ def written_aside(path, *, overwrite):
     path = Path(path)
     if path.exists() and not overwrite:
         raise ValueError(f"output must not exist, or --overwrite be given, got {path}")
+    if path.is_dir() and any(path.iterdir()) and not (path / "parity.json").is_file():
+        raise ValueError(f"output to overwrite must be a folder of dit-convert's own, got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"output must be in a directory that exists, got {path}")
     aside = path.with_name(f".partial-{path.name}")

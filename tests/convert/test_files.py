@@ -138,6 +138,20 @@ def test_an_output_is_replaced_only_if_asked(tmp_path, was_folder):
             raise AssertionError("not reached")
 
 
+def test_a_folder_of_other_things_is_never_replaced(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years")
+    with pytest.raises(ValueError, match="must be a folder of dit-convert's own, got"):
+        with files.written_aside(out, overwrite=True):
+            raise AssertionError("not reached")
+    assert (out / "thesis.txt").read_text() == "years"
+    (out / "parity.json").touch()
+    with files.written_aside(out, overwrite=True) as aside:
+        aside.mkdir()
+    assert list(out.iterdir()) == []
+
+
 def test_digests_of_a_folder(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "empty").touch()
