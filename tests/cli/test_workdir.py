@@ -17,10 +17,21 @@ def make(path, *, last, folder=None):
     return path
 
 
+def assert_accepted_untouched(path):
+    """The check lets the run go on, and writes nothing."""
+
+    def content():
+        return {p: p.read_bytes() if p.is_file() else None for p in path.rglob("*")}
+
+    before = content()
+    workdirs.check(path, CONFIG)
+    assert content() == before
+
+
 @pytest.mark.parametrize("last", [0, 1, 8, 16])  # at 16 the save of 8 may be on its way to the disk
 @pytest.mark.parametrize("folder", [None, "8.orbax-checkpoint-tmp"])
 def test_a_run_that_was_killed_before_its_first_save_starts_again(tmp_path, last, folder):
-    workdirs.check(make(tmp_path, last=last, folder=folder), CONFIG)
+    assert_accepted_untouched(make(tmp_path, last=last, folder=folder))
 
 
 @pytest.mark.parametrize("last, folder", [(17, None), (400, "8.orbax-checkpoint-tmp"), (1, "8")])
@@ -39,12 +50,15 @@ def test_what_is_lost_is_measured_by_the_run_that_lost_it(tmp_path):
 def test_a_whole_step_is_gone_on_from(tmp_path):
     make(tmp_path, last=400, folder="8")
     (tmp_path / "checkpoints" / "8" / "_CHECKPOINT_METADATA").touch()
-    workdirs.check(tmp_path, CONFIG)
+    assert_accepted_untouched(tmp_path)
 
 
 def test_a_claim_that_was_killed_is_taken_up_again(tmp_path):
     (tmp_path / ".config.json").write_text("{")
-    workdirs.check(tmp_path, CONFIG)
+    assert_accepted_untouched(tmp_path)
+    workdirs.claim(tmp_path, CONFIG)
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+    assert not (tmp_path / ".config.json").exists()
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
