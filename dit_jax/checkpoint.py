@@ -5,6 +5,7 @@ architecture, and `config`, how to compute, noise and sample with it) and what t
 step, the versions of the packages and a digest of every leaf.
 """
 
+import asyncio
 import importlib.metadata
 import os
 from pathlib import Path
@@ -28,7 +29,7 @@ def open_manager(directory, *, keep=2, background=True):
         preservation_policy=ocp.checkpoint_managers.LatestN(keep),
         enable_async_checkpointing=background,
     )
-    handlers = {name: _tree_handler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
+    handlers = {name: _writer() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
     path = Path(directory).resolve()
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
@@ -93,7 +94,7 @@ def restore(directory, step, templates):
         )
         for name, tree in templates.items()
     }
-    handlers = {name: _tree_handler(tree) for name, tree in templates.items()}
+    handlers = {name: _reader(tree) for name, tree in templates.items()}
     items = _restore(directory, step, handlers, **args)
     for name, tree in items.items():
         for leaf, found in digest(tree).items():
@@ -129,12 +130,35 @@ def _sums(x):
     return jnp.stack([jnp.sum(words * weight, dtype=jnp.uint32) for weight in weights])
 
 
-def _tree_handler(template=()):
+class _WholeReads(ocp.type_handlers.ArrayHandler):
+    """Reads arrays, and lets every read end where one fails.
+
+    Orbax closes the event loop at the first failure: what still reads then complains into it.
+    """
+
+    async def deserialize(self, infos, args=None):
+        before = asyncio.all_tasks()
+        try:
+            return await super().deserialize(infos, args)
+        except Exception:
+            if reads := asyncio.all_tasks() - before:
+                await asyncio.wait(reads)
+            raise
+
+
+def _writer():
     # Compression takes most of the time of a save and its memory, and saves 8 % of such floats.
+    return ocp.PyTreeCheckpointHandler(use_compression=False)
+
+
+def _reader(template):
     # What is being read is in memory twice: no more at once than the largest leaf, or 1 GB.
     largest = max((x.size * x.dtype.itemsize for x in jax.tree.leaves(template)), default=0)
     return ocp.PyTreeCheckpointHandler(
-        use_compression=False, restore_concurrent_gb=max(1, -(-largest // 10**9))
+        restore_concurrent_gb=max(1, -(-largest // 10**9)),
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, _WholeReads())
+        ),
     )
 
 
@@ -148,5 +172,8 @@ def _restore(directory, step, handlers, **args):
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
             return dict(checkpointer.restore(path, args=ocp.args.Composite(**args)))
     except Exception as error:  # Orbax raises even that, where a file is cut short
-        reason = " ".join(str(error).split()).partition(" See full TensorStore")[0][:200]
+        cause = error
+        while cause.__cause__ is not None:  # Orbax's own text says which slice, TensorStore's why
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:200]
         raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error

@@ -1,3 +1,6 @@
+import gc
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +87,20 @@ def test_a_truncated_array_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"^checkpoint {tmp_path}/5 cannot be read: [^\n]*$"):
         checkpoint.restore(tmp_path, 5, {"ema": abstract(tree)})
+
+
+def test_a_failed_read_leaves_no_other_behind(tmp_path, monkeypatch, caplog):
+    tree = {f"layer_{i}": jnp.ones((256, 256)) for i in range(40)}
+    save(tmp_path, tree)
+    path = max((tmp_path / "5" / "ema").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:100])
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="cannot be read: .*byte range"):
+            checkpoint.restore(tmp_path, 5, {"ema": abstract(tree)})
+        gc.collect()
+    assert not complaints and "asyncio" not in caplog.text
 
 
 def test_digests_do_not_depend_on_the_sharding():
