@@ -1,6 +1,7 @@
 """What every command does around its work: flags, messages, exit codes.
 
-0 done, 2 wrong use, 3 training diverged, 42 stopped and saved: start me again, 130 Ctrl-C.
+0 done, 2 wrong use, 3 training diverged, 42 stopped and saved: start me again, 130 Ctrl-C, 141 the
+reader of its output has gone.
 """
 
 import os
@@ -33,7 +34,12 @@ def run(name, define, main, *, required=(), takes=()):
     except (flags.Error, ValueError, TypeError, OSError) as error:
         return fail(name, error)
     try:
-        return main(values, *words) or 0
+        code = main(values, *words) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # of `| head`; what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ValueError as error:
         if not _is_from_package(error):
             raise

@@ -32,15 +32,27 @@ def define(values):
         "overwrite", False, "Replace a file, or a folder that dit-convert made.", **options
     )
     flags.DEFINE_enum(
-        "weights", "ema", ["ema", "model", "params"], "Averaged parameters or plain.", **options
+        "weights",
+        "ema",
+        ["ema", "model", "params"],
+        "The average, or the plain parameters: model in a .pt, params in a run.",
+        **options,
     )
     flags.DEFINE_boolean("bundle", False, "to-torch: a folder that stands alone.", **options)
     flags.DEFINE_string("vae", None, "to-diffusers: the folder of an AutoencoderKL.", **options)
     flags.DEFINE_integer(
-        "num_heads", 0, "from-torch: heads, where the size is none of the paper's.", **options
+        "num_heads",
+        None,
+        "from-torch, inspect: heads, where the size is none of the paper's.",
+        lower_bound=1,
+        **options,
     )
     flags.DEFINE_integer(
-        "num_classes", 0, "from-torch: classes; 0: the label table less the null label.", **options
+        "num_classes",
+        None,
+        "from-torch, inspect: classes, where the label table has no row for the null label.",
+        lower_bound=1,
+        **options,
     )
     flags.DEFINE_enum(
         "space", "latents", ["latents", "pixels"], "from-torch: what it was trained on.", **options
@@ -54,37 +66,61 @@ def main(values, *words):
     word, *paths = words or ("",)
     if word not in COMMANDS:
         raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {word!r}")
-    convert, names = COMMANDS[word]
+    convert, names, takes = COMMANDS[word]
     if len(paths) != len(names):
         raise ValueError(f"{word} takes {' '.join(names)}, got {' '.join(paths)!r}")
+    for name, path in zip(names, paths, strict=True):
+        if not path:
+            raise ValueError(f"{name} must not be empty")
+    for name in values:
+        if values[name].present and name not in takes:
+            have = ", ".join(f"--{name}" for name in takes)
+            raise ValueError(f"{word} takes {have}, got --{name}")
     _give_memory_back()
     return convert(values, *paths)
 
 
 def from_torch(values, source, out):
     _check_file(source)
-    with files.written_aside(out, overwrite=values.overwrite) as aside:
+    files.check_folder(out)
+    with files.written_aside(out, source=source, overwrite=values.overwrite) as aside:
+        if values["weights"].present and not files.groups(source):
+            raise ValueError(f"weights can be chosen of a file with ema and model, got {source}")
         state_dict = _read(source, values.weights)
         model = _read_config(values, state_dict)
+        logging.info(
+            "weights do not tell: taken for %d heads (--num_heads), %s (--space), noise %s "
+            "(--schedule)",
+            *(model.num_heads, values.space, values.schedule),
+        )
         settings = native.settings_of(model, space=values.space, schedule=values.schedule)
-        _write_native(aside, state_dict, model, settings)
+        _write_native(aside, state_dict, model, settings, out)
         one = parity.official(source, model, values.weights)
-        return _prove(one, parity.ours(aside), model, source, aside)
+        return _prove(one, parity.ours(aside), model, source, aside, out)
 
 
 def from_diffusers(values, source, out):
-    with files.written_aside(out, overwrite=values.overwrite) as aside:
+    files.check_folder(out)
+    with files.written_aside(out, source=source, overwrite=values.overwrite) as aside:
+        logging.info("reading %s", source)
         state_dict, model, settings = diffusers_dit.read_folder(source)
-        _write_native(aside, state_dict, model, settings)
+        _write_native(aside, state_dict, model, settings, out)
         sides = [parity.diffusers(source), parity.ours(aside)]
         plain = parity.diffusers(source, plain=True)
-        return _prove(*sides, model, source, aside, plain=plain)
+        return _prove(*sides, model, source, aside, out, plain=plain)
 
 
 def to_torch(values, source, out):
-    if not values.bundle:
+    if values.bundle:
+        files.check_folder(out)
+    elif not Path(out).suffix:
+        raise ValueError(
+            f"OUT must end with {', '.join(files.SUFFIXES)} or be a --bundle, got {out}"
+        )
+    else:
         files.check_suffix(out)
-    with files.written_aside(out, overwrite=values.overwrite) as aside:
+    step = native.step_folder(source)
+    with files.written_aside(out, source=step, overwrite=values.overwrite) as aside:
         model, settings, state_dict = _read_native(source, values.weights)
         logging.info("writing %s", out)
         if values.bundle:
@@ -94,23 +130,26 @@ def to_torch(values, source, out):
         state_dict.clear()
         weights = aside / "model.safetensors" if values.bundle else aside
         sides = [parity.ours(source, values.weights), parity.official(weights, model)]
-        file = None if values.bundle else out
-        return _prove(*sides, model, native.step_folder(source), aside, out=file)
+        return _prove(*sides, model, step, aside, out)
 
 
 def to_diffusers(values, source, out):
-    model = native.describe(source)[0]
+    files.check_folder(out)
+    model, settings, *_ = native.describe(source)
     diffusers_dit.check(model)
     if values.vae:
         diffusers_dit.check_vae(values.vae, model)
-    with files.written_aside(out, overwrite=values.overwrite) as aside:
+    step = native.step_folder(source)
+    with files.written_aside(out, source=step, overwrite=values.overwrite) as aside:
         model, settings, state_dict = _read_native(source, values.weights)
         logging.info("writing %s", out)
         diffusers_dit.write_folder(aside, state_dict, model, settings, values.vae)
         sides = [parity.ours(source, values.weights), parity.diffusers(aside)]
         plain = parity.diffusers(aside, plain=True)
-        code = _prove(*sides, model, native.step_folder(source), aside, plain=plain)
-    if not values.vae:
+        code = _prove(*sides, model, step, aside, out, plain=plain)
+    if settings["data"]["space"] == "pixels":
+        logging.info("a model of pixels: DiTPipeline decodes latents, and cannot draw it")
+    elif not values.vae:
         logging.info("no VAE in it: DiTPipeline.from_pretrained(%r, vae=...) needs one", out)
     return code
 
@@ -118,21 +157,24 @@ def to_diffusers(values, source, out):
 def inspect(values, source):
     """Prints what a checkpoint is: format, variant, shapes, step, EMA or not."""
     path = Path(source)
+    if not path.exists():
+        raise ValueError(f"FILE_OR_DIR must exist, got {source}")
     if path.is_file():
         what, model = _inspect_state_dict(values, path)
-    elif (path / "model.safetensors").is_file():
-        config = files.read_json(path / "config.json")
-        if not {"model", "space", "diffusion"} <= config.keys():
-            raise ValueError(f"bundle must have the config.json of dit-convert, got {path}")
-        what = {"format": "bundle for PyTorch", "space": config["space"], **config["diffusion"]}
-        model = dit.DiTConfig.from_json(config["model"])
+    elif (path / "dit.py").is_file():
+        what, model = _inspect_bundle(path)
     elif diffusers_dit.is_folder(path):
         _, model, settings = diffusers_dit.read_folder(path)
         what = {"format": "diffusers", **settings["diffusion"]}
-    else:
+    elif native.is_checkpoint(path):
         model, settings, step, items = native.describe(path)
         what = {"format": "dit_jax", "step": step, "sets": ", ".join(items)}
         what |= settings["data"] | settings["diffusion"]
+    else:
+        raise ValueError(
+            "FILE_OR_DIR must be a state dict, a run, a converted checkpoint, a bundle or a folder "
+            f"of diffusers, got {source}"
+        )
     shapes = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
     what |= {"variant": variant(model), **model._asdict()}
     what["parameters"] = f"{sum(x.size for x in jax.tree.leaves(shapes)):,}"
@@ -140,9 +182,20 @@ def inspect(values, source):
         print(f"{name:14s} {value}")
 
 
+def _inspect_bundle(path):
+    config = files.read_json(path / "config.json")
+    if not (path / "model.safetensors").is_file() or not {"model", "space"} <= config.keys():
+        raise ValueError(
+            f"bundle must have the model.safetensors and config.json of dit-convert, got {path}"
+        )
+    what = {"format": "bundle for PyTorch", "space": config["space"], **config["diffusion"]}
+    return what, dit.DiTConfig.from_json(config["model"])
+
+
 def _inspect_state_dict(values, path):
-    groups = [] if path.suffix == ".safetensors" else files.groups(path)
-    state_dict = files.read_state_dict(path, "ema" if "ema" in groups else "model")
+    files.check_suffix(path)
+    groups = files.groups(path)
+    state_dict = files.read_state_dict(path, groups[0] if groups else "ema")
     model = _read_config(values, state_dict)
     what = {
         "format": f"official state dict ({path.suffix})",
@@ -152,20 +205,26 @@ def _inspect_state_dict(values, path):
     return what, model
 
 
-COMMANDS = {
-    "from-torch": (from_torch, ("FILE", "OUT")),
-    "to-torch": (to_torch, ("CHECKPOINT", "OUT")),
-    "from-diffusers": (from_diffusers, ("DIR", "OUT")),
-    "to-diffusers": (to_diffusers, ("CHECKPOINT", "OUTDIR")),
-    "inspect": (inspect, ("FILE_OR_DIR",)),
+READING = ("num_heads", "num_classes")
+COMMANDS = {  # what it does, the words and the flags that it takes
+    "from-torch": (
+        from_torch,
+        ("FILE", "OUT"),
+        ("overwrite", "weights", *READING, "space", "schedule"),
+    ),
+    "to-torch": (to_torch, ("CHECKPOINT", "OUT"), ("overwrite", "weights", "bundle")),
+    "from-diffusers": (from_diffusers, ("DIR", "OUT"), ("overwrite",)),
+    "to-diffusers": (to_diffusers, ("CHECKPOINT", "OUTDIR"), ("overwrite", "weights", "vae")),
+    "inspect": (inspect, ("FILE_OR_DIR",), READING),
 }
 
 
 def variant(model):
-    """The name of a DiTConfig, as "XL/2"."""
+    """A DiTConfig in words, as "XL/2"."""
     names = {size: name for name, size in dit.SIZES.items()}
-    name = names.get((model.depth, model.hidden_size, model.num_heads), "of no size of the paper")
-    return f"{name}/{model.patch_size}" if name in dit.SIZES else name
+    own = f"{model.depth} blocks of {model.hidden_size}"
+    size = names.get((model.depth, model.hidden_size, model.num_heads), own)
+    return f"{size}/{model.patch_size}"
 
 
 def _give_memory_back():
@@ -176,18 +235,23 @@ def _give_memory_back():
 
 
 def _check_file(source):
-    if not Path(source).is_file():
+    path = Path(source)
+    if path.is_dir():
+        inside = path / "model.safetensors"
+        hint = f"; {inside} is one" if inside.is_file() else ""
+        raise ValueError(f"FILE must be a file, got the folder {source}{hint}")
+    if not path.is_file():
         raise ValueError(f"FILE must be a file that exists, got {source}")
 
 
 def _read_config(values, state_dict):
     return torch_dit.read_config(
-        state_dict, num_heads=values.num_heads, num_classes=values.num_classes
+        state_dict, num_heads=values.num_heads or 0, num_classes=values.num_classes or 0
     )
 
 
 def _read(source, weights):
-    logging.info("reading %s, %.2f GB", source, Path(source).stat().st_size / 1e9)
+    logging.info("reading %s, %.0f MB", source, Path(source).stat().st_size / 1e6)
     return files.read_state_dict(source, weights)
 
 
@@ -198,44 +262,52 @@ def _read_native(source, weights):
     return model, settings, torch_dit.to_official(params, model)
 
 
-def _write_native(aside, state_dict, model, settings):
-    logging.info("converting DiT-%s, %s", variant(model), model.conditioning)
+def _write_native(aside, state_dict, model, settings, out):
+    logging.info("writing %s, a DiT of %s, %s", out, variant(model), model.conditioning)
     params = torch_dit.from_official(state_dict, model)
-    logging.info("writing")
     native.write(aside, model, settings, params)
 
 
-def _prove(one, two, model, source, aside, *, out=None, plain=None):
+def _prove(one, two, model, source, aside, out, *, plain=None):
     """Compares both sides, prints and writes the report; the exit code.
 
-    out: the file that `aside` will be, if it is no folder. plain: diffusers as it is.
+    aside will be out. plain: the side of diffusers as it is.
     """
     started = time.perf_counter()
-    if importlib.util.find_spec("torch") is None:
-        print("not checked: PyTorch is missing. pip install dit_jax[convert], then convert again")
-        return 0
-    inputs = parity.inputs(model)
-    expected = one(*inputs)
-    report = parity.measure(expected, two(*inputs))
-    if plain:
-        report["plain_diffusers"] = parity.measure(expected, plain(*inputs))["relative"]
+    report = {"passed": None}
+    if importlib.util.find_spec("torch") is not None:
+        inputs = parity.inputs(model)
+        expected = one(*inputs)
+        report = parity.measure(expected, two(*inputs))
+        if plain:
+            report["plain_diffusers"] = parity.measure(expected, plain(*inputs))["relative"]
+        logging.info("compared in %.1f s", time.perf_counter() - started)
     report["files"] = {"from": files.digests(source), "to": files.digests(aside)}
-    place = aside / "parity.json"
-    if out:
+    place = Path(out) / "parity.json"
+    if aside.is_file():
         place = Path(f"{out}.parity.json")
         report["files"]["to"] = {Path(out).name: report["files"]["to"][aside.name]}
-    place.write_text(json.dumps(report, indent=2) + "\n")
+    inside = place if aside.is_file() else aside / place.name
+    inside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return _tell(report, place)
+
+
+def _tell(report, place):
+    """Prints a report that lies at `place`; the exit code."""
+    if report["passed"] is None:
+        print("not checked: PyTorch is missing. pip install dit_jax[convert], then convert again")
+        return 0
     print(parity.table(report))
-    logging.info("compared in %.1f s", time.perf_counter() - started)
-    if plain:
-        deviation = report["plain_diffusers"]
-        print(f"plain diffusers is {deviation:.1e} off: see match_official in the README")
+    if "plain_diffusers" in report:
+        deviation = parity.text(report["plain_diffusers"])
+        print(f"plain diffusers is {deviation} off: see match_official in the README")
+    apart = f"{parity.text(report['relative'])} of the largest output"
     if report["passed"]:
-        print(f"the same to {report['relative']:.1e} of the largest output")
+        print(f"the same to {apart}; the report is {place}")
         return 0
     print(
-        f"not the same: {report['relative']:.1e} of the largest output apart, "
-        f"more than {report['tolerance']:.0e}"
+        f"not the same: {apart} apart, more than {report['tolerance']:.0e}; "
+        f"what was written is kept to be looked at, the report is {place}"
     )
     return 1
 

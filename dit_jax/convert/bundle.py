@@ -16,7 +16,9 @@ import dit
 images = dit.load(".", device="cpu").sample({labels})
 ```
 
-{output}. Options of `sample`, with what this model wants: {sampling}.
+{output}. Labels are 0 to {last}. Options of `sample`,
+with what this model wants: {sampling}.
+From another folder, `import sys; sys.path.insert(0, FOLDER)` first and `dit.load(FOLDER)`.
 `model.safetensors` has the official names; `dit.py` is under Apache-2.0.
 """
 OUTPUTS = {
@@ -42,6 +44,7 @@ def write(path, state_dict, model, settings):
     readme = README.format(
         name=f"DiT, {model.depth} blocks of {model.hidden_size}, patch {model.patch_size}",
         labels=[i % model.num_classes for i in (3, 1, 4)],
+        last=model.num_classes - 1,
         output=OUTPUTS[config["space"]],
         sampling=", ".join(f"{name}={value!r}" for name, value in config["sampling"].items()),
     )

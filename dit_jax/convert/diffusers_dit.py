@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
-from dit_jax.convert import files, native
+from dit_jax.convert import files, native, torch_dit
 from dit_jax.models import dit, layers
 
 MODULES = {  # official: diffusers'; * is the block's number
@@ -31,6 +32,13 @@ EMBEDDERS = {  # of which diffusers has a copy in every block
 }
 QKV = ("to_q", "to_k", "to_v")
 SCHEDULES = {"linear": "linear", "squared_cosine": "squaredcos_cap_v2"}
+CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the second before diffusers 0.28
+RULES = {  # what a DiT has of their options
+    "norm_type": "ada_norm_zero",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+}
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -53,13 +61,9 @@ def to_diffusers(state_dict, model):
     state_dict.pop("pos_embed")  # diffusers makes the same table
     for official, name in EMBEDDERS.items():
         x = state_dict.pop(official)
-        for i in range(model.depth):
-            out[f"transformer_blocks.{i}.norm1.emb.{name}"] = x
-    for i in range(model.depth):
-        for kind in ("weight", "bias"):
-            parts = np.split(state_dict.pop(f"blocks.{i}.attn.qkv.{kind}"), 3)
-            for part, x in zip(QKV, parts, strict=True):
-                out[f"transformer_blocks.{i}.attn1.{part}.{kind}"] = x
+        out |= dict.fromkeys(_copies(name, model.depth), x)
+    for official, parts in _attention(model.depth):
+        out |= dict(zip(parts, np.split(state_dict.pop(official), 3), strict=True))
     for official, name in _pairs(model.depth):
         out[name] = state_dict.pop(official)
     return out
@@ -70,33 +74,55 @@ def from_diffusers(state_dict, model):
     shape = (extent // model.patch_size for extent in model.input_size)
     out = {"pos_embed": layers.position_table(*shape, model.hidden_size)[None]}
     state_dict.pop("pos_embed.pos_embed", None)
-    try:
-        for official, name in EMBEDDERS.items():
-            copies = [
-                state_dict.pop(f"transformer_blocks.{i}.norm1.emb.{name}")
-                for i in range(model.depth)
-            ]
-            for i, x in enumerate(copies):
-                if not np.array_equal(x, copies[0]):
-                    raise ValueError(
-                        f"the copies of {name} in all blocks must be equal, "
-                        f"got another one in block {i}"
-                    )
-            out[official] = copies[0]
-        for i in range(model.depth):
-            for kind in ("weight", "bias"):
-                names = [f"transformer_blocks.{i}.attn1.{part}.{kind}" for part in QKV]
-                out[f"blocks.{i}.attn.qkv.{kind}"] = np.concatenate(
-                    [state_dict.pop(name) for name in names]
+    _check_fit(state_dict, model)
+    for official, name in EMBEDDERS.items():
+        copies = [state_dict.pop(copy) for copy in _copies(name, model.depth)]
+        for i, x in enumerate(copies):
+            if not np.array_equal(x, copies[0]):
+                raise ValueError(
+                    f"the copies of {name} in all blocks must be equal, "
+                    f"got another one in block {i}"
                 )
-        for official, name in _pairs(model.depth):
-            out[official] = state_dict.pop(name)
-    except KeyError as error:
-        raise ValueError(f"transformer must be a DiT of diffusers: missing {error}") from error
-    if state_dict:
-        surplus = ", ".join(sorted(state_dict)[:10])
-        raise ValueError(f"transformer must be a DiT of diffusers: surplus {surplus}")
+        out[official] = copies[0]
+    for official, parts in _attention(model.depth):
+        out[official] = np.concatenate([state_dict.pop(name) for name in parts])
+    for official, name in _pairs(model.depth):
+        out[official] = state_dict.pop(name)
     return out
+
+
+def _check_fit(state_dict, model):
+    """ValueError where the weights are not those of the config."""
+    blocks = {name.split(".")[1] for name in state_dict if name.startswith("transformer_blocks.")}
+    if len(blocks) != model.depth:
+        raise ValueError(f"num_layers must be {len(blocks)}, as in the weights, got {model.depth}")
+    names = {copy for name in EMBEDDERS.values() for copy in _copies(name, model.depth)}
+    names |= {name for _, parts in _attention(model.depth) for name in parts}
+    names |= {name for _, name in _pairs(model.depth)}
+    torch_dit.check_names("transformer", "a DiT of diffusers", state_dict.keys(), names)
+    patches = state_dict["pos_embed.proj.weight"].shape  # (D, C, p, p)
+    table = next(_copies(EMBEDDERS["y_embedder.embedding_table.weight"], model.depth))
+    for name, value, found in (
+        ("num_attention_heads x attention_head_dim", model.hidden_size, patches[0]),
+        ("in_channels", model.in_channels, patches[1]),
+        ("patch_size", model.patch_size, patches[-1]),
+        ("num_embeds_ada_norm", model.num_classes, len(state_dict[table]) - 1),
+    ):
+        if value != found:
+            raise ValueError(f"{name} must be {found}, as in the weights, got {value}")
+
+
+def _copies(name, depth):
+    """diffusers' names of an embedder's array, one for each block."""
+    return (f"transformer_blocks.{i}.norm1.emb.{name}" for i in range(depth))
+
+
+def _attention(depth):
+    """(official name, diffusers' three names) of every array of queries, keys and values."""
+    for i in range(depth):
+        for kind in ("weight", "bias"):
+            parts = [f"transformer_blocks.{i}.attn1.{part}.{kind}" for part in QKV]
+            yield f"blocks.{i}.attn.qkv.{kind}", parts
 
 
 def _pairs(depth):
@@ -148,17 +174,24 @@ def is_folder(path):
 def read_folder(path):
     """(official state dict, DiTConfig, settings) of a folder, of a pipeline or its transformer."""
     path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"DIR must be a folder that exists, got {path}")
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
     config = files.read_json(transformer / "config.json")
+    if config.get("_class_name") not in CLASSES or config.get("norm_type") != RULES["norm_type"]:
+        kind = f"a {config['_class_name']}" if "_class_name" in config else "no config.json of one"
+        raise ValueError(f"folder must hold a DiT of diffusers, got {kind} in {transformer}")
     weights = [transformer / name for name in WEIGHTS if (transformer / name).is_file()]
-    if config.get("norm_type") != "ada_norm_zero" or not weights:
-        raise ValueError(f"folder must hold a DiT of diffusers with its weights, got {path}")
+    if not weights:
+        raise ValueError(f"{transformer} must hold {' or '.join(WEIGHTS)}")
     theirs = files.read_json(path / "scheduler" / "scheduler_config.json")
     try:
         model = _read_config(config)
         settings = native.settings_of(model)
         if theirs:
             settings["diffusion"] = _read_diffusion(theirs)
+        else:
+            logging.info("no scheduler in %s: its noise is taken as linear, of 1000 steps", path)
     except KeyError as error:
         raise ValueError(f"{path} must have {error} in its JSON files") from error
     state_dict = files.read_state_dict(weights[0])
@@ -178,19 +211,38 @@ def _read_diffusion(scheduler):
 
 
 def _read_config(config):
-    channels = config["in_channels"]
+    for name, rule in RULES.items():
+        if config.get(name, rule) != rule:
+            raise ValueError(f"{name} must be {rule} in a DiT, got {config[name]}")
+    height, patch, channels, depth, heads, width, classes, outputs = (
+        _read_whole(config, name)
+        for name in (
+            *("sample_size", "patch_size", "in_channels", "num_layers", "num_attention_heads"),
+            *("attention_head_dim", "num_embeds_ada_norm", "out_channels"),
+        )
+    )
+    if outputs not in (channels, 2 * channels):
+        raise ValueError(f"out_channels must be {channels} or {2 * channels}, got {outputs}")
+    if height % patch:
+        raise ValueError(f"sample_size must be divisible by patch_size {patch}, got {height}")
     return dit.DiTConfig(
-        input_size=(config["sample_size"], config["sample_size"]),
-        patch_size=config["patch_size"],
+        input_size=(height, height),
+        patch_size=patch,
         in_channels=channels,
-        depth=config["num_layers"],
-        hidden_size=config["num_attention_heads"] * config["attention_head_dim"],
-        num_heads=config["num_attention_heads"],
-        num_classes=config["num_embeds_ada_norm"],
+        depth=depth,
+        hidden_size=heads * width,
+        num_heads=heads,
+        num_classes=classes,
         null_label=True,
-        learn_sigma=config["out_channels"] == 2 * channels,
+        learn_sigma=outputs == 2 * channels,
         conditioning="adaln_zero",
     )
+
+
+def _read_whole(config, name):
+    if type(config[name]) is not int or config[name] < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {config[name]!r}")
+    return config[name]
 
 
 def _transformer_config(model):

@@ -41,7 +41,7 @@ class AsDiT(nn.Module):
         super().__init__()
         self.transformer, config = transformer, transformer.config
         self.in_channels, self.num_classes = config.in_channels, config.num_embeds_ada_norm
-        self.input_size = (config.sample_size, config.sample_size)
+        self.input_size, self.null_label = (config.sample_size, config.sample_size), True
 
     @property
     def pos_embed(self):

@@ -10,7 +10,9 @@ import hashlib
 import importlib
 import json
 import pickle
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +69,8 @@ def write_state_dict(path, state_dict):
 
 
 def groups(path):
-    """The sets of parameters in a .pt of the official training script; none in a bare one."""
-    loaded = _load_pt(Path(path), mmap=True)
-    return sorted({"ema", "model"} & loaded.keys()) if isinstance(loaded, dict) else []
+    """The sets of parameters in a file of the official training script; none in another one."""
+    return _groups(_load_pt(Path(path), mmap=True)) if Path(path).suffix != ".safetensors" else []
 
 
 def check_suffix(path):
@@ -78,10 +79,22 @@ def check_suffix(path):
         raise ValueError(f"file must end with {', '.join(SUFFIXES)}, got {path}")
 
 
+def check_folder(path):
+    """ValueError where a folder to write would have the name of a state dict."""
+    if Path(path).suffix in SUFFIXES:
+        raise ValueError(f"output must be a folder, without {Path(path).suffix}, got {path}")
+
+
 @contextlib.contextmanager
-def written_aside(path, *, overwrite):
-    """A place beside `path` to write to, renamed to it at the end; removed if anything fails."""
+def written_aside(path, *, source, overwrite):
+    """A place beside `path` to write to, renamed to it at the end; removed if anything fails.
+
+    source: what is read meanwhile. Replaced is a file, an empty folder or one with a parity.json.
+    """
     path = Path(path)
+    there, read = path.resolve(), Path(source).resolve()
+    if there.is_relative_to(read) or read.is_relative_to(there):
+        raise ValueError(f"output must be apart from what is read, {source}, got {path}")
     if path.exists() and not overwrite:
         raise ValueError(f"output must not exist, or --overwrite be given, got {path}")
     if path.is_dir() and any(path.iterdir()) and not (path / "parity.json").is_file():
@@ -128,7 +141,7 @@ def _read_safetensors(path, weights):
             with safetensors.safe_open(path, "numpy") as file:
                 state_dict[name] = file.get_tensor(name)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is cut short or no safetensors file: {error}") from error
     return state_dict
 
 
@@ -144,33 +157,44 @@ def _read_pt(path, weights):
 def _load_pt(path, *, mmap):
     torch = require("torch")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # of the script's "args"
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),  # of the script's "args"
+            warnings.catch_warnings(action="ignore"),  # of pickles that PyTorch did not write
+        ):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} was not opened, since it is no plain weights: {_first_line(error)}"
-        ) from error
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{path} was not opened: beside tensors it holds {refused[1]}, which may run code"
+            ) from error
+        raise ValueError(f"{path} is cut short or no file of PyTorch's") from error
     except Exception as error:  # PyTorch raises half a dozen types for a broken file
         if mmap and "mmap" in str(error):  # the format before PyTorch 1.6 cannot be mapped
             return _load_pt(path, mmap=False)
-        raise ValueError(f"{path} is not a whole PyTorch file: {_first_line(error)}") from error
+        raise ValueError(f"{path} is cut short or no file of PyTorch's") from error
 
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _groups(loaded):
+    """The names of the sets of parameters in what a .pt holds."""
+    names = ("ema", "model") if isinstance(loaded, dict) else ()
+    return [name for name in names if isinstance(loaded.get(name), dict)]
 
 
 def _choose(loaded, weights, path):
     """The tensors of a loaded .pt, those of the average or of the model where it has both."""
     torch = require("torch")
-    if isinstance(loaded, dict) and isinstance(loaded.get(weights), dict):
-        loaded = loaded[weights]
-    elif isinstance(loaded, dict) and {"ema", "model"} & loaded.keys():
-        have = ", ".join(sorted({"ema", "model"} & loaded.keys()))
-        raise ValueError(f"weights must be {have} for {path}, got {weights}")
-    if not isinstance(loaded, dict) or not all(map(torch.is_tensor, loaded.values())):
-        raise ValueError(f"{path} must hold a state dict, got {type(loaded).__name__}")
-    return loaded
+    have = _groups(loaded)
+    if have and weights not in have:
+        raise ValueError(
+            f"weights must be {' or '.join(have)} for {path}, got {weights}: "
+            f"give --weights={have[0]}"
+        )
+    chosen = loaded[weights] if have else loaded
+    if not isinstance(chosen, dict) or not all(map(torch.is_tensor, chosen.values())):
+        keys = list(map(str, chosen))[:10] if isinstance(chosen, dict) else []
+        what = f"a dict of {', '.join(keys)}" if keys else type(chosen).__name__
+        raise ValueError(f"{path} must hold a state dict, got {what}")
+    return chosen
 
 
 def _to_numpy(x):

@@ -27,6 +27,15 @@ def describe(path):
     return dit.DiTConfig.from_json(meta["model"]), settings, step, sorted(meta["digests"])
 
 
+def is_checkpoint(path):
+    """Whether a directory is a training run, its steps, one of them or a converted checkpoint."""
+    try:
+        checkpoint.locate(path)
+    except ValueError:
+        return False
+    return True
+
+
 def step_folder(path):
     """The folder of the step that is read of a checkpoint."""
     directory, step = checkpoint.locate(path)

@@ -32,6 +32,12 @@ MODULES = {  # ours: the official module; * is the block's number, our leading a
     "final_layer/linear": "final_layer.linear",
 }
 PARAMETERS = {"kernel": "weight", "embedding": "weight", "bias": "bias"}
+RANKS = {  # axes of what the config is read off
+    "x_embedder.proj.weight": 4,
+    "pos_embed": 3,
+    "y_embedder.embedding_table.weight": 2,
+    "final_layer.linear.weight": 2,
+}
 MAX_NAMES = 10  # in a message
 
 
@@ -42,9 +48,10 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
     hidden size, or num_heads. The label table has a row for the null label unless num_classes, if
     given, says otherwise.
     """
-    _check_names(state_dict)
-    hidden_size, in_channels, patch_size, _ = np.shape(state_dict["x_embedder.proj.weight"])
-    depth = 1 + max(int(name.split(".")[1]) for name in state_dict if name.startswith("blocks."))
+    _check_core(state_dict)
+    hidden_size, in_channels, patch_size = _read_patches(state_dict)
+    blocks = filter(None, (re.match(r"blocks\.(\d+)\.", name) for name in state_dict))
+    depth = 1 + max(int(match[1]) for match in blocks)
     heads = {(size[0], size[1]): size[2] for size in dit.SIZES.values()}
     num_heads = num_heads or heads.get((depth, hidden_size), 0)
     if not num_heads:
@@ -57,8 +64,17 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
     rows = np.shape(state_dict["y_embedder.embedding_table.weight"])[0]
     num_classes = num_classes or max(rows - 1, 1)
     if num_classes not in (rows, rows - 1):
-        raise ValueError(f"num_classes must be {rows - 1} or {rows}, got {num_classes}")
+        raise ValueError(
+            f"num_classes must be {rows - 1} or {rows} for a label table of {rows} rows, "
+            f"got {num_classes}"
+        )
     outputs = np.shape(state_dict["final_layer.linear.weight"])[0]
+    plain = patch_size**2 * in_channels
+    if outputs not in (plain, 2 * plain):
+        raise ValueError(
+            f"final_layer.linear.weight must have {plain} or, with a learned variance, "
+            f"{2 * plain} rows for patch {patch_size} and {in_channels} channels, got {outputs}"
+        )
     return dit.DiTConfig(
         _input_size(state_dict["pos_embed"], patch_size),
         patch_size,
@@ -68,9 +84,21 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
         num_heads,
         num_classes,
         null_label=rows > num_classes,
-        learn_sigma=outputs == 2 * patch_size**2 * in_channels,
+        learn_sigma=outputs == 2 * plain,
         conditioning=_conditioning(state_dict, hidden_size),
     )
+
+
+def _read_patches(state_dict):
+    """D, C, p of the arrays that every DiT has; ValueError where one has no such shape."""
+    for name, rank in RANKS.items():
+        if np.ndim(state_dict[name]) != rank:
+            shape = np.shape(state_dict[name])
+            raise ValueError(f"{name} must have {rank} axes, got shape {shape}")
+    hidden_size, in_channels, *patch = np.shape(state_dict["x_embedder.proj.weight"])
+    if patch[0] != patch[1]:
+        raise ValueError(f"x_embedder.proj.weight must be of square patches, got {patch}")
+    return hidden_size, in_channels, patch[0]
 
 
 def _conditioning(state_dict, hidden_size):
@@ -116,7 +144,10 @@ def from_official(state_dict, config):
         raise ValueError(f"pos_embed must be the sin-cos table of {rows} x {columns} patches")
     params = {}
     for leaf in leaves:
-        parts = [_from_official(leaf.path, state_dict.pop(name), config) for name in leaf.names]
+        parts = []
+        for name in leaf.names:
+            _check_finite(name, state_dict[name])
+            parts.append(_from_official(leaf.path, state_dict.pop(name), config))
         x = np.stack(parts) if leaf.stacked else np.array(parts[0], order="C")
         params[leaf.path] = x.astype(np.float32, copy=False)
     return traverse_util.unflatten_dict(params, sep="/")
@@ -134,6 +165,7 @@ def to_official(params, config):
     state_dict = {"pos_embed": _position_table(config)}
     for leaf in leaves:
         x = np.asarray(flat.pop(leaf.path), np.float32)
+        _check_finite(leaf.path, x)
         for name, part in zip(leaf.names, x if leaf.stacked else [x], strict=True):
             state_dict[name] = np.array(_to_official(leaf.path, part, config), order="C")
     return state_dict
@@ -189,35 +221,40 @@ def _position_table(config):
     return layers.position_table(rows, columns, config.hidden_size)[None]  # (1, T, D)
 
 
+def _check_finite(name, x):
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity in it")
+
+
 def _is_close(table, expected):
     return np.allclose(np.asarray(table, np.float32), expected, rtol=0, atol=1e-5)
 
 
-def _check_names(state_dict):
+def _check_core(state_dict):
     """ValueError where names that every DiT has are missing, with those that no DiT has."""
     patterns = {f"{name}.{kind}" for name in MODULES.values() for kind in ("weight", "bias")}
     core = {name for name in patterns if "adaLN" not in name and "cross_attn" not in name}
     core = {name.replace("*", "0") for name in core} | {"pos_embed"}
     core.remove("y_embedder.embedding_table.bias")
-    missing = core - state_dict.keys()
-    if missing:
-        known = {re.sub(r"^blocks\.\d+\.", "blocks.*.", name): name for name in state_dict}
-        surplus = {name for key, name in known.items() if key not in patterns | {"pos_embed"}}
-        _refuse_names("state dict", "a DiT", missing, surplus)
+    if core - state_dict.keys():
+        known = {name: re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in state_dict}
+        strange = {name for name, key in known.items() if key not in patterns | {"pos_embed"}}
+        check_names("state dict", "a DiT", strange | (core & state_dict.keys()), core)
 
 
-def _refuse_names(what, whose, missing, surplus):
-    raise ValueError(
-        f"{what} must have the names of {whose}: "
-        f"missing {_enumerate(missing)}; surplus {_enumerate(surplus)}"
-    )
+def check_names(what, whose, names, expected):
+    """ValueError unless both sets of names are the same, with at most ten of those that are not."""
+    missing, surplus = expected - names, names - expected
+    if missing or surplus:
+        raise ValueError(
+            f"{what} must have the names of {whose}: "
+            f"missing {_enumerate(missing)}; surplus {_enumerate(surplus)}"
+        )
 
 
 def _check_shapes(what, arrays, shapes):
     """ValueError unless the arrays have just these names and shapes."""
-    missing, surplus = shapes.keys() - arrays.keys(), arrays.keys() - shapes.keys()
-    if missing or surplus:
-        _refuse_names(what, "the config", missing, surplus)
+    check_names(what, "the config", arrays.keys(), shapes.keys())
     for name, shape in shapes.items():
         actual = tuple(np.shape(arrays[name]))
         if actual != shape:

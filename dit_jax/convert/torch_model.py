@@ -11,6 +11,7 @@ Images are (N, C, H, W) as everywhere in PyTorch. Apache-2.0.
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,20 @@ def make_denoiser(model, y, *, cfg_scale, cfg_channels, cfg_interval):
     return denoise
 
 
+RULES = {  # of the options of `Sampler.sample`, by the model
+    "sampler": ("ddpm or ddim", lambda x, _: x in SAMPLERS),
+    "num_steps": ("a count, as 250 or ddim50", lambda x, _: re.fullmatch(r"(ddim)?\d+", str(x))),
+    "eta": ("in 0 .. 1", lambda x, _: 0 <= x <= 1),
+    "clip_x0": ("True or False", lambda x, _: x in (True, False)),
+    "cfg_scale": (
+        "1, or 0 or more with a null label",
+        lambda x, m: x == 1 or m.null_label and x >= 0,
+    ),
+    "cfg_channels": ("0 or a number of channels", lambda x, m: x in range(m.in_channels + 1)),
+    "cfg_interval": ("two steps in order", lambda x, _: len(x) == 2 and x[0] <= x[1]),
+}
+
+
 class Sampler:
     """A DiT and how it wants to be sampled: `load` makes one."""
 
@@ -355,14 +370,8 @@ class Sampler:
         i, the last is x_T. `sampling` overrides `config["sampling"]`.
         """
         options = self.config["sampling"] | sampling
-        unknown = sampling.keys() - self.config["sampling"].keys()
-        if unknown:
-            raise ValueError(f"sampling must be of {', '.join(options)}, got {min(unknown)}")
         device = self.model.pos_embed.device
-        y = torch.as_tensor(labels, dtype=torch.long, device=device)
-        wrong = y[(y < 0) | (y >= self.model.num_classes)]
-        if len(wrong):
-            raise ValueError(f"labels must be in 0 .. {self.model.num_classes - 1}, got {wrong[0]}")
+        y = torch.as_tensor(self._check(labels, options), device=device)
         shape = (len(y), self.model.in_channels, *self.model.input_size)
         generator = torch.Generator(device).manual_seed(seed)
 
@@ -376,17 +385,34 @@ class Sampler:
         )
         guidance = {name: x for name, x in options.items() if name.startswith("cfg_")}
         denoise = make_denoiser(self.model, y, **guidance)
-        eta = {"eta": options["eta"]} if options["sampler"] == "ddim" else {}
-        x = SAMPLERS[options["sampler"]](
-            *(denoise, draw(len(alpha_bar)), alpha_bar, timestep),
-            noise=draw,
-            clip_x0=options["clip_x0"],
-            **eta,
-        )
+        sampler, rest = SAMPLERS[options["sampler"]], {"clip_x0": options["clip_x0"]}
+        if sampler is ddim:
+            rest["eta"] = options["eta"]
+        x = sampler(denoise, draw(len(alpha_bar)), alpha_bar, timestep, noise=draw, **rest)
         if self.config["space"] == "latents":
             return x
         x = (x * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         return x.permute(0, 2, 3, 1).cpu().numpy()
+
+    def _check(self, labels, options):
+        """labels as int64 (N,); ValueError that names what cannot be sampled."""
+        y, classes = np.asarray(labels), self.model.num_classes
+        if y.ndim != 1 or not y.size:
+            raise ValueError(f"labels must be a list of whole numbers, got {labels!r}")
+        if wrong := set(y.tolist()) - set(range(classes)):
+            one = min(wrong, key=str)
+            raise ValueError(f"labels must be whole numbers in 0 .. {classes - 1}, got {one!r}")
+        for name, value in options.items():
+            if name not in RULES:
+                raise ValueError(f"an option must be one of {', '.join(RULES)}, got {name}")
+            rule, holds = RULES[name]
+            try:
+                good = holds(value, self.model)
+            except (TypeError, IndexError):
+                good = False
+            if not good:
+                raise ValueError(f"{name} must be {rule}, got {value!r}")
+        return y.astype(np.int64)
 
 
 def load(path, device="cpu"):

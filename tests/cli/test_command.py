@@ -1,4 +1,6 @@
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,6 +38,18 @@ def test_work_that_is_done_is_0_and_sees_its_flags(run):
 def test_ctrl_c_is_a_line(run):
     code, errors = run(lambda values: signal.raise_signal(signal.SIGINT))
     assert (code, errors) == (130, "dit-command: interrupted\n")
+
+
+def test_a_reader_that_has_gone_is_no_fault():
+    code = (
+        "import sys; from dit_jax.cli import command; "
+        "sys.exit(command.run('dit-command', lambda values: None, lambda values: print('text')))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_place_that_cannot_be_used_is_a_line(run, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 import dit_jax
 from dit_jax.cli import convert
-from dit_jax.convert import files
+from dit_jax.convert import files, native, torch_dit
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,15 @@ def run(tmp_path_factory):
     """A run's directory and its average."""
     path = tmp_path_factory.mktemp("run")
     return path, random_run.save(path)[1]
+
+
+@pytest.fixture(scope="module")
+def nan(run):
+    """The state dict of the run's average with one NaN in it."""
+    model, _, params = native.read(run[0])
+    state_dict = torch_dit.to_official(params, model)
+    state_dict["blocks.2.mlp.fc1.bias"][3] = np.nan
+    return {name: torch.from_numpy(x) for name, x in state_dict.items()}
 
 
 def done(call, *args):
@@ -106,13 +115,39 @@ def test_an_output_that_differs_is_said_with_code_1(call, tmp_path, run, monkeyp
     monkeypatch.setattr(convert.parity, "TOLERANCE", 1e-12)
     code, out, _ = call(convert, "to-torch", run[0], tmp_path / "a.pt")
     assert code == 1 and "not the same: " in out and "more than 1e-12" in out
+    report = tmp_path / "a.pt.parity.json"
+    assert (tmp_path / "a.pt").is_file() and f"kept to be looked at, the report is {report}" in out
+    assert json.loads(report.read_text())["passed"] is False
+
+
+def test_an_output_that_is_not_finite_differs(call, tmp_path, run):
+    done(call, "to-torch", run[0], tmp_path / "a.pt")
+    tensors = torch.load(tmp_path / "a.pt")
+    tensors["blocks.0.mlp.fc1.weight"] *= 1e38  # finite, what is computed with it is not
+    torch.save(tensors, tmp_path / "big.pt")
+    code, out, _ = call(convert, "from-torch", tmp_path / "big.pt", tmp_path / "big")
+    assert code == 1 and "not the same: not finite of the largest output apart" in out
+    report = json.loads((tmp_path / "big" / "parity.json").read_text(), parse_constant=pytest.fail)
+    assert report["relative"] is None and report["passed"] is False
+
+
+def test_what_the_weights_do_not_tell_is_said(call, tmp_path, run, monkeypatch):
+    lines = []
+    monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(args))
+    done(call, "to-torch", run[0], tmp_path / "a.pt")
+    done(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
+    assert (8, "latents", "linear") in lines
+    assert dit_jax.load(tmp_path / "back").config.num_heads == 8
 
 
 def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
     out = done(call, "to-torch", run[0], tmp_path / "a.safetensors")
     assert "not checked: PyTorch is missing. pip install dit_jax[convert]" in out
-    assert (tmp_path / "a.safetensors").is_file()
+    report = json.loads((tmp_path / "a.safetensors.parity.json").read_text())
+    assert report["passed"] is None and report["files"]["to"].keys() == {"a.safetensors"}
+    done(call, "to-torch", run[0], tmp_path / "b", "--bundle")
+    done(call, "to-torch", run[0], tmp_path / "b", "--bundle", "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -122,25 +157,63 @@ def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, mo
         (["turn"], "got 'turn'"),
         (["from-torch", "a.pt"], "from-torch takes FILE OUT, got 'a.pt'"),
         (["from-torch", "/nowhere.pt", "{out}"], "FILE must be a file that exists, got /nowhere"),
-        (["from-torch", "{run}/text.pt", "{out}"], "text.pt is not a whole PyTorch file"),
+        (["from-torch", "", "{out}"], "FILE must not be empty"),
+        (["from-torch", "{run}", "{out}"], "FILE must be a file, got the folder"),
+        (["from-torch", "{run}/half", "{out}"], "half/model.safetensors is one"),
+        (["from-torch", "{run}/text.pt", "{out}"], "text.pt is cut short or no file of PyTorch's"),
+        (["from-torch", "{run}/nan.pt", "{out}"], "blocks.2.mlp.fc1.bias must be finite, got NaN"),
+        (["from-torch", "{run}/nan.pt", "{out}", "--num_heads=-4"], "num_heads=-4: -4 is not a po"),
+        (["from-torch", "{run}/nan.pt", "{out}.pt"], "output must be a folder, without .pt, got"),
+        (
+            ["from-torch", "{run}/nan.pt", "{out}", "--weights=ema"],
+            "weights can be chosen of a file",
+        ),
+        (
+            ["from-torch", "{run}/nan.pt", "{out}", "--vae=x"],
+            "from-torch takes --overwrite, --weigh",
+        ),
         (["from-torch", "{run}/other.pt", "{out}"], "must have the names of a DiT: missing"),
-        (["from-torch", "{run}/other.pt", "{run}"], "output must not exist, or --overwrite"),
+        (["from-torch", "{run}/other.pt", "{run}/empty"], "output must not exist, or --overwrite"),
         (["from-torch", "{run}/text.txt", "{out}"], "file must end with .pt, .pth, .bin, .safe"),
         (["to-torch", "/nowhere", "{out}.pt"], "checkpoint must be a directory with a saved step"),
-        (["to-torch", "{run}", "{out}"], "file must end with .pt, .pth, .bin, .safetensors, got"),
+        (["to-torch", "{run}", "{out}"], ".pth, .bin, .safetensors or be a --bundle, got"),
+        (
+            ["to-torch", "{run}", "{out}.zip"],
+            "file must end with .pt, .pth, .bin, .safetensors, got",
+        ),
+        (
+            ["to-torch", "{run}", "{out}.pt", "--bundle"],
+            "output must be a folder, without .pt, got",
+        ),
+        (["to-torch", "{run}", "{out}.pt", "--space=pixels"], "--bundle, got --space"),
+        (["to-torch", "{run}", "{run}", "--bundle", "--overwrite"], "must be apart from what is"),
         (["to-torch", "{run}", "/no/where.pt"], "output must be in a directory that exists"),
         (["to-torch", "{run}", "{out}.pt", "--weights=model"], "weights must be ema or params"),
         (["to-diffusers", "{run}", "{out}", "--vae=/nowhere"], "vae must be a folder of diffusers"),
-        (["from-diffusers", "{run}", "{out}"], "folder must hold a DiT of diffusers with its"),
-        (["inspect", "{run}/half"], "bundle must have the config.json of dit-convert, got"),
-        (["inspect", "/nowhere"], "checkpoint must be a directory with a saved step"),
+        (["to-diffusers", "{run}", "{out}.pt"], "output must be a folder, without .pt, got"),
+        (
+            ["from-diffusers", "{run}", "{out}"],
+            "folder must hold a DiT of diffusers, got no config",
+        ),
+        (["from-diffusers", "/nowhere", "{out}"], "DIR must be a folder that exists, got /nowhere"),
+        (["inspect", "{run}/half"], "bundle must have the model.safetensors and config.json of"),
+        (["inspect", "{run}/empty"], "FILE_OR_DIR must be a state dict, a run, a converted check"),
+        (["inspect", "{run}/text.txt"], "file must end with .pt, .pth, .bin, .safetensors, got"),
+        (["inspect", "{run}/text.pt"], "text.pt is cut short or no file of PyTorch's"),
+        (
+            ["inspect", "{run}", "--overwrite"],
+            "inspect takes --num_heads, --num_classes, got --over",
+        ),
+        (["inspect", "/nowhere"], "FILE_OR_DIR must exist, got /nowhere"),
     ],
 )
-def test_wrong_use_is_one_line_and_nothing_is_left(refuse, tmp_path, run, args, message):
+def test_wrong_use_is_one_line_and_nothing_is_left(refuse, tmp_path, run, nan, args, message):
     path, out = run[0], tmp_path / "out"
     torch.save({"a": torch.zeros(2)}, path / "other.pt")
-    (path / "half").mkdir(exist_ok=True)
-    for name in ("text.pt", "text.txt", "half/model.safetensors"):
+    torch.save(nan, path / "nan.pt")
+    for name in ("half", "empty"):
+        (path / name).mkdir(exist_ok=True)
+    for name in ("text.pt", "text.txt", "half/model.safetensors", "half/dit.py"):
         (path / name).write_text("text")
     assert message in refuse(convert, *(arg.format(run=path, out=out) for arg in args))
     assert list(tmp_path.iterdir()) == []

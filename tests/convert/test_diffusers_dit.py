@@ -182,15 +182,23 @@ def test_copies_of_an_embedder_that_differ(folder, tmp_path):
 
 
 def test_missing_and_surplus_arrays(folder, tmp_path):
-    with pytest.raises(ValueError, match=f"must be a DiT of diffusers: missing '{EMBEDDER}'"):
-        diffusers_dit.read_folder(broken(folder, tmp_path, lambda w: w.pop(EMBEDDER)))
-    extra = np.zeros(2, np.float32)
-    with pytest.raises(ValueError, match="must be a DiT of diffusers: surplus stray"):
-        diffusers_dit.read_folder(broken(folder, tmp_path, lambda w: w.update(stray=extra)))
+    def change(weights):
+        weights.pop(EMBEDDER)
+        weights["stray"] = np.zeros(2, np.float32)
+
+    with pytest.raises(ValueError, match=f"DiT of diffusers: missing {EMBEDDER}; surplus stray$"):
+        diffusers_dit.read_folder(broken(folder, tmp_path, change))
 
 
 def test_folders_of_other_things(folder, tmp_path, vae):
-    with pytest.raises(ValueError, match="folder must hold a DiT of diffusers with its weights"):
+    with pytest.raises(ValueError, match="DIR must be a folder that exists, got .*/nowhere"):
+        diffusers_dit.read_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="DiT of diffusers, got no config.json of one in"):
+        diffusers_dit.read_folder(tmp_path)
+    with pytest.raises(ValueError, match="DiT of diffusers, got a AutoencoderKL in"):
+        diffusers_dit.read_folder(vae)
+    (tmp_path / "config.json").write_text((folder / "transformer" / "config.json").read_text())
+    with pytest.raises(ValueError, match="must hold diffusion_pytorch_model.safetensors or diff"):
         diffusers_dit.read_folder(tmp_path)
     with pytest.raises(ValueError, match="vae must be a folder of diffusers' AutoencoderKL, got"):
         diffusers_dit.check_vae(folder, CONFIG)
@@ -205,11 +213,40 @@ def test_folders_of_other_things(folder, tmp_path, vae):
 
 
 @pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("num_layers", "four", "num_layers must be a whole number of at least 1, got 'four'"),
+        ("patch_size", 0, "patch_size must be a whole number of at least 1, got 0"),
+        ("patch_size", 4, "patch_size must be 2, as in the weights, got 4"),
+        ("sample_size", 7, "sample_size must be divisible by patch_size 2, got 7"),
+        ("num_layers", 3, "num_layers must be 4, as in the weights, got 3"),
+        ("num_embeds_ada_norm", 1000, "num_embeds_ada_norm must be 5, as in the weights, got"),
+        ("num_attention_heads", 2, "attention_head_dim must be 128, as in the weights, got 64"),
+        ("in_channels", 8, "in_channels must be 4, as in the weights, got 8"),
+        ("out_channels", 5, "out_channels must be 4 or 8, got 5"),
+        ("activation_fn", "geglu", "activation_fn must be gelu-approximate in a DiT, got geglu"),
+        ("norm_type", "layer_norm", "must hold a DiT of diffusers, got a DiTTransformer2DModel"),
+    ],
+)
+def test_a_config_that_is_not_that_of_the_weights(folder, tmp_path, field, value, message):
+    path = broken(folder, tmp_path, lambda weights: None)
+    config = json.loads((path / "config.json").read_text()) | {field: value}
+    if field == "in_channels":
+        config["out_channels"] = 16
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        diffusers_dit.read_folder(path)
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("{", "config.json must be JSON"),
         ("[1]", "config.json must be a JSON object, got list"),
-        ('{"norm_type": "ada_norm_zero"}', "must have 'in_channels' in its JSON files"),
+        (
+            '{"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}',
+            "must have 'sample_size' in its JSON files",
+        ),
     ],
 )
 def test_a_config_that_says_too_little(folder, tmp_path, text, message):

@@ -37,7 +37,9 @@ def test_what_the_official_script_saves(tmp_path):
     expect_same(files.read_state_dict(path, "model"), TENSORS)
     assert files.groups(path) == ["ema", "model"]
     torch.save({"model": wrapped}, path)
-    with pytest.raises(ValueError, match="weights must be model for .*x.pt, got ema"):
+    with pytest.raises(
+        ValueError, match="weights must be model for .*x.pt, got ema: give --weights=model"
+    ):
         files.read_state_dict(path)
 
 
@@ -73,7 +75,7 @@ class Exploit:
 def test_a_pickle_that_runs_code_is_refused_and_nothing_runs(tmp_path, options):
     path, trace = tmp_path / "x.pt", tmp_path / "trace"
     torch.save({"a": Exploit(trace)}, path, **options)
-    with pytest.raises(ValueError, match="x.pt was not opened, since it is no plain weights"):
+    with pytest.raises(ValueError, match="x.pt was not opened: .* it holds posix.mkdir, which may"):
         files.read_state_dict(path)
     assert not trace.exists()
     torch.load(path, weights_only=False)  # it is a live one
@@ -93,7 +95,7 @@ def test_a_file_cut_short(tmp_path, suffix, part):
     path = tmp_path / f"x{suffix}"
     files.write_state_dict(path, {"a": np.zeros((50, 50), np.float32)})
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"x{suffix} (is not a whole|was not opened)"):
+    with pytest.raises(ValueError, match=f"x{suffix} is cut short or no"):
         files.read_state_dict(path)
 
 
@@ -109,6 +111,32 @@ def test_what_is_no_state_dict(tmp_path):
         files.read_state_dict("nowhere.pt")
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            {"state_dict": TENSORS, "epoch": 3},
+            "must hold a state dict, got a dict of state_dict, e",
+        ),
+        ({"model": TENSORS, "ema": None}, "weights must be model for .*, got ema: give --weights"),
+        ({"ema": {"a": "b"}}, "must hold a state dict, got a dict of a"),
+    ],
+)
+def test_what_holds_no_tensors_where_they_should_be(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=message):
+        files.read_state_dict(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("text", [b"\x89PNG\r\n\x1a\n123", b"# a text", pickle.dumps([1], 4)])
+def test_files_of_other_programs(tmp_path, text):
+    (tmp_path / "x.pt").write_bytes(text)
+    with pytest.raises(
+        ValueError, match=r"^[^\n]*x.pt is cut short or no file of PyTorch's$|state dict, got"
+    ):
+        files.read_state_dict(tmp_path / "x.pt")
+
+
 def test_what_is_missing_comes_with_the_line_that_installs_it():
     with pytest.raises(ValueError, match=r"nothing_of_that_name must be .*dit_jax\[convert\]"):
         files.require("nothing_of_that_name")
@@ -116,7 +144,10 @@ def test_what_is_missing_comes_with_the_line_that_installs_it():
 
 def test_nothing_half_written_is_left(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(RuntimeError), files.written_aside(out, overwrite=False) as aside:
+    with (
+        pytest.raises(RuntimeError),
+        files.written_aside(out, source=__file__, overwrite=False) as aside,
+    ):
         aside.mkdir()
         (aside / "half").touch()
         raise RuntimeError
@@ -128,13 +159,13 @@ def test_an_output_is_replaced_only_if_asked(tmp_path, was_folder):
     out = tmp_path / "out"
     out.mkdir() if was_folder else out.write_text("old")
     with pytest.raises(ValueError, match="output must not exist, or --overwrite be given, got"):
-        with files.written_aside(out, overwrite=False):
+        with files.written_aside(out, source=__file__, overwrite=False):
             raise AssertionError("not reached")
-    with files.written_aside(out, overwrite=True) as aside:
+    with files.written_aside(out, source=__file__, overwrite=True) as aside:
         aside.write_text("new")
     assert out.read_text() == "new" and list(tmp_path.iterdir()) == [out]
     with pytest.raises(ValueError, match="output must be in a directory that exists, got"):
-        with files.written_aside(tmp_path / "no" / "out", overwrite=False):
+        with files.written_aside(tmp_path / "no" / "out", source=__file__, overwrite=False):
             raise AssertionError("not reached")
 
 
@@ -143,13 +174,23 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path):
     out.mkdir()
     (out / "thesis.txt").write_text("years")
     with pytest.raises(ValueError, match="must be a folder of dit-convert's own, got"):
-        with files.written_aside(out, overwrite=True):
+        with files.written_aside(out, source=__file__, overwrite=True):
             raise AssertionError("not reached")
     assert (out / "thesis.txt").read_text() == "years"
     (out / "parity.json").touch()
-    with files.written_aside(out, overwrite=True) as aside:
+    with files.written_aside(out, source=__file__, overwrite=True) as aside:
         aside.mkdir()
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("out, source", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a/../a", "a")])
+def test_an_output_is_never_what_is_read(tmp_path, out, source):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "parity.json").touch()
+    with pytest.raises(ValueError, match="output must be apart from what is read, .*/a"):
+        with files.written_aside(tmp_path / out, source=tmp_path / source, overwrite=True):
+            raise AssertionError("not reached")
+    assert (tmp_path / "a" / "parity.json").is_file()
 
 
 def test_digests_of_a_folder(tmp_path):

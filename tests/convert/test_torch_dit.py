@@ -124,6 +124,11 @@ def test_at_most_ten_names_are_told(config):
         ("pos_embed", np.zeros((1, 8, 128), np.float32), "pos_embed must be .* 4 x 2 patches"),
         ("pos_embed", np.zeros((1, 9, 128), np.float32), r"pos_embed must have shape \(1, 8, 128"),
         ("t_embedder.mlp.0.bias", np.zeros(128), "t_embedder.mlp.0.bias must be float32 or"),
+        (
+            "blocks.1.attn.qkv.bias",
+            np.full(384, np.nan, np.float32),
+            "blocks.1.attn.qkv.bias must be finite, got NaN or infinity",
+        ),
     ],
 )
 def test_bad_array(config, state_dict, name, x, message):
@@ -137,6 +142,13 @@ def test_params_of_another_config(config):
         torch_dit.to_official(params, config._replace(conditioning="cross_attention"))
     with pytest.raises(ValueError, match=r"embedding must have shape \(11, 128\), got \(6, 128\)"):
         torch_dit.to_official(params, config._replace(num_classes=10))
+
+
+def test_params_that_are_not_finite(config):
+    params = random_params(config)
+    params["final_layer"]["linear"]["bias"] = np.full(24, np.inf, np.float32)
+    with pytest.raises(ValueError, match="^final_layer/linear/bias must be finite, got NaN or inf"):
+        torch_dit.to_official(params, config)
 
 
 def test_large_arrays_are_taken_and_not_copied(config, state_dict):
@@ -159,7 +171,7 @@ def test_the_label_table_says_how_many_classes(state_dict, config):
     assert torch_dit.read_config(state_dict, num_classes=5) == config
     without = torch_dit.read_config(state_dict, num_classes=6)
     assert without.num_classes == 6 and not without.null_label
-    with pytest.raises(ValueError, match="num_classes must be 5 or 6, got 1000"):
+    with pytest.raises(ValueError, match="num_classes must be 5 or 6 for a .* 6 rows, got 1000"):
         torch_dit.read_config(state_dict, num_classes=1000)
 
 
@@ -189,6 +201,13 @@ def test_the_weights_of_another_model_are_named():
             np.zeros((640, 128)),
             "must have 4 or 6 x 128 rows, got 640",
         ),
+        (
+            "final_layer.linear.weight",
+            np.zeros((18, 128)),
+            "must have 12 or, with a learned variance, 24 rows for patch 2 and 3 channels, got 18",
+        ),
+        ("x_embedder.proj.weight", np.zeros((128, 16)), "must have 4 axes, got shape"),
+        ("x_embedder.proj.weight", np.zeros((128, 3, 2, 1)), "must be of square patches"),
     ],
 )
 def test_shapes_that_contradict_each_other(state_dict, name, x, message):

@@ -139,11 +139,41 @@ def test_the_same_noise_gives_the_same_samples(learn_sigma, options):
     assert np.abs(actual - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
-def test_what_cannot_be_sampled_is_named():
+@pytest.mark.parametrize(
+    "labels, options, message",
+    [
+        ([2, 5], {}, "labels must be whole numbers in 0 .. 4, got 5"),
+        ([2, 0.5], {}, "labels must be whole numbers in 0 .. 4, got 0.5"),
+        (["cat"], {}, "labels must be whole numbers in 0 .. 4, got 'cat'"),
+        (3, {}, "labels must be a list of whole numbers, got 3"),
+        ([], {}, r"labels must be a list of whole numbers, got \[\]"),
+        ([2], {"scale": 3}, "an option must be one of sampler, .*, cfg_interval, got scale"),
+        ([2], {"sampler": "euler"}, "sampler must be ddpm or ddim, got 'euler'"),
+        ([2], {"num_steps": "xx"}, "num_steps must be a count, as 250 or ddim50, got 'xx'"),
+        ([2], {"num_steps": 1}, "num_steps must be 2 to 1000, got 1"),
+        ([2], {"eta": "much"}, "eta must be in 0 .. 1, got 'much'"),
+        ([2], {"clip_x0": "yes"}, "clip_x0 must be True or False, got 'yes'"),
+        ([2], {"cfg_scale": -1}, "cfg_scale must be 1, or 0 or more with a null label, got -1"),
+        ([2], {"cfg_channels": 5}, "cfg_channels must be 0 or a number of channels, got 5"),
+        ([2], {"cfg_interval": (9, 3)}, r"cfg_interval must be two steps in order, got \(9, 3\)"),
+        ([2], {"cfg_interval": 3}, "cfg_interval must be two steps in order, got 3"),
+    ],
+)
+def test_what_cannot_be_sampled_is_named(labels, options, message):
     config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5)
+    settings = {
+        "space": "latents",
+        "diffusion": {"schedule": "linear", "num_steps": 1000},
+        "sampling": SAMPLING,
+    }
+    sampler = torch_model.Sampler(random_model(config)[1], settings)
+    with pytest.raises(ValueError, match=message):
+        sampler.sample(labels, **options)
+
+
+def test_guidance_needs_a_null_label():
+    config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5, null_label=False)
     settings = {"space": "latents", "sampling": SAMPLING}
     sampler = torch_model.Sampler(random_model(config)[1], settings)
-    with pytest.raises(ValueError, match="labels must be in 0 .. 4, got 5"):
-        sampler.sample([2, 5])
-    with pytest.raises(ValueError, match="sampling must be of sampler, .*, got scale"):
-        sampler.sample([2], scale=3)
+    with pytest.raises(ValueError, match="cfg_scale must be 1, or 0 or more with a null label, go"):
+        sampler.sample([2], cfg_scale=4.0)
