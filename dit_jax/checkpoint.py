@@ -1,8 +1,9 @@
 """Checkpoints: Orbax step directories that hold trees of arrays and one JSON item, `meta`.
 
 DIR/STEP/ has an item for every tree and `meta`, which carries what the caller gives (`model`, the
-architecture, and `config`, how to compute, noise and sample with it) and what this module adds: the
-step, the versions of the packages and a digest of every leaf.
+architecture, and `config`, how to compute, noise and sample with it; or `vae`, the architecture of
+an autoencoder) and what this module adds: the step, the versions of the packages and a digest of
+every leaf.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.tree_util import keystr
 
 ITEMS = ("params", "ema", "opt_state")  # trees; meta is JSON
+KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # names in meta of an architecture
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -71,11 +73,15 @@ def locate(path):
     return directory, step
 
 
-def read_meta(directory, step):
-    """The JSON item of a step."""
+def read_meta(directory, step, *, of=None):
+    """The JSON item of a step; of: the name in `KINDS` of what the checkpoint must be."""
     meta = _restore(directory, step, {}, meta=ocp.args.JsonRestore())["meta"]
     if not isinstance(meta, dict) or "digests" not in meta:
         raise ValueError(f"checkpoint {Path(directory) / str(step)} is damaged: its meta is empty")
+    if of and of not in meta:
+        raise ValueError(
+            f"checkpoint must be one of {KINDS[of]}, got {Path(directory) / str(step)}"
+        )
     return meta
 
 

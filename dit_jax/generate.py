@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dit_jax import sharding
+from dit_jax import pixels, sharding
 from dit_jax.diffusion import guidance, samplers, schedules
 
 GREY = 96  # between the images of a grid
@@ -71,7 +71,7 @@ def make_sampler(
             )
         x = samplers.draw_noise(keys, short.num_steps, shape)
         x = samplers.SAMPLERS[sampler](denoise, x, short, keys=keys, **options)
-        return to_uint8(x) if space == "pixels" else x
+        return pixels.to_uint8(x) if space == "pixels" else x
 
     batch = sharding.of_batch(mesh)
     return jax.jit(draw, in_shardings=(None, batch, batch), out_shardings=batch)
@@ -105,11 +105,6 @@ def sample_keys(seed, count):
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
 
 
-def to_uint8(x):
-    """[-1, 1] -> pixels; the inverse of the step from pixels to model units in training."""
-    return jnp.clip(jnp.round(x * 127.5 + 127.5), 0, 255).astype(jnp.uint8)
-
-
 def grid(images, *, columns=0, scale=1):
     """uint8 images (N, H, W, C), C 1 or 3, each pixel `scale` times, side by side: a PIL image.
 
@@ -128,9 +123,18 @@ def grid(images, *, columns=0, scale=1):
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
-def grid_scale(input_size):
-    """How often to repeat a pixel so that a tiny image can be seen: 8 for 8x8."""
-    return max(1, 64 // max(input_size))
+def write_all(images, folder):
+    """Writes uint8 images (N, H, W, C), C 1 or 3, as 00000.png, 00001.png, ... of a new folder."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
+            folder / f"{i:05d}.png"
+        )
+
+
+def grid_scale(size):
+    """How often to repeat a pixel so that a tiny image can be seen: 8 for (8, 8)."""
+    return max(1, 64 // max(size))
 
 
 def check_sampling(

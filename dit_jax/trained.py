@@ -10,18 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax import checkpoint, devices, generate, sharding
+from dit_jax import autoencoder, checkpoint, devices, generate, sharding
 from dit_jax.diffusion import schedules
 from dit_jax.models import dit
 
 
-def load(path, *, weights="ema", attention="auto"):
-    """The LoadedDiT of a training run, of the directory of its steps or of one of these."""
+def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"):
+    """The LoadedDiT of a training run, of the directory of its steps or of one of these.
+
+    vae: the checkpoint of an autoencoder that decodes its samples.
+    """
     if weights not in ("ema", "params"):
         raise ValueError(f"weights must be ema or params, got {weights!r}")
     directory, step = checkpoint.locate(path)
-    meta = checkpoint.read_meta(directory, step)
+    meta = checkpoint.read_meta(directory, step, of="model")
     saved, config = meta["config"], dit.DiTConfig.from_json(meta["model"])
+    decoder = vae and _load_decoder(vae, vae_dtype, config, saved["data"]["space"])
     mesh = sharding.make_mesh()
     template = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
     template = sharding.abstract(template, sharding.of_state(template, mesh))
@@ -37,16 +41,39 @@ def load(path, *, weights="ema", attention="auto"):
         weights=weights,
         **saved["data"],
         sampling=_plain(saved["sampling"]),
+        decoder=decoder,
     )
+
+
+def _load_decoder(path, dtype, config, space):
+    decoder = autoencoder.load(path, dtype=dtype)
+    channels = decoder.config.latent_channels
+    if space != "latents":
+        raise ValueError(f"vae must be none for a model of {space}, got {path}")
+    if channels != config.in_channels:
+        raise ValueError(f"vae must have {config.in_channels} latent channels, got {channels}")
+    return decoder
 
 
 class LoadedDiT:
     """A trained DiT: its config, its parameters, its forward pass and its samples."""
 
     def __init__(
-        self, config, params, apply, schedule, mesh, *, step, weights, source, space, sampling
+        self,
+        config,
+        params,
+        apply,
+        schedule,
+        mesh,
+        *,
+        step,
+        weights,
+        source,
+        space,
+        sampling,
+        decoder=None,
     ):
-        self.config, self.params, self.sampling = config, params, sampling
+        self.config, self.params, self.sampling, self.decoder = config, params, sampling, decoder
         self.step, self.weights, self.source, self.space = step, weights, source, space
         self._schedule = schedule
         self._apply = jax.jit(apply)
@@ -77,6 +104,8 @@ class LoadedDiT:
     def sample(self, labels, *, seed=0, batch_size=256, progress=False, **sampling):
         """One image for each label: uint8 (N, H, W, C), or latents where there is no decoder.
 
+        Latents are float32, in units of the model.
+
         `sampling` overrides `self.sampling`, how the run's config wants to be sampled; its names
         are those of `make_sampler`. The same seed gives the same images in any batch_size. progress
         shows a bar on a terminal.
@@ -94,9 +123,10 @@ class LoadedDiT:
         options = self.sampling | _plain(sampling)
         generate.check_sampling(self.config, self._schedule, space=self.space, **options)
         draw = self._make(tuple(options.items()))
-        return generate.draw_all(
+        images = generate.draw_all(
             draw, self.params, labels, seed=seed, batch_size=batch_size, progress=progress
         )
+        return self.decoder.decode(images, progress=progress) if self.decoder else images
 
     def __repr__(self):
         config = self.config

@@ -12,8 +12,9 @@ LEVELS = [  # a module imports from levels below its own only, or from its own r
     {"__init__"},  # the public door, which opens `trained`
     {"trained"},
     {"generate", "train", "evals", "convert"},
+    {"autoencoder"},
     {"models", "diffusion", "data"},
-    {"sharding", "ema", "checkpoint", "devices"},
+    {"sharding", "ema", "checkpoint", "devices", "pixels"},
 ]
 CONVERT_ONLY = {"torch", "diffusers", "safetensors"}
 

@@ -5,6 +5,7 @@
     dit-convert to-torch runs/digits digits_torch --bundle     samples with PyTorch alone
     dit-convert from-diffusers DiT-XL-2-256 runs/xl2           a folder of diffusers' DiTPipeline
     dit-convert to-diffusers runs/xl2 xl2-pipeline --vae=DIR
+    dit-convert vae sd-vae-ft-ema runs/vae                     diffusers' autoencoder, or its file
     dit-convert inspect FILE_OR_DIR                            what is this?
 
 Every conversion runs both sides on the same inputs, prints how far they are apart and writes it to
@@ -21,9 +22,10 @@ from pathlib import Path
 import jax
 from absl import flags, logging
 
+from dit_jax import autoencoder
 from dit_jax.cli import command
-from dit_jax.convert import bundle, diffusers_dit, files, native, parity, torch_dit
-from dit_jax.models import dit
+from dit_jax.convert import bundle, diffusers_dit, files, native, parity, torch_dit, torch_vae
+from dit_jax.models import dit, vae
 
 
 def define(values):
@@ -40,6 +42,12 @@ def define(values):
     )
     flags.DEFINE_boolean("bundle", False, "to-torch: a folder that stands alone.", **options)
     flags.DEFINE_string("vae", None, "to-diffusers: the folder of an AutoencoderKL.", **options)
+    flags.DEFINE_string(
+        "from_hub",
+        None,
+        "vae: download it, as stabilityai/sd-vae-ft-ema; then OUT alone.",
+        **options,
+    )
     flags.DEFINE_integer(
         "num_heads",
         None,
@@ -67,6 +75,8 @@ def main(values, *words):
     if word not in COMMANDS:
         raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {word!r}")
     convert, names, takes = COMMANDS[word]
+    if values.from_hub:  # instead of the first of them
+        names = names[1:]
     if len(paths) != len(names):
         raise ValueError(f"{word} takes {' '.join(names)}, got {' '.join(paths)!r}")
     for name, path in zip(names, paths, strict=True):
@@ -154,32 +164,62 @@ def to_diffusers(values, source, out):
     return code
 
 
+def convert_vae(values, *paths):
+    *source, out = paths
+    files.check_folder(out)
+    source = source[0] if source else torch_vae.download(values.from_hub)
+    with files.written_aside(out, source=source, overwrite=values.overwrite) as aside:
+        logging.info("reading %s", source)
+        config, state_dict = torch_vae.read(source)
+        logging.info("writing %s, latents less %s, times %s", out, config.shift, config.scale)
+        autoencoder.save(aside, config, torch_vae.from_torch(state_dict, config))
+        report = {"passed": None}
+        if importlib.util.find_spec("diffusers") is not None:
+            report = parity.autoencoders(source, aside)
+        return _write_report(report, source, aside, out)
+
+
 def inspect(values, source):
     """Prints what a checkpoint is: format, variant, shapes, step, EMA or not."""
     path = Path(source)
     if not path.exists():
         raise ValueError(f"FILE_OR_DIR must exist, got {source}")
     if path.is_file():
-        what, model = _inspect_state_dict(values, path)
+        what = _inspect_state_dict(values, path)
     elif (path / "dit.py").is_file():
-        what, model = _inspect_bundle(path)
+        what = _inspect_bundle(path)
+    elif torch_vae.is_folder(path):
+        config, _ = torch_vae.read(path)
+        what = {"format": "autoencoder of diffusers", **_of_vae(config)}
     elif diffusers_dit.is_folder(path):
         _, model, settings = diffusers_dit.read_folder(path)
-        what = {"format": "diffusers", **settings["diffusion"]}
-    elif native.is_checkpoint(path):
+        what = {"format": "diffusers", **settings["diffusion"], **_of_dit(model)}
+    elif native.kind(path) == "vae":
+        what = {"format": "autoencoder of dit_jax", **_of_vae(autoencoder.describe(path))}
+    elif native.kind(path) == "model":
         model, settings, step, items = native.describe(path)
         what = {"format": "dit_jax", "step": step, "sets": ", ".join(items)}
-        what |= settings["data"] | settings["diffusion"]
+        what |= settings["data"] | settings["diffusion"] | _of_dit(model)
     else:
         raise ValueError(
             "FILE_OR_DIR must be a state dict, a run, a converted checkpoint, a bundle or a folder "
             f"of diffusers, got {source}"
         )
-    shapes = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
-    what |= {"variant": variant(model), **model._asdict()}
-    what["parameters"] = f"{sum(x.size for x in jax.tree.leaves(shapes)):,}"
     for name, value in what.items():
-        print(f"{name:14s} {value}")
+        print(f"{name:16s} {value}")
+
+
+def _of_dit(model):
+    count = _count(lambda: dit.init(model, jax.random.key(0)))
+    return {"variant": variant(model), **model._asdict(), "parameters": count}
+
+
+def _of_vae(config):
+    return {**config._asdict(), "parameters": _count(lambda: vae.init(config, jax.random.key(0)))}
+
+
+def _count(init):
+    return f"{sum(x.size for x in jax.tree.leaves(jax.eval_shape(init))):,}"
 
 
 def _inspect_bundle(path):
@@ -189,20 +229,19 @@ def _inspect_bundle(path):
             f"bundle must have the model.safetensors and config.json of dit-convert, got {path}"
         )
     what = {"format": "bundle for PyTorch", "space": config["space"], **config["diffusion"]}
-    return what, dit.DiTConfig.from_json(config["model"])
+    return what | _of_dit(dit.DiTConfig.from_json(config["model"]))
 
 
 def _inspect_state_dict(values, path):
     files.check_suffix(path)
     groups = files.groups(path)
     state_dict = files.read_state_dict(path, groups[0] if groups else "ema")
-    model = _read_config(values, state_dict)
     what = {
         "format": f"official state dict ({path.suffix})",
         "sets": ", ".join(groups) or "one, whether averaged or not it does not say",
         "dtype": ", ".join(sorted({str(x.dtype) for x in state_dict.values()})),
     }
-    return what, model
+    return what | _of_dit(_read_config(values, state_dict))
 
 
 READING = ("num_heads", "num_classes")
@@ -215,6 +254,7 @@ COMMANDS = {  # what it does, the words and the flags that it takes
     "to-torch": (to_torch, ("CHECKPOINT", "OUT"), ("overwrite", "weights", "bundle")),
     "from-diffusers": (from_diffusers, ("DIR", "OUT"), ("overwrite",)),
     "to-diffusers": (to_diffusers, ("CHECKPOINT", "OUTDIR"), ("overwrite", "weights", "vae")),
+    "vae": (convert_vae, ("DIR_OR_FILE", "OUT"), ("overwrite", "from_hub")),
     "inspect": (inspect, ("FILE_OR_DIR",), READING),
 }
 
@@ -282,6 +322,11 @@ def _prove(one, two, model, source, aside, out, *, plain=None):
         if plain:
             report["plain_diffusers"] = parity.measure(expected, plain(*inputs))["relative"]
         logging.info("compared in %.1f s", time.perf_counter() - started)
+    return _write_report(report, source, aside, out)
+
+
+def _write_report(report, source, aside, out):
+    """Adds the digests to a report, writes and prints it; the exit code. aside will be out."""
     report["files"] = {"from": files.digests(source), "to": files.digests(aside)}
     place = Path(out) / "parity.json"
     if aside.is_file():
@@ -295,7 +340,10 @@ def _prove(one, two, model, source, aside, out, *, plain=None):
 def _tell(report, place):
     """Prints a report that lies at `place`; the exit code."""
     if report["passed"] is None:
-        print("not checked: PyTorch is missing. pip install dit_jax[convert], then convert again")
+        print(
+            "not checked: PyTorch or diffusers is missing. "
+            "pip install dit_jax[convert], then convert again"
+        )
         return 0
     print(parity.table(report))
     if "plain_diffusers" in report:

@@ -1,10 +1,12 @@
-"""Draws images from a checkpoint: a PNG grid, or an .npz of all of them.
+"""Draws images from a checkpoint: a PNG grid, a folder of PNGs, or an .npz of all of them.
 
     dit-sample --checkpoint=runs/digits --labels=3,1,4 --out=samples.png
+    dit-sample --checkpoint=runs/xl2 --vae=runs/vae --labels=207,360 --cfg_scale=4 --out=grid.png
 
 The checkpoint is a training run, one step in its `checkpoints` or a converted checkpoint. Whatever
-is not said is as the run's config says. An .npz holds arr_0, uint8 (N, H, W, C), or float32 latents
-where the model is one of latents; those cannot be shown as a PNG yet.
+is not said is as the run's config says. --vae, what `dit-convert vae` wrote, decodes the latents of
+a model of latents. An .npz holds arr_0, uint8 (N, H, W, C) as ADM's evaluation takes it, or float32
+latents in units of the model where there is no vae. In a folder the images are 00000.png, ...
 """
 
 import sys
@@ -25,7 +27,11 @@ def define(values):
         "checkpoint", None, "A run's directory or a converted checkpoint.", **options
     )
     flags.DEFINE_list("labels", None, "Classes, separated by commas.", **options)
-    flags.DEFINE_string("out", "samples.png", "A .png or .npz file.", **options)
+    flags.DEFINE_string("out", "samples.png", "A .png, an .npz or a new folder.", **options)
+    flags.DEFINE_string("vae", None, "An autoencoder that decodes latents.", **options)
+    flags.DEFINE_enum(
+        "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
+    )
     flags.DEFINE_enum(
         "weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **options
     )
@@ -43,22 +49,24 @@ def define(values):
 
 def main(values):
     out = command.output_path(values.out)
-    if out.suffix not in (".png", ".npz"):
-        raise ValueError(f"out must end with .png or .npz, got {out}")
+    if out.suffix not in (".png", ".npz", ""):
+        raise ValueError(f"out must end with .png or .npz, or be a new folder, got {out}")
     labels = [parse_label(text) for text in values.labels]
-    dit = dit_jax.load(values.checkpoint, weights=values.weights)
-    if dit.space != "pixels" and out.suffix == ".png":
-        raise ValueError(
-            f"out must end with .npz for latents, which have no decoder yet, got {out}"
-        )
+    dit = dit_jax.load(
+        values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
+    )
+    if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
+        raise ValueError(f"out must end with .npz for latents without a --vae, got {out}")
     given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
     images = dit.sample(
         labels, seed=values.seed, batch_size=values.batch_size, progress=True, **given
     )
     if out.suffix == ".npz":
         np.savez(out, images)
+    elif not out.suffix:
+        generate.write_all(images, out)
     else:
-        scale = generate.grid_scale(dit.config.input_size)
+        scale = generate.grid_scale(images.shape[1:3])
         generate.grid(images, columns=values.columns, scale=scale).save(out)
     logging.info("%d images of step %d: %s", len(images), dit.step, out)
 

@@ -22,18 +22,18 @@ class Checkpoint(NamedTuple):
 def describe(path):
     """(architecture, settings, step, names of the items) of a checkpoint, no array read."""
     directory, step = checkpoint.locate(path)
-    meta = checkpoint.read_meta(directory, step)
+    meta = checkpoint.read_meta(directory, step, of="model")
     settings = {topic: meta["config"][topic] for topic in TOPICS}
     return dit.DiTConfig.from_json(meta["model"]), settings, step, sorted(meta["digests"])
 
 
-def is_checkpoint(path):
-    """Whether a directory is a training run, its steps, one of them or a converted checkpoint."""
+def kind(path):
+    """ "model" or "vae", what a run or a converted checkpoint is of; None of another directory."""
     try:
-        checkpoint.locate(path)
+        meta = checkpoint.read_meta(*checkpoint.locate(path))
     except ValueError:
-        return False
-    return True
+        return None
+    return "vae" if "vae" in meta else "model"
 
 
 def step_folder(path):

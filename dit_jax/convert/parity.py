@@ -10,11 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dit_jax.convert import files, native
-from dit_jax.models import dit
+from dit_jax import autoencoder
+from dit_jax.convert import files, native, torch_vae
+from dit_jax.models import dit, vae
 
 STEPS = (0, 500, 999)
 TOLERANCE = 2e-5  # relative to the largest output: float32 sums of two libraries
+VAE_TOLERANCES = {"moments": 1e-5, "decoded": 5e-5}  # a decoder's sums are longer
 TINY = np.finfo(np.float32).tiny  # instead of 0
 
 
@@ -107,12 +109,71 @@ def measure(expected, actual):
     }
 
 
+def autoencoders(source, path):
+    """The report of an autoencoder of diffusers, a folder or a file, and of ours at `path`.
+
+    Both encode a random image of 64 x 96 and decode the mean of its latents.
+    """
+    config, state_dict = torch_vae.read(source)
+    size = (64, 96, config.in_channels)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, *size)).astype(np.float32)
+    theirs = _run_diffusers(state_dict, config, x)
+    model = autoencoder.load(path)
+    encode, decode = (jax.jit(run) for run in vae.make_apply(config))
+    ours = encode(model.params, x), decode(model.params, vae.mode(theirs[0]))
+    parts = [
+        {"part": part, "tolerance": bound, **_compare(expected, np.asarray(actual))}
+        for (part, bound), expected, actual in zip(
+            VAE_TOLERANCES.items(), theirs, ours, strict=True
+        )
+    ]
+    worst = max(parts, key=lambda part: np.inf if part["relative"] is None else part["relative"])
+    good = [
+        part["relative"] is not None and part["relative"] <= part["tolerance"] for part in parts
+    ]
+    return {name: worst[name] for name in ("tolerance", "absolute", "relative")} | {
+        "passed": all(good),
+        "parts": parts,
+    }
+
+
+def _run_diffusers(state_dict, config, x):
+    """Moments of x and the decoded mean of diffusers' AutoencoderKL, channels-last."""
+    torch = files.require("torch")
+    models = files.require("diffusers.models")
+    levels = len(config.channels)
+    net = models.AutoencoderKL(
+        in_channels=config.in_channels,
+        out_channels=config.in_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.channels,
+        layers_per_block=config.num_resnets,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.num_groups,
+        use_quant_conv=config.quant_conv,
+        use_post_quant_conv=config.quant_conv,
+    )
+    net.load_state_dict({name: torch.from_numpy(x).float() for name, x in state_dict.items()})
+    with torch.no_grad():
+        posterior = net.eval().encode(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).latent_dist
+        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
+        decoded = net.decode(posterior.mean).sample
+    return [out.numpy().transpose(0, 2, 3, 1) for out in (moments, decoded)]
+
+
+def _compare(expected, actual):
+    absolute = np.abs(actual - expected).max()
+    relative = absolute / max(np.abs(expected).max(), TINY)
+    return {"absolute": _finite(absolute), "relative": _finite(relative)}
+
+
 def table(report):
-    """The report of `measure` as lines of text."""
-    lines = [f"{'t':>5}  {'absolute':>10}  {'relative':>10}"]
+    """A report as lines of text."""
+    label, rows = ("t", report["steps"]) if "steps" in report else ("part", report["parts"])
+    lines = [f"{label:>8}  {'absolute':>10}  {'relative':>10}"]
     lines += [
-        f"{step['t']:5d}  {text(step['absolute']):>10}  {text(step['relative']):>10}"
-        for step in report["steps"]
+        f"{row[label]:>8}  {text(row['absolute']):>10}  {text(row['relative']):>10}" for row in rows
     ]
     return "\n".join(lines)
 

@@ -146,7 +146,7 @@ def from_official(state_dict, config):
     for leaf in leaves:
         parts = []
         for name in leaf.names:
-            _check_finite(name, state_dict[name])
+            check_finite(name, state_dict[name])
             parts.append(_from_official(leaf.path, state_dict.pop(name), config))
         x = np.stack(parts) if leaf.stacked else np.array(parts[0], order="C")
         params[leaf.path] = x.astype(np.float32, copy=False)
@@ -165,7 +165,7 @@ def to_official(params, config):
     state_dict = {"pos_embed": _position_table(config)}
     for leaf in leaves:
         x = np.asarray(flat.pop(leaf.path), np.float32)
-        _check_finite(leaf.path, x)
+        check_finite(leaf.path, x)
         for name, part in zip(leaf.names, x if leaf.stacked else [x], strict=True):
             state_dict[name] = np.array(_to_official(leaf.path, part, config), order="C")
     return state_dict
@@ -221,7 +221,7 @@ def _position_table(config):
     return layers.position_table(rows, columns, config.hidden_size)[None]  # (1, T, D)
 
 
-def _check_finite(name, x):
+def check_finite(name, x):
     if not np.isfinite(x).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity in it")
 

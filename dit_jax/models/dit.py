@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_jax.models import layers
-from dit_jax.models.layers import layer_norm, modulate
+from dit_jax.models.layers import DTYPES, layer_norm, modulate
 
 SIZES = {  # depth, hidden size, heads: table 1 of the paper; Ti is ours, for tiny images
     "Ti": (4, 128, 4),
@@ -21,7 +21,6 @@ SIZES = {  # depth, hidden size, heads: table 1 of the paper; Ti is ours, for ti
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
 }
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT_POLICIES = {  # what a block keeps for the backward pass; none: all, without recomputing
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

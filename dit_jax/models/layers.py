@@ -11,6 +11,7 @@ from flax import nnx
 
 FREQUENCIES = 256  # size of the sinusoidal embedding of t
 MLP_RATIO = 4
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the arithmetic
 ATTENTIONS = ("xla", "cudnn")  # implementations
 
 xavier = nnx.initializers.xavier_uniform()

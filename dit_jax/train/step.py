@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from dit_jax import ema as ema_lib
+from dit_jax import pixels
 from dit_jax.diffusion import gaussian, losses
 from dit_jax.train.state import TrainState
 
 
 def to_model_units(image):
     """uint8 pixels -> [-1, 1]; float32 latents are in model units already. (N, H, W, C)."""
-    return image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
+    return pixels.to_unit(image) if image.dtype == jnp.uint8 else image
 
 
 def draw(key, batch, schedule, *, null_label, class_dropout_prob):

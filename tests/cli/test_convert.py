@@ -143,7 +143,7 @@ def test_what_the_weights_do_not_tell_is_said(call, tmp_path, run, monkeypatch):
 def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
     out = done(call, "to-torch", run[0], tmp_path / "a.safetensors")
-    assert "not checked: PyTorch is missing. pip install dit_jax[convert]" in out
+    assert "not checked: PyTorch or diffusers is missing. pip install dit_jax[convert]" in out
     report = json.loads((tmp_path / "a.safetensors.parity.json").read_text())
     assert report["passed"] is None and report["files"]["to"].keys() == {"a.safetensors"}
     done(call, "to-torch", run[0], tmp_path / "b", "--bundle")
@@ -153,7 +153,10 @@ def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, mo
 @pytest.mark.parametrize(
     "args, message",
     [
-        ([], "command must be one of from-torch, to-torch, from-diffusers, to-diffusers, inspect"),
+        (
+            [],
+            "must be one of from-torch, to-torch, from-diffusers, to-diffusers, vae, inspect",
+        ),
         (["turn"], "got 'turn'"),
         (["from-torch", "a.pt"], "from-torch takes FILE OUT, got 'a.pt'"),
         (["from-torch", "/nowhere.pt", "{out}"], "FILE must be a file that exists, got /nowhere"),

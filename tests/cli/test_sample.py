@@ -1,9 +1,12 @@
+import jax
 import numpy as np
 import pytest
 import random_run
 from PIL import Image
 
+from dit_jax import autoencoder
 from dit_jax.cli import sample
+from dit_jax.models import vae
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +49,56 @@ def test_an_npz_holds_every_image_and_flags_override_the_run(call, tmp_path, che
         assert not np.array_equal(images, draw(option)), option
 
 
-def test_latents_go_to_npz_only(call, refuse, tmp_path):
-    config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
-    random_run.save(tmp_path, config)
-    usual = (f"--checkpoint={tmp_path}", "--labels=3")
+def test_a_folder_holds_one_png_an_image(call, refuse, tmp_path, checkpoint):
+    usual = (f"--checkpoint={checkpoint}", "--labels=3,1,4")
+    assert call(sample, *usual, f"--out={tmp_path}/images")[0] == 0
+    assert call(sample, *usual, f"--out={tmp_path}/x.npz")[0] == 0
+    images = np.load(tmp_path / "x.npz")["arr_0"]
+    assert [path.name for path in sorted((tmp_path / "images").iterdir())] == [
+        f"0000{i}.png" for i in range(3)
+    ]
+    for i, image in enumerate(images):
+        with Image.open(tmp_path / "images" / f"0000{i}.png") as file:
+            np.testing.assert_array_equal(np.asarray(file), image[..., 0])
+    line = refuse(sample, *usual, f"--out={tmp_path}/images")
+    assert "out must be a file, got the directory" in line
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    """A run whose model is one of latents, and an autoencoder of as many channels."""
+    path = tmp_path_factory.mktemp("latents")
+    random_run.save(path, random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}})
+    config = vae.VAEConfig(latent_channels=1, channels=(8, 16), num_resnets=1, num_groups=4)
+    autoencoder.save(path / "vae", config, vae.init(config, jax.random.key(0)))
+    return path
+
+
+def test_latents_go_to_npz_only(call, refuse, tmp_path, latents):
+    usual = (f"--checkpoint={latents}", "--labels=3")
     line = refuse(sample, *usual, f"--out={tmp_path}/x.png")
-    assert "out must end with .npz for latents" in line
+    assert "out must end with .npz for latents without a --vae, got" in line
     assert call(sample, *usual, f"--out={tmp_path}/x.npz")[0] == 0
     assert np.load(tmp_path / "x.npz")["arr_0"].dtype == np.float32
+
+
+def test_an_autoencoder_decodes_them(call, refuse, tmp_path, latents, checkpoint):
+    usual = (f"--checkpoint={latents}", "--labels=3,1", f"--vae={latents}/vae")
+    for options in ([], ["--vae_dtype=bfloat16"]):
+        assert call(sample, *usual, *options, f"--out={tmp_path}/x.npz")[0] == 0
+        images = np.load(tmp_path / "x.npz")["arr_0"]
+        assert images.shape == (2, 16, 16, 3) and images.dtype == np.uint8
+    assert call(sample, *usual, f"--out={tmp_path}/x.png")[0] == 0
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.mode == "RGB" and image.size == (2 * 64 + 4, 64)
+    line = refuse(sample, "--labels=3", f"--checkpoint={checkpoint}", f"--vae={latents}/vae")
+    assert "vae must be none for a model of pixels, got" in line
+    wide = vae.VAEConfig(channels=(8,), num_resnets=1, num_groups=4)
+    autoencoder.save(tmp_path / "wide", wide, vae.init(wide, jax.random.key(0)))
+    line = refuse(sample, "--labels=3", f"--checkpoint={latents}", f"--vae={tmp_path}/wide")
+    assert "vae must have 1 latent channels, got 4" in line
+    line = refuse(sample, "--labels=3", f"--checkpoint={latents}", f"--vae={checkpoint}")
+    assert "checkpoint must be one of an autoencoder, got" in line
 
 
 @pytest.mark.parametrize(
@@ -75,7 +120,10 @@ def test_latents_go_to_npz_only(call, refuse, tmp_path):
         (["--labels=3", "--eta=inf"], "eta must be a finite number, got inf"),
         (["--labels=3", "--eta=1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none"),
         ([], "--labels must be given"),
-        (["--labels=3", "--out=images.jpg"], "out must end with .png or .npz, got images.jpg"),
+        (
+            ["--labels=3", "--out=images.jpg"],
+            "out must end with .png or .npz, or be a new folder, got i",
+        ),
         (["--labels=3", "--out=no/where.png"], "out must be in a directory that exists, got"),
         (["--labels=3", "--num_steps=0"], "num_steps must be in 2 .. 1000, got '0'"),
         (["--labels=3", "--num_steps=-9"], "num_steps must be a number"),

@@ -1,0 +1,88 @@
+"""An autoencoder, opened from its checkpoint: images <-> latents in units of a DiT.
+
+Shapes: N batch, H W grid, C channels. Images are uint8 (N, H, W, 3), latents (N, H/8, W/8, C).
+"""
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dit_jax import checkpoint, pixels, sharding
+from dit_jax.models import vae
+
+PIXELS = 2**21  # of a chunk that is decoded at once: 8 images of 512x512, about 8 GB in float32
+
+
+def describe(path):
+    """The VAEConfig of a checkpoint, no array read."""
+    return vae.VAEConfig.from_json(checkpoint.read_meta(*checkpoint.locate(path), of="vae")["vae"])
+
+
+def load(path, *, dtype="float32"):
+    """The Autoencoder that `dit-convert vae` wrote; dtype: of its arithmetic."""
+    config = describe(path)
+    directory, step = checkpoint.locate(path)
+    mesh = sharding.make_mesh()
+    template = jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
+    template = sharding.abstract(template, sharding.of_state(template, mesh))
+    params = checkpoint.restore(directory, step, {"params": template})["params"]
+    return Autoencoder(config, params, mesh, dtype=dtype)
+
+
+def save(path, config, params):
+    """Writes the checkpoint that `load` opens."""
+    with checkpoint.open_manager(path, background=False) as manager:
+        checkpoint.save(manager, 0, {"params": params}, {"vae": config._asdict()})
+
+
+class Autoencoder:
+    """Decodes latents in units of a DiT to images, and encodes images to moments."""
+
+    def __init__(self, config, params, mesh, *, dtype="float32"):
+        self.config, self.params = config, params
+        encode, decode = vae.make_apply(config, dtype=dtype)
+        batch = sharding.of_batch(mesh)
+        options = {"in_shardings": (None, batch), "out_shardings": batch}
+        self._encode = jax.jit(lambda params, x: encode(params, pixels.to_unit(x)), **options)
+        self._decode = jax.jit(
+            lambda params, x: pixels.to_uint8(decode(params, vae.from_model_units(x, config))),
+            **options,
+        )
+
+    def encode(self, images):
+        """Moments (N, H/8, W/8, 2C) float32 of uint8 images (N, H, W, 3), in units of the VAE."""
+        height, width = images.shape[1:3]
+        if height % self.config.downsampling or width % self.config.downsampling:
+            raise ValueError(
+                f"images must be divisible by {self.config.downsampling}, got {height} x {width}"
+            )
+        return self._in_chunks(self._encode, images, area=height * width, progress=False)
+
+    def decode(self, latents, *, progress=False):
+        """Images of latents in units of a DiT, a chunk at a time; progress: shows a bar."""
+        channels, factor = latents.shape[-1], self.config.downsampling
+        if channels != self.config.latent_channels:
+            raise ValueError(
+                f"vae must have {channels} latent channels, got {self.config.latent_channels}"
+            )
+        area = latents.shape[1] * latents.shape[2] * factor**2
+        return self._in_chunks(self._decode, latents, area=area, progress=progress)
+
+    def _in_chunks(self, run, x, *, area, progress):
+        """run over x (N, ...), a chunk at a time, the last one filled up: NumPy (N, ...)."""
+        count = jax.device_count()
+        size = min(max(1, PIXELS // area), -(-len(x) // count)) * count
+        padded = np.resize(np.asarray(x), (-(-len(x) // size) * size, *x.shape[1:]))
+        out = []
+        with tqdm(total=len(x), unit="image", disable=None if progress else True) as bar:
+            for start in range(0, len(padded), size):
+                out.append(jax.device_get(run(self.params, padded[start : start + size])))
+                bar.update(min(size, len(x) - start))
+        return np.concatenate(out)[: len(x)]
+
+    def __repr__(self):
+        config = self.config
+        return (
+            f"Autoencoder({config.downsampling}x smaller, {config.latent_channels} channels, "
+            f"scale {config.scale}, shift {config.shift})"
+        )

@@ -1,0 +1,243 @@
+"""The autoencoder of Stable Diffusion (Rombach et al. 2022), in whose latents DiT works.
+
+Images x (N, H, W, 3) in [-1, 1] <-> latents z (N, H/8, W/8, 4), by the layers of diffusers'
+AutoencoderKL. Arithmetic runs in `dtype` over float32 parameters; statistics are float32.
+Shapes: N batch, H W grid, C channels, T = H W positions.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dit_jax.models.layers import DTYPES
+
+LATENT_SCALE = 0.18215  # of Stable Diffusion's latents, whose standard deviation becomes about 1
+
+
+class VAEConfig(NamedTuple):
+    """The architecture, and `(z - shift) * scale`, the latents in units of a DiT."""
+
+    in_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # of the levels, each half as fine as the last
+    num_resnets: int = 2  # of a level of the encoder; the decoder has one more
+    num_groups: int = 32  # of a GroupNorm
+    quant_conv: bool = True  # 1x1 convolutions around the latents
+    scale: tuple[float, ...] = (LATENT_SCALE,)  # one, or one for each latent channel
+    shift: tuple[float, ...] = (0.0,)
+
+    @classmethod
+    def from_json(cls, fields):
+        """The config whose `_asdict()` went through JSON, which has no tuples."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+    @property
+    def downsampling(self):
+        """How much smaller than the image the latents are."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Statistics and result in float32; the convolution after it goes back to its own dtype."""
+
+    def __call__(self, x):
+        return super().__call__(x.astype(jnp.float32))
+
+
+class Parts(NamedTuple):
+    """What makes the layers of one network, from channels or from channels in and out."""
+
+    norm: Callable
+    conv: Callable  # 3x3 unless it says otherwise
+    linear: Callable
+
+
+def make_parts(config, dtype, rngs):
+    # Without it float32 means bfloat16 on a TPU.
+    exact = {"precision": jax.lax.Precision.HIGHEST, "dtype": dtype, "rngs": rngs}
+    groups = {"num_groups": config.num_groups, "epsilon": 1e-6, "use_fast_variance": False}
+    return Parts(
+        functools.partial(GroupNorm, **groups, rngs=rngs),
+        functools.partial(nnx.Conv, kernel_size=(3, 3), **exact),
+        functools.partial(nnx.Linear, **exact),
+    )
+
+
+class ResNet(nnx.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, in_channels, out_channels, parts):
+        self.norm1, self.norm2 = parts.norm(in_channels), parts.norm(out_channels)
+        self.conv1 = parts.conv(in_channels, out_channels)
+        self.conv2 = parts.conv(out_channels, out_channels)
+        self.widens = in_channels != out_channels
+        if self.widens:
+            self.conv_shortcut = parts.conv(in_channels, out_channels, kernel_size=(1, 1))
+
+    def __call__(self, x):
+        y = self.conv1(nnx.silu(self.norm1(x)))
+        y = self.conv2(nnx.silu(self.norm2(y)))
+        return y + (self.conv_shortcut(x) if self.widens else x)  # (N, H, W, out)
+
+
+class Attention(nnx.Module):
+    """Self-attention over the grid, one head."""
+
+    def __init__(self, channels, parts):
+        self.norm = parts.norm(channels)
+        self.q, self.k, self.v, self.proj = (parts.linear(channels, channels) for _ in range(4))
+
+    def __call__(self, x):
+        n, h, w, c = x.shape
+        y = self.norm(x).reshape(n, h * w, 1, c)  # (N, T, 1, C)
+        q, k, v = (to(y).astype(jnp.float32) for to in (self.q, self.k, self.v))
+        with jax.default_matmul_precision("highest"):
+            y = jax.nn.dot_product_attention(q, k, v)
+        return x + self.proj(y).reshape(n, h, w, c)
+
+
+class Level(nnx.Module):
+    """ResNets at one resolution; subclasses go on to the next."""
+
+    def __init__(self, in_channels, out_channels, num_resnets, parts):
+        self.num_resnets = num_resnets
+        for i in range(num_resnets):
+            width = in_channels if i == 0 else out_channels
+            setattr(self, f"resnet_{i}", ResNet(width, out_channels, parts))
+
+    def __call__(self, x):
+        for i in range(self.num_resnets):
+            x = getattr(self, f"resnet_{i}")(x)
+        return x
+
+
+class Middle(nnx.Module):
+    """ResNet, attention, ResNet at the coarsest resolution."""
+
+    def __init__(self, channels, parts):
+        self.resnet_0, self.resnet_1 = (ResNet(channels, channels, parts) for _ in range(2))
+        self.attention = Attention(channels, parts)
+
+    def __call__(self, x):
+        return self.resnet_1(self.attention(self.resnet_0(x)))
+
+
+class Encoder(nnx.Module):
+    def __init__(self, config, parts):
+        self.num_levels = len(config.channels)
+        width = config.channels[0]
+        self.conv_in = parts.conv(config.in_channels, width)
+        for i, channels in enumerate(config.channels):
+            setattr(self, f"level_{i}", Level(width, channels, config.num_resnets, parts))
+            width = channels
+            if i < self.num_levels - 1:  # as the official code: padded at the far edges only
+                conv = parts.conv(width, width, strides=2, padding=((0, 1), (0, 1)))
+                setattr(self, f"downsample_{i}", conv)
+        self.middle = Middle(width, parts)
+        self.norm_out = parts.norm(width)
+        self.conv_out = parts.conv(width, 2 * config.latent_channels)
+
+    def __call__(self, x):
+        """x (N, H, W, 3) -> (N, H/8, W/8, 2 * latent_channels)."""
+        x = self.conv_in(x)
+        for i in range(self.num_levels):
+            x = getattr(self, f"level_{i}")(x)
+            if i < self.num_levels - 1:
+                x = getattr(self, f"downsample_{i}")(x)
+        return self.conv_out(nnx.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config, parts):
+        self.num_levels = len(config.channels)
+        width = config.channels[-1]
+        self.conv_in = parts.conv(config.latent_channels, width)
+        self.middle = Middle(width, parts)
+        for i, channels in enumerate(reversed(config.channels)):  # level 0 is the coarsest here
+            setattr(self, f"level_{i}", Level(width, channels, config.num_resnets + 1, parts))
+            width = channels
+            if i < self.num_levels - 1:
+                setattr(self, f"upsample_{i}", parts.conv(width, width))
+        self.norm_out = parts.norm(width)
+        self.conv_out = parts.conv(width, config.in_channels)
+
+    def __call__(self, z):
+        """z (N, H/8, W/8, latent_channels) -> (N, H, W, 3)."""
+        x = self.middle(self.conv_in(z))
+        for i in range(self.num_levels):
+            x = getattr(self, f"level_{i}")(x)
+            if i < self.num_levels - 1:
+                x = x.repeat(2, axis=1).repeat(2, axis=2)  # (N, 2H, 2W, C)
+                x = getattr(self, f"upsample_{i}")(x)
+        return self.conv_out(nnx.silu(self.norm_out(x)))
+
+
+class VAE(nnx.Module):
+    def __init__(self, config, parts):
+        channels, self.has_quant = config.latent_channels, config.quant_conv
+        self.encoder, self.decoder = Encoder(config, parts), Decoder(config, parts)
+        if self.has_quant:
+            self.quant_conv = parts.conv(2 * channels, 2 * channels, kernel_size=(1, 1))
+            self.post_quant_conv = parts.conv(channels, channels, kernel_size=(1, 1))
+
+    def encode(self, x):
+        x = self.encoder(x)
+        return self.quant_conv(x) if self.has_quant else x
+
+    def decode(self, z):
+        return self.decoder(self.post_quant_conv(z) if self.has_quant else z)
+
+
+def init(config, key):
+    """Random parameters: a nested dict of float32 arrays."""
+    model = VAE(config, make_parts(config, jnp.float32, nnx.Rngs(key)))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def make_apply(config, *, dtype="float32"):
+    """(encode, decode), pure functions of the parameters.
+
+    encode(params, x (N, H, W, 3)) -> moments (N, H/8, W/8, 2C) float32: mean, log variance.
+    decode(params, z (N, H/8, W/8, C)) -> x (N, H, W, 3) float32. z is in units of the VAE.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    parts = functools.partial(make_parts, config, DTYPES[dtype])
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: VAE(config, parts(nnx.Rngs(0)))))
+
+    def encode(params, x):
+        moments = nnx.merge(graphdef, params).encode(x).astype(jnp.float32)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return jnp.concatenate([mean, log_variance.clip(-30, 20)], axis=-1)
+
+    def decode(params, z):
+        return nnx.merge(graphdef, params).decode(z).astype(jnp.float32)
+
+    return encode, decode
+
+
+def sample(moments, noise):
+    """z of the posterior, given its noise (Kingma & Welling 2014). moments (..., 2C)."""
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    return mean + jnp.exp(0.5 * log_variance) * noise  # (..., C)
+
+
+def mode(moments):
+    """The most likely z of the posterior."""
+    return jnp.split(moments, 2, axis=-1)[0]  # (..., C)
+
+
+def to_model_units(z, config):
+    """(..., C): latents as a DiT sees them, of about mean 0 and standard deviation 1."""
+    shift, scale = (jnp.broadcast_to(jnp.float32(v), z.shape) for v in (config.shift, config.scale))
+    return (z - shift) * scale
+
+
+def from_model_units(x, config):
+    """The inverse of `to_model_units`."""
+    shift, scale = (jnp.broadcast_to(jnp.float32(v), x.shape) for v in (config.shift, config.scale))
+    return x / scale + shift

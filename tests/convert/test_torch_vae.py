@@ -1,0 +1,157 @@
+"""The autoencoder against diffusers' AutoencoderKL."""
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+
+from dit_jax.convert import torch_vae
+from dit_jax.models import vae
+
+NARROW = {
+    "block_out_channels": (8, 16, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+}
+FULL = {  # Stable Diffusion's
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+
+
+def make_peer(options):
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(**options).eval()
+
+
+def state_dict_of(net):
+    return {name: x.numpy() for name, x in net.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def peer():
+    return make_peer(NARROW)
+
+
+def expect_parity(net, height, width):
+    """Moments of a random image and its decoded latent: both sides, relative to the largest."""
+    state_dict = state_dict_of(net)
+    config = torch_vae.read_config(state_dict, dict(net.config))
+    params = torch_vae.from_torch(state_dict, config)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, height, width, 3)).astype(np.float32)
+    with torch.no_grad():
+        posterior = net.encode(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).latent_dist
+        decoded = net.decode(posterior.mean).sample.numpy().transpose(0, 2, 3, 1)
+        moments = torch.cat([posterior.mean, posterior.logvar], dim=1).numpy()
+    moments = moments.transpose(0, 2, 3, 1)
+    encode, decode = map(jax.jit, vae.make_apply(config))
+    for actual, expected, bound in (
+        (encode(params, x), moments, 1e-5),
+        (decode(params, vae.mode(moments)), decoded, 5e-5),
+    ):
+        error = np.abs(actual - expected).max() / np.abs(expected).max()
+        print(f"{height} x {width}: {error:.1e}")
+        assert error <= bound
+
+
+@pytest.mark.parametrize("height, width", [(16, 16), (8, 24)])
+def test_the_narrow_one_is_diffusers(peer, height, width):
+    expect_parity(peer, height, width)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height, width", [(256, 256), (128, 192)])
+def test_the_full_one_is_diffusers(height, width):
+    expect_parity(make_peer(FULL), height, width)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layers_per_block": 2, "latent_channels": 16, "in_channels": 1, "out_channels": 1},
+        {"use_quant_conv": False, "use_post_quant_conv": False},
+        {"shift_factor": 0.1, "scaling_factor": 0.3},
+        {"latents_mean": [0.0, 1.0, 2.0, 3.0], "latents_std": [1.0, 2.0, 4.0, 8.0]},
+    ],
+)
+def test_there_and_back_is_bit_identical(options):
+    net = make_peer(NARROW | options)
+    state_dict = state_dict_of(net)
+    config = torch_vae.read_config(state_dict, dict(net.config))
+    assert config.channels == (8, 16, 16)
+    assert config.latent_channels == options.get("latent_channels", 4)
+    assert config.num_resnets == options.get("layers_per_block", 1)
+    assert config.quant_conv == options.get("use_quant_conv", True)
+    back = torch_vae.to_torch(torch_vae.from_torch(state_dict, config))
+    assert back.keys() == state_dict.keys()
+    for name, x in state_dict.items():
+        np.testing.assert_array_equal(back[name], x)
+
+
+@pytest.mark.parametrize(
+    "fields, scale, shift",
+    [
+        (None, (0.18215,), (0.0,)),
+        ({"scaling_factor": 0.3611, "shift_factor": 0.1159}, (0.3611,), (0.1159,)),
+        (
+            {"scaling_factor": 0.5, "latents_mean": [0, 1, 2, 3], "latents_std": [1, 2, 4, 8]},
+            (0.5, 0.25, 0.125, 0.0625),
+            (0, 1, 2, 3),
+        ),
+    ],
+)
+def test_units_of_the_latents(peer, fields, scale, shift):
+    fields = {"norm_num_groups": 4} | fields if fields else {"norm_num_groups": 4}
+    config = torch_vae.read_config(state_dict_of(peer), fields)
+    assert (config.scale, config.shift) == (scale, shift)
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_the_old_names_of_the_attention(peer, convolution):
+    """As files of before diffusers 0.17 have them; the oldest hold 1x1 convolutions."""
+    state_dict = state_dict_of(peer)
+    old = {}
+    for name, x in state_dict.items():
+        for now, before in (
+            ("to_q", "query"),
+            ("to_k", "key"),
+            ("to_v", "value"),
+            ("to_out.0", "proj_attn"),
+        ):
+            if f".{now}." in name:
+                name = name.replace(now, before)
+                x = x[:, :, None, None] if convolution and x.ndim == 2 else x
+        old[name] = x
+    assert old.keys() != state_dict.keys()
+    new = torch_vae.rename(old)
+    assert new.keys() == state_dict.keys()
+    for name, x in state_dict.items():
+        np.testing.assert_array_equal(new[name], x)
+
+
+def test_what_is_no_autoencoder_is_named(peer):
+    state_dict = state_dict_of(peer)
+    config = torch_vae.read_config(state_dict, dict(peer.config))
+    with pytest.raises(ValueError, match="must be of an AutoencoderKL: missing 'encoder.conv_in"):
+        torch_vae.read_config({"a": np.zeros(2)})
+    with pytest.raises(ValueError, match="channels must be divisible by norm_num_groups 32, got"):
+        torch_vae.read_config(state_dict)
+    odd = {"norm_num_groups": 4, "latents_mean": [0.0], "latents_std": [1.0, 2.0]}
+    with pytest.raises(ValueError, match="scale must be one number or one a channel, got"):
+        torch_vae.read_config(state_dict, odd)
+    with pytest.raises(ValueError, match="autoencoder: missing quant_conv.bias; surplus stray"):
+        stray = {"stray": np.zeros(2)} | state_dict
+        stray.pop("quant_conv.bias")
+        torch_vae.from_torch(stray, config)
+    name = "decoder.conv_in.weight"
+    with pytest.raises(ValueError, match=f"{name} must have shape .16, 4, 3, 3., got .16, 4, 1, 1"):
+        torch_vae.from_torch(state_dict | {name: state_dict[name][:, :, :1, :1]}, config)
+    with pytest.raises(ValueError, match=f"{name} must be finite"):
+        torch_vae.from_torch(state_dict | {name: state_dict[name] * np.nan}, config)
