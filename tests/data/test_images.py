@@ -1,0 +1,131 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax.data import images
+
+RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def encode(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def published_crop(image, size):
+    """guided-diffusion's center_crop_arr, step by step as its text has it."""
+    while min(*image.size) >= 2 * size:
+        image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.BOX)
+    scale = size / min(*image.size)
+    new_size = round(image.size[0] * scale), round(image.size[1] * scale)
+    array = np.array(image.resize(new_size, resample=Image.BICUBIC))
+    crop_y = (array.shape[0] - size) // 2
+    crop_x = (array.shape[1] - size) // 2
+    return array[crop_y : crop_y + size, crop_x : crop_x + size]
+
+
+@pytest.mark.parametrize("width, height", [(60, 40), (64, 64), (200, 131), (33, 500), (32, 32)])
+def test_the_crop_is_adms(width, height):
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    crop = images.center_crop(image, 32)
+    assert crop.shape == (32, 32, 3) and crop.dtype == np.uint8
+    np.testing.assert_array_equal(crop, published_crop(image, 32))
+
+
+def test_a_small_image_grows():
+    assert images.center_crop(Image.fromarray(RGB), 64).shape == (64, 64, 3)
+
+
+def test_a_flip_exchanges_left_and_right():
+    np.testing.assert_array_equal(images.flip(RGB), RGB[:, ::-1])
+    np.testing.assert_array_equal(images.flip(images.flip(RGB[None])), RGB[None])
+
+
+def expect(data, pixels, atol=0):
+    image = images.decode(data)
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(image).astype(int), pixels, atol=atol)
+
+
+def test_rgb_stays_as_it_is():
+    expect(encode(Image.fromarray(RGB)), RGB)
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = Image.fromarray(RGB[..., 0])
+    expect(encode(grey), RGB[..., :1].repeat(3, axis=-1))
+    expect(encode(grey.convert("1")), np.asarray(grey.convert("1").convert("RGB")))
+
+
+def test_a_palette_is_looked_up():
+    palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
+    expect(encode(palette, "GIF"), np.asarray(palette.convert("RGB")))
+
+
+def test_cmyk_is_converted():
+    image = Image.fromarray(RGB // 32 * 32).resize((120, 80), Image.Resampling.BICUBIC)
+    data = encode(image.convert("CMYK"), "JPEG", quality=100, subsampling=0)
+    with Image.open(io.BytesIO(data)) as file:
+        assert file.mode == "CMYK"
+    expect(data, np.asarray(image), atol=12)  # JPEG
+
+
+def test_what_is_transparent_lies_on_white():
+    alpha = np.full((40, 60, 1), 255, np.uint8)
+    alpha[:20] = 0
+    rgba = np.concatenate([RGB, alpha], axis=-1)
+    expected = RGB.copy()
+    expected[:20] = 255
+    expect(encode(Image.fromarray(rgba)), expected)
+    grey = Image.fromarray(rgba[..., [0, 3]])
+    assert grey.mode == "LA"
+    expect(encode(grey), np.asarray(images.to_rgb(Image.fromarray(rgba[..., [0, 0, 0, 3]]))))
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    palette.putpixel((1, 0), 1)
+    expect(encode(palette, transparency=0), [[[255, 255, 255], [9, 8, 7]]])
+
+
+def test_sixteen_bits_become_eight_and_do_not_clip():
+    """Pillow's own conversion turns all above 255 into white."""
+    wide = np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)
+    image = Image.fromarray(wide)
+    expected = (wide // 257)[..., None].repeat(3, axis=-1)
+    expect(encode(image), expected)
+    expect(encode(image, "TIFF"), expected)
+    assert expected.min() == 0 and expected.max() == 255 and len(np.unique(expected)) == 256
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stands_upright_by_its_exif(orientation):
+    turns = {
+        1: lambda x: x,
+        2: np.fliplr,
+        3: lambda x: np.rot90(x, 2),
+        4: np.flipud,
+        5: lambda x: x.swapaxes(0, 1),
+        6: lambda x: np.rot90(x, -1),
+        7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+        8: np.rot90,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expect(encode(Image.fromarray(RGB), exif=exif), turns[orientation](RGB))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("part", [0, 0.1, 0.5, 0.9])
+def test_a_file_cut_short_is_refused(kind, part):
+    data = encode(Image.fromarray(RGB.repeat(4, axis=0)), kind)
+    with pytest.raises(ValueError, match="^image must be a whole image file: [^\n]+$"):
+        images.decode(data[: int(part * len(data))])
+
+
+@pytest.mark.parametrize("data", [b"text", b"\xff\xd8\xff\xe0" + bytes(100)])
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(ValueError, match="image must be a whole image file: "):
+        images.decode(data)
