@@ -138,6 +138,8 @@ def _explain_value(error):
     name, _, value = flag.partition("=")
     if "as a ConfigDict" in reason:
         return f"{name} must be set field by field, as --{name}.FIELD=VALUE, got {value!r}"
+    if "invalid literal for int" in reason:
+        return f"{name} must be a whole number, got {value!r}"
     if "Non-boolean" in reason:
         return f"{name} must be true or false, got {value!r}"
     return error

@@ -4,7 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from dit_jax.convert import files
+from dit_jax.convert import files, native
+from dit_jax.models import dit
 
 MODEL_FILE = Path(__file__).with_name("torch_model.py")
 README = """# {name}
@@ -26,6 +27,28 @@ OUTPUTS = {
     "latents": "The result is latents (N, C, H, W) in model units: divide by the latent scale of "
     "the autoencoder (0.18215 for Stable Diffusion's) and decode",
 }
+
+
+def is_weights(path):
+    """Whether a file is the model.safetensors of a bundle."""
+    return Path(path).name == "model.safetensors" and Path(path).with_name("dit.py").is_file()
+
+
+def read_config(path):
+    """(DiTConfig, settings) of a bundle; ValueError where its config.json is not whole."""
+    path = Path(path)
+    if not (path / "model.safetensors").is_file():
+        raise ValueError(f"bundle must have its model.safetensors, got {path}")
+    config = files.read_json(path / "config.json")
+    try:
+        model = dit.DiTConfig.from_json(config["model"])
+        settings = native.settings_of(model, space=config["space"])
+        settings["diffusion"], settings["sampling"] = config["diffusion"], config["sampling"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"bundle must have the config.json of dit-convert, got {path}, without {error}"
+        ) from error
+    return model, settings
 
 
 def write(path, state_dict, model, settings):

@@ -5,13 +5,14 @@ A state dict is {name: NumPy array}; the official one is the hub (see `torch_dit
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
-from dit_jax.convert import files, native, torch_dit
+from dit_jax.convert import files, native, torch_dit, torch_vae
 from dit_jax.models import dit, layers
 
 MODULES = {  # official: diffusers'; * is the block's number
@@ -107,6 +108,11 @@ def _check_fit(state_dict, model):
         ("in_channels", model.in_channels, patches[1]),
         ("patch_size", model.patch_size, patches[-1]),
         ("num_embeds_ada_norm", model.num_classes, len(state_dict[table]) - 1),
+        (
+            "out_channels",
+            model.out_channels,
+            len(state_dict["proj_out_2.bias"]) // patches[-1] ** 2,
+        ),
     ):
         if value != found:
             raise ValueError(f"{name} must be {found}, as in the weights, got {value}")
@@ -156,14 +162,12 @@ def write_folder(path, state_dict, model, settings, vae=None):
 
 
 def check_vae(path, model):
-    """ValueError where a folder is no AutoencoderKL that fits the model's latents."""
-    config = files.read_json(Path(path) / "config.json")
-    if config.get("_class_name") != "AutoencoderKL":
+    """ValueError where a folder is no whole AutoencoderKL that fits the model's latents."""
+    if not torch_vae.is_folder(path):
         raise ValueError(f"vae must be a folder of diffusers' AutoencoderKL, got {path}")
-    if config["latent_channels"] != model.in_channels:
-        raise ValueError(
-            f"vae must have {model.in_channels} latent channels, got {config['latent_channels']}"
-        )
+    channels = torch_vae.read(path)[0].latent_channels
+    if channels != model.in_channels:
+        raise ValueError(f"vae must have {model.in_channels} latent channels, got {channels}")
 
 
 def is_folder(path):
@@ -171,14 +175,14 @@ def is_folder(path):
     return (path / "transformer").is_dir() or any((path / name).is_file() for name in WEIGHTS)
 
 
-def read_folder(path):
+def read_folder(path, *, space="latents"):
     """(official state dict, DiTConfig, settings) of a folder, of a pipeline or its transformer."""
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"DIR must be a folder that exists, got {path}")
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
     config = files.read_json(transformer / "config.json")
-    if config.get("_class_name") not in CLASSES or config.get("norm_type") != RULES["norm_type"]:
+    if config.get("_class_name") not in CLASSES:
         kind = f"a {config['_class_name']}" if "_class_name" in config else "no config.json of one"
         raise ValueError(f"folder must hold a DiT of diffusers, got {kind} in {transformer}")
     weights = [transformer / name for name in WEIGHTS if (transformer / name).is_file()]
@@ -187,9 +191,14 @@ def read_folder(path):
     theirs = files.read_json(path / "scheduler" / "scheduler_config.json")
     try:
         model = _read_config(config)
-        settings = native.settings_of(model)
+        settings = native.settings_of(model, space=space)
         if theirs:
-            settings["diffusion"] = _read_diffusion(theirs)
+            settings["diffusion"] = read_diffusion(theirs)
+            steps = min(250, settings["diffusion"]["num_steps"])
+            settings["sampling"] |= {
+                "num_steps": str(steps),
+                "cfg_interval": [0, settings["diffusion"]["num_steps"] - 1],
+            }
         else:
             logging.info("no scheduler in %s: its noise is taken as linear, of 1000 steps", path)
     except KeyError as error:
@@ -198,16 +207,25 @@ def read_folder(path):
     return from_diffusers(state_dict, model), model, settings
 
 
-def _read_diffusion(scheduler):
+def read_diffusion(scheduler):
+    """{"schedule", "num_steps"} of the config of a scheduler; ValueError where DiT has no such."""
     names = {name: ours for ours, name in SCHEDULES.items()}
-    if scheduler["beta_schedule"] not in names:
-        raise ValueError(
-            f"beta_schedule must be one of {', '.join(names)}, got {scheduler['beta_schedule']}"
-        )
-    return {
-        "schedule": names[scheduler["beta_schedule"]],
-        "num_steps": scheduler["num_train_timesteps"],
-    }
+    schedule, num_steps = scheduler["beta_schedule"], _read_whole(scheduler, "num_train_timesteps")
+    if schedule not in list(names):
+        raise ValueError(f"beta_schedule must be one of {', '.join(names)}, got {schedule}")
+    rules = {"prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}
+    if schedule == "linear":
+        rules |= _betas(num_steps)
+    for name, rule in rules.items():
+        value = scheduler.get(name, rule)
+        if value != rule and not (isinstance(rule, float) and math.isclose(value, rule)):
+            raise ValueError(f"{name} must be {rule} in a DiT, got {value}")
+    return {"schedule": names[schedule], "num_steps": num_steps}
+
+
+def _betas(num_steps):
+    """The ends of a linear schedule, which ours scales by the number of its steps."""
+    return {"beta_start": 1e-4 * 1000 / num_steps, "beta_end": 0.02 * 1000 / num_steps}
 
 
 def _read_config(config):
@@ -268,8 +286,7 @@ def _scheduler_config(settings):
     diffusion = settings["diffusion"]
     return {
         "_class_name": "DDIMScheduler",
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
+        **_betas(diffusion["num_steps"]),
         "beta_schedule": SCHEDULES[diffusion["schedule"]],
         "clip_sample": settings["sampling"]["clip_x0"],
         "num_train_timesteps": diffusion["num_steps"],

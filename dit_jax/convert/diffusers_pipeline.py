@@ -19,11 +19,13 @@ def match_official(pipeline):
     The transformer itself is corrected, in place. Calling the pipeline samples with the learned
     variance: see `OfficialDiTPipeline`.
     """
+    if not isinstance(pipeline, DiTPipeline):
+        raise ValueError(f"pipeline must be a DiTPipeline, got {type(pipeline).__name__}")
+    diffusers_dit.read_diffusion(pipeline.scheduler.config)
     match_transformer(pipeline.transformer)
-    labels = {str(i): label for label, i in pipeline.labels.items()}
-    return OfficialDiTPipeline(
-        pipeline.transformer, pipeline.vae, pipeline.scheduler, id2label=labels
-    )
+    official = OfficialDiTPipeline(pipeline.transformer, pipeline.vae, pipeline.scheduler)
+    official.labels = dict(pipeline.labels)
+    return official
 
 
 def match_transformer(transformer):
@@ -32,6 +34,9 @@ def match_transformer(transformer):
         block.norm1.emb.time_proj.downscale_freq_shift = 0
         block.norm3.eps = 1e-6
     return transformer
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class AsDiT(nn.Module):
@@ -48,6 +53,7 @@ class AsDiT(nn.Module):
         return self.transformer.pos_embed.proj.weight  # whose device is the model's
 
     def forward(self, x, t, y):
+        x = x.to(self.transformer.dtype)
         return self.transformer(x, timestep=t, class_labels=y).sample
 
 
@@ -69,29 +75,36 @@ class OfficialDiTPipeline(DiTPipeline):
 
         noise (S + 1, N, C, H, W) replaces what the seed would draw; see `torch_model.Sampler`.
         """
-        scheduler = self.scheduler.config
-        names = {theirs: ours for ours, theirs in diffusers_dit.SCHEDULES.items()}
+        if output_type not in OUTPUT_TYPES:
+            kinds = ", ".join(OUTPUT_TYPES)
+            raise ValueError(f"output_type must be one of {kinds}, got {output_type!r}")
+        if self.vae is None and output_type != "latent":
+            raise ValueError(f"output_type must be latent without a vae, got {output_type!r}")
+        channels = self.transformer.config.in_channels
+        if guidance_channels not in range(channels + 1):
+            raise ValueError(
+                f"guidance_channels must be in 0 .. {channels}, got {guidance_channels}"
+            )
+        diffusion = diffusers_dit.read_diffusion(self.scheduler.config)
         config = {
             "space": "latents",
-            "diffusion": {
-                "schedule": names[scheduler.beta_schedule],
-                "num_steps": scheduler.num_train_timesteps,
-            },
+            "diffusion": diffusion,
             "sampling": {
                 "sampler": "ddpm",
                 "num_steps": num_inference_steps,
                 "eta": 0.0,
-                "clip_x0": scheduler.clip_sample,
+                "clip_x0": self.scheduler.config.get("clip_sample", False),
                 "cfg_scale": guidance_scale,
                 "cfg_channels": guidance_channels,
-                "cfg_interval": (0, scheduler.num_train_timesteps - 1),
+                "cfg_interval": (0, diffusion["num_steps"] - 1),
             },
         }
         sampler = torch_model.Sampler(AsDiT(self.transformer), config)
         latents = sampler.sample(class_labels, seed=seed, noise=noise)
         if output_type == "latent":
             return ImagePipelineOutput(images=latents)
-        images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        images = self.vae.decode(latents).sample
         images = (images / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).float().cpu().numpy()

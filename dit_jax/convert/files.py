@@ -12,11 +12,16 @@ import json
 import pickle
 import re
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 
+from dit_jax import checkpoint
+
+KINDS = {True: "folder", False: "file"}
+PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")  # of parallel wrappers and torch.compile
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -46,14 +51,14 @@ def read_state_dict(path, weights="ema"):
     """The state dict of a .pt or .safetensors file.
 
     A .pt is a bare state dict or what the official training script saves, {"model", "ema", "opt",
-    "args"}: then `weights`, "ema" or "model", says which. "module." in front of names is dropped.
+    "args"}: then `weights`, "ema" or "model", says which. `PREFIXES` of names are dropped.
     """
     check_suffix(path)
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint must be a file, got {path}")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
-    return {name.removeprefix("module."): x for name, x in read(path, weights).items()}
+    return {PREFIXES.sub("", name): x for name, x in read(path, weights).items()}
 
 
 def write_state_dict(path, state_dict):
@@ -86,29 +91,60 @@ def check_folder(path):
 
 
 @contextlib.contextmanager
-def written_aside(path, *, source, overwrite):
-    """A place beside `path` to write to, renamed to it at the end; removed if anything fails.
+def written_aside(path, *, source, folder, overwrite):
+    """A place of the same name to write to, moved to `path` at the end; removed if anything fails.
 
-    source: what is read meanwhile. Replaced is a file, an empty folder or one with a parity.json.
+    What removes the place itself leaves `path` as it was. folder: whether it will be one, or else a
+    file with PATH.parity.json, of the same place, beside it. source: what is read meanwhile.
+    Replaced, if `overwrite`, is a file by a file, and a folder that is empty or has a parity.json.
     """
     path = Path(path)
+    check_output(path, source=source, folder=folder, overwrite=overwrite)
+    try:
+        place = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise ValueError(
+            f"output must be where you may write, got {path}: {error.strerror}"
+        ) from error
+    try:
+        yield place / path.name
+        check_output(path, source=source, folder=folder, overwrite=overwrite)  # still
+        for new in sorted(place.iterdir()):  # the report after what it is about
+            _remove(path.parent / new.name)
+            new.rename(path.parent / new.name)
+    finally:
+        _remove(place)
+
+
+def check_output(path, *, source, folder, overwrite):
+    """ValueError unless a conversion of `source` may write to `path`."""
     there, read = path.resolve(), Path(source).resolve()
     if there.is_relative_to(read) or read.is_relative_to(there):
         raise ValueError(f"output must be apart from what is read, {source}, got {path}")
-    if path.exists() and not overwrite:
-        raise ValueError(f"output must not exist, or --overwrite be given, got {path}")
-    if path.is_dir() and any(path.iterdir()) and not (path / "parity.json").is_file():
-        raise ValueError(f"output to overwrite must be a folder of dit-convert's own, got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"output must be in a directory that exists, got {path}")
-    aside = path.with_name(f".partial-{path.name}")
-    _remove(aside)
-    try:
-        yield aside
-        _remove(path)
-        aside.rename(path)
-    finally:
-        _remove(aside)
+    if checkpoint.latest_step(path.parent) is not None:
+        raise ValueError(f"output must not be among the steps of a run, got {path}")
+    for old in [path] if folder else [path, report_of(path)]:
+        if (old.exists() or old.is_symlink()) and not overwrite:
+            raise ValueError(f"output must not exist, or --overwrite be given, got {old}")
+        if old.is_symlink():
+            raise ValueError(f"output to overwrite must be no symbolic link, got {old}")
+        if old.exists() and old.is_dir() != folder:
+            raise ValueError(f"output to overwrite must be a {KINDS[folder]}, got {old}")
+    if path.is_dir() and any(path.iterdir()) and not (path / "parity.json").is_file():
+        raise ValueError(f"output to overwrite must be a folder of dit-convert's own, got {path}")
+
+
+def discard(aside):
+    """Leaves the output of `written_aside` as it was."""
+    for new in aside.parent.iterdir():
+        _remove(new)
+
+
+def report_of(path):
+    """Where the report about a file lies."""
+    return path.with_name(f"{path.name}.parity.json")
 
 
 def digests(path):
@@ -125,7 +161,7 @@ def _sha256(path):
 
 
 def _remove(path):
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -140,6 +176,8 @@ def _read_safetensors(path, weights):
         for name in names:  # opened anew each time: the pages of a mapped file count as memory
             with safetensors.safe_open(path, "numpy") as file:
                 state_dict[name] = file.get_tensor(name)
+    except (AttributeError, TypeError) as error:  # of types that NumPy has not
+        raise ValueError(f"{path} must hold plain floats, got {_first_line(error)}") from error
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is cut short or no safetensors file: {error}") from error
     return state_dict
@@ -151,7 +189,7 @@ def _read_pt(path, weights):
     if sum(x.nbytes for x in group.values()) > path.stat().st_size / 2:
         # The pages of a mapped file count as memory until the last tensor is gone.
         group = _choose(_load_pt(path, mmap=False), weights, path)
-    return {name: _to_numpy(x) for name, x in group.items()}
+    return {name: _to_numpy(name, x) for name, x in group.items()}
 
 
 def _load_pt(path, *, mmap):
@@ -168,6 +206,8 @@ def _load_pt(path, *, mmap):
                 f"{path} was not opened: beside tensors it holds {refused[1]}, which may run code"
             ) from error
         raise ValueError(f"{path} is cut short or no file of PyTorch's") from error
+    except PermissionError:
+        raise
     except Exception as error:  # PyTorch raises half a dozen types for a broken file
         if mmap and "mmap" in str(error):  # the format before PyTorch 1.6 cannot be mapped
             return _load_pt(path, mmap=False)
@@ -190,14 +230,26 @@ def _choose(loaded, weights, path):
             f"give --weights={have[0]}"
         )
     chosen = loaded[weights] if have else loaded
-    if not isinstance(chosen, dict) or not all(map(torch.is_tensor, chosen.values())):
+    if not isinstance(chosen, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(x) for name, x in chosen.items()
+    ):
         keys = list(map(str, chosen))[:10] if isinstance(chosen, dict) else []
         what = f"a dict of {', '.join(keys)}" if keys else type(chosen).__name__
         raise ValueError(f"{path} must hold a state dict, got {what}")
+    for name, x in chosen.items():
+        if x.layout != torch.strided or x.is_meta or x.is_quantized:
+            raise ValueError(f"{name} must be a plain dense tensor, got {x.dtype}, {x.layout}")
     return chosen
 
 
-def _to_numpy(x):
+def _to_numpy(name, x):
     x = x.detach()
-    # NumPy has no bfloat16.
-    return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy().view(np.ndarray)
+    try:
+        # NumPy has no bfloat16.
+        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy().view(np.ndarray)
+    except TypeError as error:  # float8
+        raise ValueError(f"{name} must be of a type that NumPy has, got {x.dtype}") from error
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

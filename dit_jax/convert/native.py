@@ -23,8 +23,14 @@ def describe(path):
     """(architecture, settings, step, names of the items) of a checkpoint, no array read."""
     directory, step = checkpoint.locate(path)
     meta = checkpoint.read_meta(directory, step, of="model")
-    settings = {topic: meta["config"][topic] for topic in TOPICS}
-    return dit.DiTConfig.from_json(meta["model"]), settings, step, sorted(meta["digests"])
+    try:
+        settings = {topic: dict(meta["config"][topic]) for topic in TOPICS}
+        model = dit.DiTConfig.from_json(meta["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {directory / str(step)} has a damaged meta: {error}"
+        ) from error
+    return model, settings, step, sorted(meta["digests"])
 
 
 def kind(path):

@@ -38,6 +38,7 @@ RANKS = {  # axes of what the config is read off
     "y_embedder.embedding_table.weight": 2,
     "final_layer.linear.weight": 2,
 }
+FLOATS = tuple(map(jax.numpy.dtype, ("float32", "float16", "bfloat16")))  # that float32 holds
 MAX_NAMES = 10  # in a message
 
 
@@ -95,6 +96,8 @@ def _read_patches(state_dict):
         if np.ndim(state_dict[name]) != rank:
             shape = np.shape(state_dict[name])
             raise ValueError(f"{name} must have {rank} axes, got shape {shape}")
+        if 0 in np.shape(state_dict[name]):
+            raise ValueError(f"{name} must not be empty, got shape {np.shape(state_dict[name])}")
     hidden_size, in_channels, *patch = np.shape(state_dict["x_embedder.proj.weight"])
     if patch[0] != patch[1]:
         raise ValueError(f"x_embedder.proj.weight must be of square patches, got {patch}")
@@ -137,8 +140,8 @@ def from_official(state_dict, config):
     shapes = {name: leaf.official_shape for leaf in leaves for name in leaf.names}
     _check_shapes("state dict", state_dict, shapes | {"pos_embed": table.shape})
     for name, x in state_dict.items():
-        if not np.can_cast(x.dtype, np.float32):
-            raise ValueError(f"{name} must be float32 or narrower, got {x.dtype}")
+        if x.dtype not in FLOATS:
+            raise ValueError(f"{name} must be of {', '.join(map(str, FLOATS))}, got {x.dtype}")
     if not _is_close(state_dict.pop("pos_embed"), table):
         rows, columns = (extent // config.patch_size for extent in config.input_size)
         raise ValueError(f"pos_embed must be the sin-cos table of {rows} x {columns} patches")
@@ -227,7 +230,10 @@ def check_finite(name, x):
 
 
 def _is_close(table, expected):
-    return np.allclose(np.asarray(table, np.float32), expected, rtol=0, atol=1e-5)
+    """Whether a position table is the expected one, in float32 or rounded to half precision."""
+    table = np.asarray(table, np.float32)
+    rounded = (expected.astype(dtype).astype(np.float32) for dtype in FLOATS)
+    return any(np.allclose(table, x, rtol=0, atol=1e-5) for x in rounded)
 
 
 def _check_core(state_dict):
@@ -236,6 +242,10 @@ def _check_core(state_dict):
     core = {name for name in patterns if "adaLN" not in name and "cross_attn" not in name}
     core = {name.replace("*", "0") for name in core} | {"pos_embed"}
     core.remove("y_embedder.embedding_table.bias")
+    if any(name.startswith("transformer_blocks.") for name in state_dict):
+        raise ValueError(
+            "state dict must be official, got diffusers' names: from-diffusers DIR OUT"
+        )
     if core - state_dict.keys():
         known = {name: re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in state_dict}
         strange = {name for name, key in known.items() if key not in patterns | {"pos_embed"}}

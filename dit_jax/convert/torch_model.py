@@ -221,6 +221,7 @@ class DiT(nn.Module):
 
     def forward(self, x, t, y):
         """x (N, C, H, W), t (N,) steps, y (N,) labels -> (N, out_channels, H, W)."""
+        x = x.to(self.pos_embed.dtype)
         x = self.x_embedder["proj"](x).flatten(2).transpose(1, 2)  # (N, T, D)
         x, tokens = x + self.pos_embed, x.shape[1]
         t = self.t_embedder["mlp"](timestep_embedding(t).to(x.dtype))  # (N, D)
@@ -349,10 +350,13 @@ RULES = {  # of the options of `Sampler.sample`, by the model
     "clip_x0": ("True or False", lambda x, _: x in (True, False)),
     "cfg_scale": (
         "1, or 0 or more with a null label",
-        lambda x, m: x == 1 or m.null_label and x >= 0,
+        lambda x, m: x == 1 or m.null_label and 0 <= x < math.inf,
     ),
-    "cfg_channels": ("0 or a number of channels", lambda x, m: x in range(m.in_channels + 1)),
-    "cfg_interval": ("two steps in order", lambda x, _: len(x) == 2 and x[0] <= x[1]),
+    "cfg_channels": (
+        "0 or a number of channels",
+        lambda x, m: type(x) is int and 0 <= x <= m.in_channels,
+    ),
+    "cfg_interval": ("two steps in order", lambda x, _: len(x) == 2 and 0 <= x[0] <= x[1]),
 }
 
 
@@ -383,6 +387,9 @@ class Sampler:
         alpha_bar, timestep = make_schedule(
             **self.config["diffusion"], spacing=options["num_steps"]
         )
+        expected = (len(alpha_bar) + 1, *shape)
+        if noise is not None and np.shape(noise) != expected:
+            raise ValueError(f"noise must have shape {expected}, got {np.shape(noise)}")
         guidance = {name: x for name, x in options.items() if name.startswith("cfg_")}
         denoise = make_denoiser(self.model, y, **guidance)
         sampler, rest = SAMPLERS[options["sampler"]], {"clip_x0": options["clip_x0"]}
@@ -408,7 +415,7 @@ class Sampler:
             rule, holds = RULES[name]
             try:
                 good = holds(value, self.model)
-            except (TypeError, IndexError):
+            except (TypeError, IndexError, ValueError):
                 good = False
             if not good:
                 raise ValueError(f"{name} must be {rule}, got {value!r}")
@@ -420,6 +427,8 @@ def load(path, device="cpu"):
     from safetensors.torch import load_file
 
     config = json.loads((Path(path) / "config.json").read_text())
+    if "space" not in config:
+        raise ValueError(f"path must be a bundle's folder, got {path}")
     model = DiT(**config["model"])
     model.load_state_dict(load_file(Path(path) / "model.safetensors"))
     return Sampler(model.to(device).eval(), config)

@@ -1,6 +1,9 @@
 """dit-convert from end to end: in, out, back, and what it refuses."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -116,8 +119,38 @@ def test_an_output_that_differs_is_said_with_code_1(call, tmp_path, run, monkeyp
     code, out, _ = call(convert, "to-torch", run[0], tmp_path / "a.pt")
     assert code == 1 and "not the same: " in out and "more than 1e-12" in out
     report = tmp_path / "a.pt.parity.json"
-    assert (tmp_path / "a.pt").is_file() and f"kept to be looked at, the report is {report}" in out
-    assert json.loads(report.read_text())["passed"] is False
+    assert f"{tmp_path}/a.pt is written all the same, to be looked at" in out
+    assert (tmp_path / "a.pt").is_file() and json.loads(report.read_text())["passed"] is False
+
+
+def test_an_output_that_differs_replaces_none_that_does_not(call, tmp_path, run, monkeypatch):
+    done(call, "to-torch", run[0], tmp_path / "a.pt")
+    before = files.digests(tmp_path)
+    monkeypatch.setattr(convert.parity, "TOLERANCE", 1e-12)
+    options = ("--overwrite", "--weights=params")
+    code, out, _ = call(convert, "to-torch", run[0], tmp_path / "a.pt", *options)
+    assert code == 1 and f"{tmp_path}/a.pt is as it was" in out
+    assert files.digests(tmp_path) == before
+
+
+def test_a_reader_that_has_gone_costs_nothing(tmp_path, run):
+    """The output is in its place, with its report, before anything is printed."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dit_jax.cli.convert", "to-torch", run[0], tmp_path / "a.pt"]
+    code = subprocess.run(command, stdout=write, stderr=subprocess.DEVNULL).returncode
+    os.close(write)
+    report = json.loads((tmp_path / "a.pt.parity.json").read_text())
+    assert code == 141 and report["files"]["to"] == files.digests(tmp_path / "a.pt")
+
+
+def test_a_stop_leaves_nothing(tmp_path, run):
+    command = [sys.executable, "-m", "dit_jax.cli.convert", "to-torch", run[0], tmp_path / "a.pt"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("writing"):
+                process.terminate()
+    assert process.returncode == 143 and list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_is_not_finite_differs(call, tmp_path, run):
@@ -136,8 +169,20 @@ def test_what_the_weights_do_not_tell_is_said(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(args))
     done(call, "to-torch", run[0], tmp_path / "a.pt")
     done(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
-    assert (8, "latents", "linear") in lines
+    assert (8, 10, " and a null label", "latents", "linear") in lines
     assert dit_jax.load(tmp_path / "back").config.num_heads == 8
+
+
+def test_a_bundle_comes_back_with_its_settings(call, tmp_path, run):
+    path, ema = run
+    done(call, "to-torch", path, tmp_path / "b", "--bundle")
+    done(call, "from-torch", tmp_path / "b" / "model.safetensors", tmp_path / "back")
+    back, expected = dit_jax.load(tmp_path / "back"), dit_jax.load(path)
+    assert back.sampling == expected.sampling and back.space == expected.space == "pixels"
+    np.testing.assert_array_equal(back.sample([3, 1], seed=4), expected.sample([3, 1], seed=4))
+    flags = ("--space=latents",)
+    done(call, "from-torch", tmp_path / "b" / "model.safetensors", tmp_path / "told", *flags)
+    assert dit_jax.load(tmp_path / "told").space == "latents"
 
 
 def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, monkeypatch):
@@ -161,7 +206,7 @@ def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, mo
         (["from-torch", "a.pt"], "from-torch takes FILE OUT, got 'a.pt'"),
         (["from-torch", "/nowhere.pt", "{out}"], "FILE must be a file that exists, got /nowhere"),
         (["from-torch", "", "{out}"], "FILE must not be empty"),
-        (["from-torch", "{run}", "{out}"], "FILE must be a file, got the folder"),
+        (["from-torch", "{run}", "{out}"], "to-torch and to-diffusers take it"),
         (["from-torch", "{run}/half", "{out}"], "half/model.safetensors is one"),
         (["from-torch", "{run}/text.pt", "{out}"], "text.pt is cut short or no file of PyTorch's"),
         (["from-torch", "{run}/nan.pt", "{out}"], "blocks.2.mlp.fc1.bias must be finite, got NaN"),
@@ -199,7 +244,11 @@ def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, mo
             "folder must hold a DiT of diffusers, got no config",
         ),
         (["from-diffusers", "/nowhere", "{out}"], "DIR must be a folder that exists, got /nowhere"),
-        (["inspect", "{run}/half"], "bundle must have the model.safetensors and config.json of"),
+        (["inspect", "{run}/half"], "bundle must have the config.json of dit-convert, got"),
+        (
+            ["from-torch", "{run}/half", "{out}", "--num_heads=four"],
+            "num_heads must be a whole num",
+        ),
         (["inspect", "{run}/empty"], "FILE_OR_DIR must be a state dict, a run, a converted check"),
         (["inspect", "{run}/text.txt"], "file must end with .pt, .pth, .bin, .safetensors, got"),
         (["inspect", "{run}/text.pt"], "text.pt is cut short or no file of PyTorch's"),

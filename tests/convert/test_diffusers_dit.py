@@ -16,6 +16,7 @@ from dit_jax.convert import (
     torch_dit,
     torch_model,
 )
+from dit_jax.diffusion import schedules
 from dit_jax.models import dit
 
 CONFIG = dit.configure("Ti", 2, input_size=(8, 8), num_classes=5)
@@ -143,6 +144,39 @@ def test_the_matched_pipeline_samples_as_ours(folder):
     assert pipeline([3], num_inference_steps=2).images[0].size == (16, 16)
 
 
+def test_the_matched_pipeline_in_half_precision(folder):
+    plain = diffusers.DiTPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    images = diffusers_pipeline.match_official(plain)([3], num_inference_steps=2).images
+    assert images[0].size == (16, 16)
+
+
+def test_the_matched_pipeline_keeps_every_name_of_a_class(folder):
+    names = {0: "tench, Tinca tinca", 1: "goldfish", 2: "goldfish"}
+    plain = diffusers.DiTPipeline.from_pretrained(folder)
+    plain = diffusers.DiTPipeline(plain.transformer, plain.vae, plain.scheduler, id2label=names)
+    matched = diffusers_pipeline.match_official(plain)
+    assert matched.get_label_ids(["Tinca tinca", "goldfish"]) == plain.get_label_ids(
+        ["Tinca tinca", "goldfish"]
+    )
+
+
+def test_what_cannot_be_matched_or_drawn_is_named(folder):
+    plain = diffusers.DiTPipeline.from_pretrained(folder)
+    with pytest.raises(ValueError, match="pipeline must be a DiTPipeline, got DiTTransformer2DMo"):
+        diffusers_pipeline.match_official(plain.transformer)
+    matched = diffusers_pipeline.match_official(plain)
+    with pytest.raises(ValueError, match="output_type must be one of pil, np, pt, latent, got 'jp"):
+        matched([3], output_type="jpg")
+    with pytest.raises(ValueError, match="guidance_channels must be in 0 .. 4, got 5"):
+        matched([3], guidance_channels=5)
+    matched.vae = None
+    with pytest.raises(ValueError, match="output_type must be latent without a vae, got 'pil'"):
+        matched([3])
+    plain.scheduler.register_to_config(beta_schedule="scaled_linear")
+    with pytest.raises(ValueError, match="beta_schedule must be one of linear, .* scaled_linear"):
+        diffusers_pipeline.match_official(plain)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -213,6 +247,40 @@ def test_folders_of_other_things(folder, tmp_path, vae):
 
 
 @pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"beta_schedule": ["linear"]}, "beta_schedule must be one of linear, squaredcos_cap_v2"),
+        ({"prediction_type": "v_prediction"}, "prediction_type must be epsilon in a DiT, got v_"),
+        ({"trained_betas": [0.1]}, "trained_betas must be None in a DiT"),
+        (
+            {"beta_schedule": "linear", "beta_end": 0.012},
+            "beta_end must be 0.02 in a DiT, got 0.01",
+        ),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps must be a whole number .* 'many'"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps must be a whole number of at least 1"),
+    ],
+)
+def test_a_noise_that_dit_has_not(folder, fields, message):
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    with pytest.raises(ValueError, match=message):
+        diffusers_dit.read_diffusion(config | fields)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squared_cosine"])
+@pytest.mark.parametrize("num_steps", [100, 1000])
+def test_the_noise_of_the_scheduler_is_ours(tmp_path, schedule, num_steps):
+    settings = native.settings_of(CONFIG, schedule=schedule)
+    settings["diffusion"]["num_steps"] = num_steps
+    diffusers_dit.write_folder(tmp_path / "out", random_state_dict(), CONFIG, settings)
+    scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
+    expected = schedules.make(schedule, num_steps).alpha_bar
+    np.testing.assert_allclose(scheduler.alphas_cumprod, expected, rtol=2e-4)  # float32 products
+    _, _, back = diffusers_dit.read_folder(tmp_path / "out", space="pixels")
+    assert back["diffusion"] == settings["diffusion"] and back["data"]["space"] == "pixels"
+    assert int(back["sampling"]["num_steps"]) <= num_steps
+
+
+@pytest.mark.parametrize(
     "field, value, message",
     [
         ("num_layers", "four", "num_layers must be a whole number of at least 1, got 'four'"),
@@ -224,8 +292,9 @@ def test_folders_of_other_things(folder, tmp_path, vae):
         ("num_attention_heads", 2, "attention_head_dim must be 128, as in the weights, got 64"),
         ("in_channels", 8, "in_channels must be 4, as in the weights, got 8"),
         ("out_channels", 5, "out_channels must be 4 or 8, got 5"),
+        ("out_channels", 4, "out_channels must be 8, as in the weights, got 4"),
         ("activation_fn", "geglu", "activation_fn must be gelu-approximate in a DiT, got geglu"),
-        ("norm_type", "layer_norm", "must hold a DiT of diffusers, got a DiTTransformer2DModel"),
+        ("norm_type", "layer_norm", "norm_type must be ada_norm_zero in a DiT, got layer_norm"),
     ],
 )
 def test_a_config_that_is_not_that_of_the_weights(folder, tmp_path, field, value, message):

@@ -123,7 +123,12 @@ def test_at_most_ten_names_are_told(config):
         ),
         ("pos_embed", np.zeros((1, 8, 128), np.float32), "pos_embed must be .* 4 x 2 patches"),
         ("pos_embed", np.zeros((1, 9, 128), np.float32), r"pos_embed must have shape \(1, 8, 128"),
-        ("t_embedder.mlp.0.bias", np.zeros(128), "t_embedder.mlp.0.bias must be float32 or"),
+        (
+            "t_embedder.mlp.0.bias",
+            np.zeros(128),
+            "t_embedder.mlp.0.bias must be of float32, float16, bfloat16, got float64",
+        ),
+        ("t_embedder.mlp.0.bias", np.zeros(128, np.int8), "must be of float32, .*, got int8"),
         (
             "blocks.1.attn.qkv.bias",
             np.full(384, np.nan, np.float32),
@@ -185,6 +190,22 @@ def test_heads_of_no_known_size_must_be_given(config, state_dict):
         torch_dit.read_config(state_dict, num_heads=7)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_comes_in_whole(state_dict, config, dtype):
+    """Every array rounded, the position table too."""
+    half = {name: x.astype(jax.numpy.dtype(dtype)) for name, x in state_dict.items()}
+    assert torch_dit.read_config(half) == config
+    params = torch_dit.from_official(dict(half), config)
+    np.testing.assert_array_equal(
+        params["final_layer"]["linear"]["bias"], half["final_layer.linear.bias"].astype(np.float32)
+    )
+
+
+def test_the_names_of_diffusers_are_known():
+    with pytest.raises(ValueError, match="got diffusers' names: from-diffusers DIR OUT"):
+        torch_dit.read_config({"transformer_blocks.0.norm1.linear.weight": np.zeros(2)})
+
+
 def test_the_weights_of_another_model_are_named():
     other = {f"layer{i}.weight": np.zeros((2, 2), np.float32) for i in range(12)}
     with pytest.raises(ValueError, match="must have the names of a DiT: missing .*and 8 more") as e:
@@ -207,6 +228,7 @@ def test_the_weights_of_another_model_are_named():
             "must have 12 or, with a learned variance, 24 rows for patch 2 and 3 channels, got 18",
         ),
         ("x_embedder.proj.weight", np.zeros((128, 16)), "must have 4 axes, got shape"),
+        ("y_embedder.embedding_table.weight", np.zeros((0, 128)), "must not be empty, got shape"),
         ("x_embedder.proj.weight", np.zeros((128, 3, 2, 1)), "must be of square patches"),
     ],
 )

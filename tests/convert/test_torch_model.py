@@ -3,6 +3,7 @@
 import functools
 import gc
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -156,6 +157,12 @@ def test_the_same_noise_gives_the_same_samples(learn_sigma, options):
         ([2], {"cfg_scale": -1}, "cfg_scale must be 1, or 0 or more with a null label, got -1"),
         ([2], {"cfg_channels": 5}, "cfg_channels must be 0 or a number of channels, got 5"),
         ([2], {"cfg_interval": (9, 3)}, r"cfg_interval must be two steps in order, got \(9, 3\)"),
+        ([2], {"cfg_interval": (-5, -1)}, "cfg_interval must be two steps in order, got"),
+        ([2], {"cfg_interval": "ab"}, "cfg_interval must be two steps in order, got 'ab'"),
+        ([2], {"cfg_channels": 1.0}, "cfg_channels must be 0 or a number of channels, got 1.0"),
+        ([2], {"cfg_scale": math.inf}, "cfg_scale must be 1, or 0 or more with a null label, got"),
+        ([2], {"cfg_scale": np.ones(2)}, "cfg_scale must be 1, or 0 or more with a null label"),
+        ([2], {"noise": np.zeros((4, 1, 8, 8))}, r"noise must have shape \(\d+, 1, 4, 8, 8\), got"),
         ([2], {"cfg_interval": 3}, "cfg_interval must be two steps in order, got 3"),
     ],
 )
@@ -169,6 +176,26 @@ def test_what_cannot_be_sampled_is_named(labels, options, message):
     sampler = torch_model.Sampler(random_model(config)[1], settings)
     with pytest.raises(ValueError, match=message):
         sampler.sample(labels, **options)
+
+
+def test_half_precision_samples():
+    config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5)
+    settings = {
+        "space": "latents",
+        "diffusion": {"schedule": "linear", "num_steps": 1000},
+        "sampling": SAMPLING,
+    }
+    net = random_model(config)[1]
+    exact = torch_model.Sampler(net, settings).sample([2])
+    rough = torch_model.Sampler(net.bfloat16(), settings).sample([2])
+    assert rough.dtype == torch.float32
+    assert (exact - rough).abs().max() < 0.3 * exact.abs().max()  # bfloat16 has 8 bits
+
+
+def test_a_folder_that_is_no_bundle_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="path must be a bundle's folder, got"):
+        torch_model.load(tmp_path)
 
 
 def test_guidance_needs_a_null_label():
