@@ -192,7 +192,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.train.weight_decay=nan"], "train.weight_decay must be finite, got nan"),
         ([DIGITS, "--config.train.eps=0"], "train.eps must be above 0, got 0.0"),
         ([DIGITS, "--config.seed.x=3"], "config has no such field: Attribute <class 'int'>.x does"),
-        ([DIGITS, "--config.seed=x"], "flag --config.seed=x: invalid literal"),
+        ([DIGITS, "--config.seed=x"], "config.seed must be a whole number, got"),
         ([DIGITS, "--config.data.source=mnist"], "data.source must be one of digits, imagenet"),
         (
             [DIGITS, "--config.model.num_classes=5"],
