@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-COMMANDS = ("train", "sample", "evaluate", "bench", "convert")
+COMMANDS = ("train", "sample", "evaluate", "bench", "convert", "prepare")
 # 0.10.2 of jaxlib computes wrong numbers on CPUs without an error:
 # https://github.com/jax-ml/jax/issues/39103
 JAX = ">=0.7.2,!=0.10.2"
@@ -33,12 +33,13 @@ setup(
         "matplotlib",
         "pillow",
         "tqdm",
+        "tensorflow-datasets>=4.9.8",  # its own formats; it needs no TensorFlow for these
+        "array_record>=0.7.1",
     ],
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
         "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
-        "tfds": ["tensorflow-datasets", "importlib_resources"],
         "dev": [
             *("pytest", "ruff", "pre-commit"),
             *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with

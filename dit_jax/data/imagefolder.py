@@ -1,0 +1,85 @@
+"""The labelled images of a tree of folders, or of ImageNet's tar of tars, listed but not read.
+
+A tree has one folder for each class; the tar, as ILSVRC2012_img_train.tar, one tar for each class.
+"""
+
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Example(NamedTuple):
+    """One image: `size` bytes of a file from `offset` on."""
+
+    name: str  # class/file
+    label: int
+    path: str
+    offset: int
+    size: int
+
+    def read(self):
+        """The bytes of the image's file."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class Listing(NamedTuple):
+    classes: list[str]  # sorted: label i is the i-th
+    examples: list[Example]  # sorted by name
+    ignored: list[str]  # names of files that are no images
+
+
+def scan(path):
+    """The Listing of a folder or of a tar; ValueError where a class has no image."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(_walk(path))
+    elif path.is_file():
+        files = sorted(_walk_tars(path))
+    else:
+        raise ValueError(f"source must be a folder or a tar that exists, got {path}")
+    images = [file for file in files if Path(file[0]).suffix.lower() in SUFFIXES]
+    classes = sorted({name.split("/")[0] for name, *_ in images})
+    if not classes:
+        raise ValueError(f"source must have a folder of images for each class, got none in {path}")
+    empty = _all_classes(path, files) - set(classes)
+    if empty:
+        raise ValueError(f"every class must have images, got none of {min(empty)} in {path}")
+    labels = {name: label for label, name in enumerate(classes)}
+    examples = [Example(file[0], labels[file[0].split("/")[0]], *file[1:]) for file in images]
+    ignored = sorted({name for name, *_ in files} - {name for name, *_ in images})
+    return Listing(classes, examples, ignored)
+
+
+def _walk(folder):
+    """(class/file, path, 0, size) of every file in the folders of a folder."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.parent != folder:
+            yield str(path.relative_to(folder)), str(path), 0, path.stat().st_size
+
+
+def _walk_tars(path):
+    """(class/file, path, offset, size) of every file in the tars of a tar."""
+    try:
+        with tarfile.open(path, "r:") as outer:
+            for tar in outer:
+                if not tar.isfile() or not tar.name.endswith(".tar"):
+                    continue
+                name = Path(tar.name).stem
+                with tarfile.open(fileobj=outer.extractfile(tar), mode="r:") as inner:
+                    for file in inner:
+                        if file.isfile():
+                            offset = tar.offset_data + file.offset_data
+                            yield f"{name}/{Path(file.name).name}", str(path), offset, file.size
+    except tarfile.TarError as error:
+        raise ValueError(f"source must be a whole tar of tars, got {path}: {error}") from error
+
+
+def _all_classes(path, files):
+    """The classes that a folder names, those without a file too."""
+    if path.is_dir():
+        return {place.name for place in path.iterdir() if place.is_dir()}
+    return {name.split("/")[0] for name, *_ in files}

@@ -1,0 +1,52 @@
+import tarfile
+
+import pictures
+import pytest
+
+from dit_jax.data import imagefolder
+
+
+def pack(folder, path):
+    """Packs a tree as ILSVRC2012_img_train.tar is: one tar for each class, in a tar."""
+    with tarfile.open(path, "w") as outer:
+        for place in sorted(folder.iterdir()):
+            if place.is_dir():
+                inner = path.with_name(f"{place.name}.tar")
+                with tarfile.open(inner, "w") as tar:
+                    for file in sorted(place.iterdir()):
+                        tar.add(file, file.name)
+                outer.add(inner, inner.name)
+                inner.unlink()
+    return path
+
+
+def test_a_tree_and_its_tar_of_tars_are_the_same(tmp_path):
+    files = pictures.draw(tmp_path / "tree")
+    (tmp_path / "tree" / "c1" / "notes.txt").write_text("no image")
+    (tmp_path / "tree" / "LICENSE").write_text("in no class")
+    for source in (tmp_path / "tree", pack(tmp_path / "tree", tmp_path / "all.tar")):
+        listing = imagefolder.scan(source)
+        assert listing.classes == ["c0", "c1", "c2"] and listing.ignored == ["c1/notes.txt"]
+        assert [example.name for example in listing.examples] == sorted(files)
+        for example in listing.examples:
+            assert example.label == int(example.name[1])
+            assert example.read() == files[example.name]
+
+
+def test_what_cannot_be_listed_is_named(tmp_path):
+    with pytest.raises(ValueError, match="source must be a folder or a tar that exists, got"):
+        imagefolder.scan(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="a folder of images for each class, got none in"):
+        imagefolder.scan(tmp_path / "empty")
+    pictures.draw(tmp_path / "tree")
+    (tmp_path / "tree" / "c7").mkdir()
+    with pytest.raises(ValueError, match="every class must have images, got none of c7 in"):
+        imagefolder.scan(tmp_path / "tree")
+    tar = pack(tmp_path / "tree", tmp_path / "all.tar")
+    tar.write_bytes(tar.read_bytes()[: 3 * tar.stat().st_size // 5])
+    with pytest.raises(ValueError, match="source must be a whole tar of tars, got"):
+        imagefolder.scan(tar)
+    (tmp_path / "text.tar").write_text("text" * 1000)
+    with pytest.raises(ValueError, match="source must be a whole tar of tars, got"):
+        imagefolder.scan(tmp_path / "text.tar")
