@@ -31,8 +31,13 @@ def get_config():
     config.diffusion.num_steps = 1000
 
     config.data = ConfigDict()
-    config.data.source = "imagenet"  # digits, imagenet (not there yet) or synthetic
+    config.data.source = "images"  # digits, images or synthetic
     config.data.space = "latents"  # what the model's units stand for: pixels or latents
+    config.data.path = ""  # of images: what dit-prepare wrote, or a tensorflow-datasets directory
+    config.data.split = "train"
+    config.data.flip = True  # half of the images, anew in every epoch
+    config.data.vae = ""  # what dit-convert vae wrote: it encodes images into latents
+    config.data.vae_dtype = "float32"  # or bfloat16: faster, a little off
 
     config.train = ConfigDict()
     config.train.batch_size = 256  # of all devices together

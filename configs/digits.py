@@ -20,6 +20,7 @@ def get_config(variant="Ti/2"):
 
     config.data.source = "digits"
     config.data.space = "pixels"
+    config.data.flip = False
 
     config.train.batch_size = 64
     config.train.learning_rate = 3e-3

@@ -44,6 +44,10 @@ class Autoencoder:
         batch = sharding.of_batch(mesh)
         options = {"in_shardings": (None, batch), "out_shardings": batch}
         self._encode = jax.jit(lambda params, x: encode(params, pixels.to_unit(x)), **options)
+        self._encode_units = jax.jit(
+            lambda params, x: vae.moments_to_model_units(encode(params, pixels.to_unit(x)), config),
+            **options,
+        )
         self._decode = jax.jit(
             lambda params, x: pixels.to_uint8(decode(params, vae.from_model_units(x, config))),
             **options,
@@ -57,6 +61,14 @@ class Autoencoder:
                 f"images must be divisible by {self.config.downsampling}, got {height} x {width}"
             )
         return self._in_chunks(self._encode, images, area=height * width, progress=False)
+
+    def encode_batch(self, batch):
+        """A batch {"image" (N, H, W, 3), "label"} on the devices -> {"moments", "label"}.
+
+        The moments (N, H/8, W/8, 2C) are of latents in units of a DiT.
+        """
+        moments = self._encode_units(self.params, batch["image"])
+        return {"moments": moments, "label": batch["label"]}
 
     def decode(self, latents, *, progress=False):
         """Images of latents in units of a DiT, a chunk at a time; progress: shows a bar."""

@@ -1,7 +1,6 @@
 """Where arrays live: one mesh over all devices, and rules from a leaf's place to its sharding."""
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -31,13 +30,3 @@ def abstract(tree, shardings):
         tree,
         shardings,
     )
-
-
-def abstract_batch(example, batch_size, mesh):
-    """A batch of such examples as ShapeDtypeStructs: what a step is compiled for."""
-    place = of_batch(mesh)
-
-    def stack(x):
-        return jax.ShapeDtypeStruct((batch_size, *np.shape(x)), x.dtype, sharding=place)
-
-    return jax.tree.map(stack, example)

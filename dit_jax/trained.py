@@ -39,7 +39,8 @@ def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"
         mesh,
         step=step,
         weights=weights,
-        **saved["data"],
+        source=saved["data"]["source"],
+        space=saved["data"]["space"],
         sampling=_plain(saved["sampling"]),
         decoder=decoder,
     )

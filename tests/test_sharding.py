@@ -1,4 +1,3 @@
-import jax
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
@@ -16,11 +15,3 @@ def test_batches_are_split_and_states_copied():
     assert sharding.of_batch(mesh).spec == PartitionSpec("data")
     places = sharding.of_state({"kernel": np.zeros((8, 8))}, mesh)
     assert places["kernel"].is_fully_replicated
-
-
-def test_an_abstract_batch_describes_stacked_examples():
-    example = {"image": np.zeros((8, 8, 1), np.uint8), "label": np.int32(3)}
-    batch = sharding.abstract_batch(example, 16, sharding.make_mesh())
-    assert (batch["image"].shape, batch["image"].dtype) == ((16, 8, 8, 1), np.uint8)
-    assert (batch["label"].shape, batch["label"].dtype) == ((16,), np.int32)
-    assert len(batch["image"].sharding.device_set) == jax.device_count()

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import optax
 
-from dit_jax import devices, generate, sharding
-from dit_jax.data import digits, synthetic
+from dit_jax import autoencoder, devices, generate, sharding
+from dit_jax.data import digits, records, synthetic
 from dit_jax.diffusion import schedules
 from dit_jax.models import dit
 from dit_jax.train import optimizer as optimizers
@@ -108,8 +108,31 @@ def parts(config):
     return Parts(model, apply, schedule, optimizer, train_step, draw, mesh)
 
 
-def source(config):
-    """The random-access source of training examples."""
+def encoder(config):
+    """The Autoencoder that turns the images of a config into what its model learns, or None."""
+    data, model = config.data, config.model
+    if data.source == "images" and not data.path:
+        raise ValueError(
+            "data.path must be given: what dit-prepare wrote; "
+            "or train on random latents with --config.data.source=synthetic"
+        )
+    if data.source != "images" or data.space != "latents":
+        if data.vae:
+            raise ValueError(
+                f"data.vae must be '' where no image becomes latents, got {data.vae!r}"
+            )
+        return None
+    if not data.vae:
+        raise ValueError("data.vae must be given: what `dit-convert vae` wrote")
+    model_of_images = autoencoder.load(data.vae, dtype=data.vae_dtype)
+    channels = model_of_images.config.latent_channels
+    if channels != model.in_channels:
+        raise ValueError(f"data.vae must have {model.in_channels} latent channels, got {channels}")
+    return model_of_images
+
+
+def source(config, encode=None):
+    """The random-access source of training examples; encode: the config's `encoder`."""
     kind, model = config.data.source, config.model
     shape = (*model.input_size, model.in_channels)
     if kind == "digits":
@@ -124,12 +147,29 @@ def source(config):
         return train
     if kind == "synthetic":
         return synthetic.Synthetic(shape, model.num_classes)
-    if kind == "imagenet":
+    if kind == "images":
+        return _images(config, encode)
+    raise ValueError(f"data.source must be one of digits, images, synthetic, got {kind!r}")
+
+
+def _images(config, encode):
+    data, model = config.data, config.model
+    height, width = (
+        extent * (encode.config.downsampling if encode else 1) for extent in model.input_size
+    )
+    if height != width:
+        raise ValueError(f"model.input_size must be square for images, got {model.input_size}")
+    if not encode and model.in_channels != 3:
         raise ValueError(
-            "data.source 'imagenet' is not there yet: "
-            "train on random latents with --config.data.source=synthetic"
+            f"model.in_channels must be 3 for pixels of images, got {model.in_channels}"
         )
-    raise ValueError(f"data.source must be one of digits, imagenet, synthetic, got {kind!r}")
+    opened = records.open_images(data.path, data.split, height)
+    if opened.num_classes != model.num_classes:
+        raise ValueError(
+            f"model.num_classes must be {opened.num_classes} for {data.path}, "
+            f"got {model.num_classes}"
+        )
+    return opened
 
 
 def to_json(config):

@@ -6,6 +6,7 @@ configs/base.py explains every field. To a run that is taken up again, only --co
 new. In the workdir: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
 """
 
+import itertools
 import signal
 import sys
 import time
@@ -18,10 +19,11 @@ from ml_collections import config_flags
 from dit_jax import checkpoint, devices, generate, sharding
 from dit_jax.cli import build, command
 from dit_jax.cli import workdir as workdirs
-from dit_jax.data import loader
+from dit_jax.data import loader, records
 from dit_jax.models import flops
 from dit_jax.train import loop, record
 from dit_jax.train import state as states
+from dit_jax.train import step as steps
 
 
 def define(values):
@@ -31,7 +33,8 @@ def define(values):
 
 def main(values):
     config, workdir = values.config, command.expand(values.workdir)
-    parts, source = build.parts(config), build.source(config)
+    parts, encoder = build.parts(config), build.encoder(config)
+    source = build.source(config, encoder)
     workdirs.check(workdir, build.to_json(config))
     step, total_steps = checkpoint.latest_step(workdir / "checkpoints"), config.run.total_steps
     if step and step >= total_steps:
@@ -43,7 +46,7 @@ def main(values):
     if step:
         logging.info("going on from step %d of %s", step, workdir)
     try:
-        train(config, parts, source, state, train_key, workdir)
+        train(config, parts, source, encoder, state, train_key, workdir)
     except loop.Diverged as error:
         return command.fail("dit-train", f"{error}; the last good checkpoint is kept", code=3)
     except loop.Interrupted as error:
@@ -52,18 +55,16 @@ def main(values):
     return 0
 
 
-def train(config, parts, source, state, key, workdir):
+def train(config, parts, source, encoder, state, key, workdir):
     """Trains from the state to the end of the run."""
     start, run = int(state.step), config.run
     batch_size = config.train.batch_size
-    train_step = compile_step(parts, state, source, batch_size, key)
-    batches = loader.batches(
-        source,
-        batch_size=batch_size,
-        seed=config.seed,
-        start=start,
-        sharding=sharding.of_batch(parts.mesh),
-    )
+    batches = make_batches(config, parts, source, encoder, start)
+    first = next(batches)
+    train_step = compile_step(parts, state, first, key)
+    if encoder:
+        check_latents(first, key)
+    batches = itertools.chain([first], batches)
     log = record.make_log(
         workdir / "metrics.jsonl",
         start=start,
@@ -90,7 +91,7 @@ def train(config, parts, source, state, key, workdir):
             checkpoint_every=run.checkpoint_every,
             log=log,
             save=save,
-            hooks=[(run.sample_every, make_hook(config, parts.draw, workdir))],
+            hooks=[(run.sample_every, make_hook(config, parts.draw, encoder, workdir))],
             stop_requested=listen_for_stop(),
         )
 
@@ -105,28 +106,50 @@ def create_or_restore(parts, key, directory, step):
     return states.TrainState(step=jax.device_put(np.int32(step), place), **items)
 
 
-def compile_step(parts, state, source, batch_size, key):
-    """The step compiled before the first batch, so that no timing holds the compiler's work."""
-    batch = sharding.abstract_batch(source[0], batch_size, parts.mesh)
+def make_batches(config, parts, source, encoder, start):
+    """The batches from step `start` on: what the train step takes."""
+    batches = loader.batches(
+        source,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=start,
+        sharding=sharding.of_batch(parts.mesh),
+        augment=records.flip_at_random if config.data.flip else None,
+    )
+    return map(encoder.encode_batch, batches) if encoder else batches
+
+
+def check_latents(batch, key):
+    """Says how the latents of a batch are spread, and warns where a DiT would not expect it."""
+    x0 = steps.to_x0(batch, key)
+    mean, deviation = float(x0.mean()), float(x0.std())
+    logging.info("latents: mean %.3f, standard deviation %.3f", mean, deviation)
+    if abs(mean) > 0.5 or not 0.5 < deviation < 2:
+        logging.warning("latents should have mean 0 and standard deviation 1: is it the right vae?")
+
+
+def compile_step(parts, state, batch, key):
+    """The step compiled before it is timed."""
     started = time.perf_counter()
     step = jax.jit(parts.train_step, donate_argnums=0).lower(state, batch, key).compile()
     logging.info("compiled the step in %.1f s", time.perf_counter() - started)
     return step
 
 
-def make_hook(config, draw, workdir):
-    """hook(step, state): the loss curve and, of pixel models, a grid at fixed noise and labels."""
+def make_hook(config, draw, encoder, workdir):
+    """hook(step, state): the loss curve, and samples at fixed noise and labels, where they show."""
     labels = [i % config.model.num_classes for i in range(config.run.num_samples)]
     (workdir / "samples").mkdir(exist_ok=True)
 
     def hook(step, state):
         if jax.process_index() == 0:
             record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png")
-        if config.data.space != "pixels":
+        if config.data.space != "pixels" and not encoder:
             return  # latents cannot be shown without a decoder
         images = generate.draw_all(draw, state.ema, labels, seed=0, batch_size=len(labels))
+        images = encoder.decode(images) if encoder else images
         if jax.process_index() == 0:
-            scale = generate.grid_scale(config.model.input_size)
+            scale = generate.grid_scale(images.shape[1:3])
             generate.grid(images, scale=scale).save(workdir / "samples" / f"{step:07d}.png")
 
     return hook

@@ -80,7 +80,7 @@ def settings_of(model, *, space="latents", schedule="linear"):
     return {
         "compute": {"dtype": "float32", "attention": "auto", "remat": "none", "unroll": False},
         "diffusion": {"schedule": schedule, "num_steps": 1000},
-        "data": {"source": "imagenet", "space": space},
+        "data": {"source": "images", "space": space},
         "sampling": {
             "sampler": "ddpm",
             "num_steps": "250",

@@ -4,22 +4,45 @@ The loader's whole state is the step, so a run resumes at any step with exactly 
 would have seen.
 """
 
+import os
+
 import grain
 import jax
 import numpy as np
 
 
-def batches(source, *, batch_size, seed, start, sharding):
+def batches(source, *, batch_size, seed, start, sharding, augment=None):
     """Iterates over {name: global array (batch_size, ...)} of the steps start, start + 1, ...
 
     Every epoch is shuffled anew, and a batch may span two. Each process loads its own part of
-    every batch, a few batches ahead, in threads.
+    every batch, a few batches ahead, in threads. augment(example, rng) -> example changes an
+    example with a generator of its own, a function of (seed, place in the order) alone.
     """
-    per_process = batch_size // jax.process_count()
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(per_process)
-    mine = dataset[start * jax.process_count() + jax.process_index() :: jax.process_count()]
-    for batch in mine.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)):
+    share = part(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        start=start,
+        augment=augment,
+        process=jax.process_index(),
+        num_processes=jax.process_count(),
+    )
+    threads = max(2, os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    for batch in share.to_iter_dataset(options):
         yield jax.tree.map(lambda x: _to_global(np.asarray(x), sharding), batch)
+
+
+def part(source, *, batch_size, seed, start, augment, process, num_processes):
+    """The batches of one of several processes, a grain MapDataset of NumPy arrays.
+
+    Batch k of all of them, one after the other, is the same for any number of processes.
+    """
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    if augment:  # before the processes part, so that each example keeps its draw
+        dataset = dataset.random_map(augment)
+    dataset = dataset.batch(batch_size // num_processes)
+    return dataset[start * num_processes + process :: num_processes]
 
 
 def _to_global(x, sharding):

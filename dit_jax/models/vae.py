@@ -237,6 +237,13 @@ def to_model_units(z, config):
     return (z - shift) * scale
 
 
+def moments_to_model_units(moments, config):
+    """Moments of the posterior of what `to_model_units` makes of z. (..., 2C)."""
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    log_scale = jnp.log(jnp.abs(jnp.broadcast_to(jnp.float32(config.scale), mean.shape)))
+    return jnp.concatenate([to_model_units(mean, config), log_variance + 2 * log_scale], axis=-1)
+
+
 def from_model_units(x, config):
     """The inverse of `to_model_units`."""
     shift, scale = (jnp.broadcast_to(jnp.float32(v), x.shape) for v in (config.shift, config.scale))

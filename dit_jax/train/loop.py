@@ -31,14 +31,19 @@ def run(
     """Trains from state.step to total_steps and returns the last state.
 
     train_step(state, batch, key) -> state, metrics. log(step, means, seconds) gets the means of
-    the metrics and the seconds a step took since the last log. save(step, state) is called only
+    the metrics, among them data_wait, the share of the time in which the next batch was not there,
+    and the seconds a step took since the last log. save(step, state) is called only
     after every metric up to that step was found finite. hooks are (every, hook): hook(step, state)
     is called every so many steps and at the end. stop_requested() is asked after each step.
     """
     step = int(state.step)
     recent, started = [], time.perf_counter()  # the metrics since the last log stay on the device
+    waited = 0.0
     while step < total_steps:
-        state, metrics = train_step(state, next(batches), key)
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        state, metrics = train_step(state, batch, key)
         step += 1
         recent.append(metrics)
         stopping = stop_requested()
@@ -46,7 +51,8 @@ def run(
         looking = saving or _due(step, log_every, total_steps)
         if looking:
             means = _means(recent, step)  # waits for the device
-            log(step, means, (time.perf_counter() - started) / len(recent))
+            seconds = time.perf_counter() - started
+            log(step, means | {"data_wait": waited / seconds}, seconds / len(recent))
         if saving:
             save(step, state)
         if stopping and step < total_steps:
@@ -55,7 +61,7 @@ def run(
             if _due(step, every, total_steps):
                 hook(step, state)
         if looking:
-            recent, started = [], time.perf_counter()
+            recent, started, waited = [], time.perf_counter(), 0.0
     return state
 
 

@@ -35,8 +35,9 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
         bar.update(step - bar.n)
         if bar.disable:
             logging.info(
-                "step %d/%d  loss %.4f  %.0f images/s  %.1f ms/step  %.0f s left",
-                *(step, total_steps, means["loss"], batch_size / seconds),
+                "step %d/%d  loss %.4f  %.0f images/s  %.0f %% waiting for data  %.1f ms/step  "
+                "%.0f s left",
+                *(step, total_steps, means["loss"], batch_size / seconds, 100 * means["data_wait"]),
                 *(1000 * seconds, record["seconds_left"]),
             )
         if step == total_steps:

@@ -10,22 +10,30 @@ import optax
 from dit_jax import ema as ema_lib
 from dit_jax import pixels
 from dit_jax.diffusion import gaussian, losses
+from dit_jax.models import vae
 from dit_jax.train.state import TrainState
 
 
-def to_model_units(image):
-    """uint8 pixels -> [-1, 1]; float32 latents are in model units already. (N, H, W, C)."""
+def to_x0(batch, key):
+    """x0 (N, H, W, C) in model units, of uint8 pixels, of latents, or drawn from their moments.
+
+    Moments (N, H, W, 2C) are mean and log variance of latents in model units.
+    """
+    if "moments" in batch:
+        mean = batch["moments"][..., : batch["moments"].shape[-1] // 2]
+        return vae.sample(batch["moments"], jax.random.normal(key, mean.shape))
+    image = batch["image"]
     return pixels.to_unit(image) if image.dtype == jnp.uint8 else image
 
 
 def draw(key, batch, schedule, *, null_label, class_dropout_prob):
-    """A batch {"image" (N, H, W, C), "label" (N,)} -> {"x0", "y", "t", "noise"}.
+    """A batch {"image" or "moments", "label" (N,)} -> {"x0", "y", "t", "noise"}.
 
     A pure function of the key over global arrays: the same on any number of devices. Labels turn
     into the null label with probability class_dropout_prob.
     """
-    x0, y = to_model_units(batch["image"]), batch["label"]
-    t_key, noise_key, drop_key = jax.random.split(key, 3)
+    t_key, noise_key, drop_key, posterior_key = jax.random.split(key, 4)
+    x0, y = to_x0(batch, posterior_key), batch["label"]
     if class_dropout_prob:
         dropped = jax.random.bernoulli(drop_key, class_dropout_prob, y.shape)
         y = jnp.where(dropped, null_label, y)

@@ -165,7 +165,7 @@ DIGITS = "--config=configs/digits.py"
         ),
         (["--config=configs/imagenet256.py:XL/3"], "input_size must be divisible by patch_size 3"),
         (["--config=configs/imagenet256.py:XL/0"], "patch_size must be at least 1, got 0"),
-        (["--config=configs/imagenet512.py"], "'imagenet' is not there yet: train on random"),
+        (["--config=configs/imagenet512.py"], "data.path must be given: what dit-prepare wrote"),
         (["--config=configs/none.py"], "a Python file that exists, got configs/none.py"),
         (["--config", "configs/none.py"], "a Python file that exists, got configs/none.py"),
         (["--config=~none/none.py"], "config must be a Python file that exists, got ~none/none"),
@@ -193,7 +193,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.train.eps=0"], "train.eps must be above 0, got 0.0"),
         ([DIGITS, "--config.seed.x=3"], "config has no such field: Attribute <class 'int'>.x does"),
         ([DIGITS, "--config.seed=x"], "config.seed must be a whole number, got"),
-        ([DIGITS, "--config.data.source=mnist"], "data.source must be one of digits, imagenet"),
+        ([DIGITS, "--config.data.source=mnist"], "data.source must be one of digits, images"),
         (
             [DIGITS, "--config.model.num_classes=5"],
             "model.num_classes must be 10 for digits, got 5",

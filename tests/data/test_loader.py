@@ -2,6 +2,7 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 
 from dit_jax import sharding
 from dit_jax.data import loader
@@ -52,3 +53,31 @@ def test_a_later_start_gives_the_same_batches():
 def test_the_seed_makes_the_order():
     assert numbers(take(2)) == numbers(take(2))
     assert numbers(take(2)) != numbers(take(2, seed=1))
+
+
+def jitter(example, rng):
+    return example | {"drawn": np.float32(rng.random())}
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_any_number_of_hosts_sees_the_same_examples_and_the_same_draws(num_processes):
+    options = {"batch_size": 8, "seed": 3, "start": 2, "augment": jitter}
+
+    def batches(process, num_processes):
+        share = loader.part(Numbers(), **options, process=process, num_processes=num_processes)
+        return [share[i] for i in range(4)]
+
+    alone = batches(0, 1)
+    together = zip(*(batches(i, num_processes) for i in range(num_processes)), strict=True)
+    for whole, parts in zip(alone, together, strict=True):
+        for name, x in whole.items():
+            np.testing.assert_array_equal(x, np.concatenate([part[name] for part in parts]))
+
+
+def test_an_example_is_drawn_anew_in_every_epoch():
+    share = loader.part(
+        Numbers(), batch_size=4, seed=0, start=0, augment=jitter, process=0, num_processes=1
+    )
+    drawn = np.concatenate([share[i]["drawn"] for i in range(500)])  # 100 epochs
+    assert len(np.unique(drawn)) == len(drawn)
+    assert abs(drawn.mean() - 0.5) < 0.03  # 2,000 draws

@@ -75,6 +75,16 @@ def test_units_of_the_model(units, expected):
     np.testing.assert_allclose(vae.from_model_units(x, config), z, rtol=1e-6)
 
 
+def test_moments_in_units_of_the_model_are_those_of_its_samples(params):
+    config = NARROW._replace(scale=(2.0, -0.5, 1.0, 3.0), shift=(1.0, 0.0, 0.5, 2.0))
+    moments = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    noise = jax.random.normal(jax.random.key(1), (2, 4, 4, 4))
+    expected = vae.to_model_units(vae.sample(moments, noise), config)
+    signs = jnp.sign(jnp.broadcast_to(jnp.float32(config.scale), noise.shape))
+    actual = vae.sample(vae.moments_to_model_units(moments, config), signs * noise)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_config_goes_through_json():
     config = NARROW._replace(scale=(1.0, 2.0, 3.0, 4.0))
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in config._asdict().items()}

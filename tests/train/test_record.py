@@ -5,7 +5,7 @@ from PIL import Image
 
 from dit_jax.train import record
 
-MEANS = {"loss": 0.5, "mse": 0.4, "vb": 0.1, "grad_norm": 1.0}
+MEANS = {"loss": 0.5, "mse": 0.4, "vb": 0.1, "grad_norm": 1.0, "data_wait": 0.1}
 
 
 def make_log(path, *, start=0, peak_flops=None):

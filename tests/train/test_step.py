@@ -54,10 +54,19 @@ def assert_close(a, b):
 
 
 def test_pixels_become_model_units():
-    x = steps.to_model_units(np.array([0, 255], np.uint8))
+    x = steps.to_x0({"image": np.array([0, 255], np.uint8)}, jax.random.key(0))
     np.testing.assert_allclose(x, [-1, 1])
     latents = jnp.array([3.0])
-    assert steps.to_model_units(latents) is latents
+    assert steps.to_x0({"image": latents}, jax.random.key(0)) is latents
+
+
+def test_moments_become_a_fresh_sample_of_the_posterior():
+    mean, log_variance = jnp.full((4, 32, 32, 2), 3.0), jnp.full((4, 32, 32, 2), np.log(0.25))
+    batch = {"moments": jnp.concatenate([mean, log_variance], axis=-1)}
+    one, two = (steps.to_x0(batch, jax.random.key(seed)) for seed in (0, 1))
+    assert one.shape == (4, 32, 32, 2)
+    np.testing.assert_allclose([one.mean(), one.std()], [3, 0.5], rtol=0.03)  # 8,192 draws
+    assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.05
 
 
 def test_draws_are_a_function_of_the_key_and_drop_labels(batch):

@@ -1,0 +1,125 @@
+"""From a tree of images to decoded samples: prepare, train, sample with one command each."""
+
+import json
+
+import jax
+import numpy as np
+import pictures
+import pytest
+from PIL import Image
+
+from dit_jax import autoencoder
+from dit_jax.cli import prepare, sample, train
+from dit_jax.models import vae
+
+NARROW = vae.VAEConfig(channels=(8, 16, 16), num_resnets=1, num_groups=4, scale=(1.0,))
+OPTIONS = (
+    "--config=configs/imagenet256.py:Ti/2",
+    "--config.model.input_size=(4, 4)",
+    "--config.model.num_classes=3",
+    "--config.compute.dtype=float32",
+    "--config.train.batch_size=8",
+    "--config.sampling.num_steps=4",
+    "--config.run.log_every=2",
+    "--config.run.sample_every=4",
+    "--config.run.num_samples=3",
+)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A folder with a tree of images, `tree`, and an autoencoder, `vae`."""
+    path = tmp_path_factory.mktemp("images")
+    pictures.draw(path / "tree")
+    params = jax.jit(vae.init, static_argnums=0)(NARROW, jax.random.key(0))
+    autoencoder.save(path / "vae", NARROW, params)
+    return path
+
+
+def test_one_command_each_from_files_to_decoded_samples(call, places):
+    data, run, encoder = places / "data", places / "run", f"--vae={places}/vae"
+    assert call(prepare, places / "tree", data, "--num_shards=2")[0] == 0
+    options = (*OPTIONS, f"--config.data.path={data}", f"--config.data.vae={places}/vae")
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        code, _, errors = call(train, *options, f"--workdir={run}", "--config.run.total_steps=4")
+    assert code == 0, errors
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert all(0 <= line["data_wait"] <= 1 for line in lines)
+    with Image.open(run / "samples" / "0000004.png") as image:
+        assert image.mode == "RGB"
+    usual = (f"--checkpoint={run}", "--labels=0,1,2", encoder)
+    assert call(sample, *usual, f"--out={places}/x.npz")[0] == 0
+    images = np.load(places / "x.npz")["arr_0"]
+    assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
+
+
+def test_pixels_of_images_need_no_autoencoder(call, places):
+    call(prepare, places / "tree", places / "data", "--num_shards=2")
+    options = (
+        *(*OPTIONS, f"--config.data.path={places}/data", "--config.data.space=pixels"),
+        *("--config.model.in_channels=3", "--config.sampling.clip_x0=true"),
+        f"--workdir={places}/pixels",
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        code, _, errors = call(train, *options, "--config.run.total_steps=2")
+    assert code == 0, errors
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "data.path must be given: what dit-prepare wrote; or train on random latents"),
+        (["--config.data.path={data}"], "data.vae must be given: what `dit-convert vae` wrote"),
+        (
+            ["--config.data.path=/nowhere", "--config.data.vae={vae}"],
+            "data.path must be a directory of dit-prepare or tensorflow-datasets, got /nowhere",
+        ),
+        (
+            ["--config.data.path={data}", "--config.data.vae=/nowhere"],
+            "checkpoint must be a directory with a saved step, got /nowhere",
+        ),
+        (
+            [
+                "--config.data.path={data}",
+                "--config.data.vae={vae}",
+                "--config.model.num_classes=9",
+            ],
+            "model.num_classes must be 3 for",
+        ),
+        (
+            ["--config.data.path={data}", "--config.data.vae={vae}", "--config.data.split=x"],
+            "data.split must be one of train, got 'x'",
+        ),
+        (
+            [
+                "--config.data.path={data}",
+                "--config.data.vae={vae}",
+                "--config.model.in_channels=8",
+            ],
+            "data.vae must have 8 latent channels, got 4",
+        ),
+        (
+            [
+                *("--config.data.path={data}", "--config.data.vae={vae}"),
+                "--config.model.input_size=(4, 8)",
+            ],
+            "model.input_size must be square for images, got (4, 8)",
+        ),
+        (
+            ["--config.data.path={data}", "--config.data.space=pixels"],
+            "model.in_channels must be 3 for pixels of images, got 4",
+        ),
+        (
+            ["--config.data.source=synthetic", "--config.data.vae={vae}"],
+            "data.vae must be '' where no image becomes latents, got",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line(call, refuse, places, tmp_path, options, message):
+    call(prepare, places / "tree", places / "data", "--num_shards=2")
+    options = [option.format(data=places / "data", vae=places / "vae") for option in options]
+    given = {option.split("=")[0] for option in options}  # a tuple given twice is one longer
+    usual = [option for option in OPTIONS if option.split("=")[0] not in given]
+    assert message in refuse(train, *usual, *options, f"--workdir={tmp_path}/run")
+    assert list(tmp_path.iterdir()) == []

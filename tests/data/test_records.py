@@ -1,0 +1,73 @@
+import io
+import shutil
+
+import numpy as np
+import pictures
+import pytest
+from PIL import Image
+
+from dit_jax.data import imagefolder, images, loader, records, shards
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared dataset of 18 images of 3 classes, and the bytes of its files."""
+    path = tmp_path_factory.mktemp("records")
+    files = pictures.draw(path / "tree")
+    shards.write(path / "data", "train", imagefolder.scan(path / "tree"), num_shards=2)
+    return path / "data", files
+
+
+def test_an_example_is_the_crop_of_its_file(prepared):
+    path, files = prepared
+    source = records.open_images(path, "train", 16)
+    assert len(source) == 18 and source.num_classes == 3
+    for i in range(18):
+        name = source.records[i]["file_name"].decode()
+        with Image.open(io.BytesIO(files[name])) as image:
+            expected = images.center_crop(image.convert("RGB"), 16)
+        np.testing.assert_array_equal(source[i]["image"], expected)
+        assert source[i]["label"] == int(name[1])
+
+
+def test_flips_are_balanced_and_of_every_example(prepared):
+    source = records.open_images(prepared[0], "train", 16)
+    plain = [source[i]["image"] for i in range(18)]
+    share = loader.part(
+        source,
+        batch_size=18,
+        seed=0,
+        start=0,
+        augment=records.flip_at_random,
+        process=0,
+        num_processes=1,
+    )
+    flips = np.zeros(18)
+    for epoch in range(60):
+        for image in share[epoch]["image"]:
+            ways = [(i, x) for i, x in enumerate(plain) if np.array_equal(x, image)]
+            if not ways:
+                ((i, _),) = [
+                    (i, x) for i, x in enumerate(plain) if np.array_equal(images.flip(x), image)
+                ]
+                flips[i] += 1
+    assert abs(flips.sum() / (60 * 18) - 0.5) < 0.05  # 1,080 draws
+    assert flips.min() > 10 and flips.max() < 50  # of 60, each example
+
+
+def test_what_cannot_be_read_is_named(prepared, tmp_path):
+    with pytest.raises(ValueError, match="data.path must be a directory of dit-prepare or .* got"):
+        records.open_images(tmp_path, "train", 16)
+    with pytest.raises(ValueError, match="data.split must be one of train, got 'test'"):
+        records.open_images(prepared[0], "test", 16)
+    shutil.copytree(prepared[0], tmp_path / "cut")
+    shard = next((tmp_path / "cut").glob("*.array_record-00001*"))
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(
+        ValueError, match=f"must have {size} bytes, got {size - 100}: copy it again"
+    ):
+        records.open_images(tmp_path / "cut", "train", 16)
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"must have {size} bytes, got 0: copy it again"):
+        records.open_images(tmp_path / "cut", "train", 16)
