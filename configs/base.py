@@ -31,12 +31,12 @@ def get_config():
     config.diffusion.num_steps = 1000
 
     config.data = ConfigDict()
-    config.data.source = "images"  # digits, images or synthetic
+    config.data.source = "images"  # digits, images, latents or synthetic
     config.data.space = "latents"  # what the model's units stand for: pixels or latents
-    config.data.path = ""  # of images: what dit-prepare wrote, or a tensorflow-datasets directory
+    config.data.path = ""  # what dit-prepare (or tensorflow-datasets) or dit-encode wrote
     config.data.split = "train"
     config.data.flip = True  # half of the images, anew in every epoch
-    config.data.vae = ""  # what dit-convert vae wrote: it encodes images into latents
+    config.data.vae = ""  # what dit-convert vae wrote: it encodes images, and shows latents
     config.data.vae_dtype = "float32"  # or bfloat16: faster, a little off
 
     config.train = ConfigDict()

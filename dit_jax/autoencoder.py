@@ -18,11 +18,14 @@ def describe(path):
     return vae.VAEConfig.from_json(checkpoint.read_meta(*checkpoint.locate(path), of="vae")["vae"])
 
 
-def load(path, *, dtype="float32"):
-    """The Autoencoder that `dit-convert vae` wrote; dtype: of its arithmetic."""
+def load(path, *, dtype="float32", local=False):
+    """The Autoencoder that `dit-convert vae` wrote; dtype: of its arithmetic.
+
+    local: on the devices of this process alone, each at work on its own images.
+    """
     config = describe(path)
     directory, step = checkpoint.locate(path)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(local=local)
     template = jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
     template = sharding.abstract(template, sharding.of_state(template, mesh))
     params = checkpoint.restore(directory, step, {"params": template})["params"]
@@ -39,7 +42,7 @@ class Autoencoder:
     """Decodes latents in units of a DiT to images, and encodes images to moments."""
 
     def __init__(self, config, params, mesh, *, dtype="float32"):
-        self.config, self.params = config, params
+        self.config, self.params, self._count = config, params, mesh.size
         encode, decode = vae.make_apply(config, dtype=dtype)
         batch = sharding.of_batch(mesh)
         options = {"in_shardings": (None, batch), "out_shardings": batch}
@@ -82,7 +85,7 @@ class Autoencoder:
 
     def _in_chunks(self, run, x, *, area, progress):
         """run over x (N, ...), a chunk at a time, the last one filled up: NumPy (N, ...)."""
-        count = jax.device_count()
+        count = self._count
         size = min(max(1, PIXELS // area), -(-len(x) // count)) * count
         padded = np.resize(np.asarray(x), (-(-len(x) // size) * size, *x.shape[1:]))
         out = []

@@ -4,9 +4,10 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
-def make_mesh():
-    """All devices of all processes along one axis, "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(*, local=False):
+    """All devices along one axis, "data": of all processes, or of this one alone."""
+    devices = jax.local_devices() if local else jax.devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def of_batch(mesh):

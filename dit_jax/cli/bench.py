@@ -1,10 +1,13 @@
-"""Measures how fast this machine trains or samples a config, on random data. It decides nothing.
+"""Measures how fast this machine trains, samples or loads a config. It decides nothing.
 
     dit-bench train --config=configs/imagenet256.py:XL/2
+    dit-bench data --config=configs/imagenet256.py:XL/2 --config.data.path=data/imagenet \
+        --config.data.vae=runs/vae
     dit-bench sample --config=configs/digits.py --out=bench.json
     dit-bench train --config=configs/imagenet256.py:S/2 --peer
 
-Times are of whole steps (train) or of whole samplings of one batch (sample), each waited for.
+Times are of whole steps (train) or of whole samplings of one batch (sample), of random data, each
+waited for; or of reading, decoding, cropping and flipping one batch on one core (data).
 FLOP/s count the model's own arithmetic, without what rematerialisation or the null label's pass
 outside the guided interval would add or save; MFU is their share of the chips' bfloat16 peak.
 --peer runs the same work in PyTorch, eager and compiled, in turn with ours, and needs the extra
@@ -27,9 +30,9 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from dit_jax import devices, sharding
-from dit_jax.cli import build, command
+from dit_jax.cli import build, command, feed
 from dit_jax.convert import files
-from dit_jax.data import synthetic
+from dit_jax.data import loader, synthetic
 from dit_jax.diffusion import schedules
 from dit_jax.models import dit, flops
 from dit_jax.train import state as states
@@ -45,9 +48,11 @@ def define(values):
 
 
 def main(values, what):
-    if what not in ("train", "sample"):
-        raise ValueError(f"what to measure must be train or sample, got {what!r}")
+    if what not in ("train", "sample", "data"):
+        raise ValueError(f"what to measure must be train, sample or data, got {what!r}")
     config, out = values.config, values.out and command.output_path(values.out)
+    if what == "data":
+        return show(measure_data(config, values.repeats, values.warmup), out)
     if values.peer:
         files.require("torch")
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
@@ -68,10 +73,41 @@ def main(values, what):
     }
     for name in runs.keys() - {"dit_jax"}:
         figures |= compare(name, seconds, first[name], config)
+    show(figures, out)
+
+
+def show(figures, out):
+    """Prints the figures, and writes them to the file if there is one."""
     for name, value in figures.items():
         print(f"{name:32s} {value:.4g}" if isinstance(value, float) else f"{name:32s} {value}")
     if out:
         out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measure_data(config, repeats, warmup):
+    """The figures of the host's part of a batch, on one core."""
+    fed, size = feed.make(config), config.train.batch_size
+    share = loader.part(
+        fed.source,
+        batch_size=size,
+        seed=config.seed,
+        start=0,
+        augment=fed.augment,
+        process=0,
+        num_processes=1,
+    )
+    places = iter(range(warmup + repeats))
+    seconds, _ = time_in_turn({"data": lambda: share[next(places)]}, repeats, warmup)
+    median = statistics.median(seconds["data"])
+    return {
+        "what": "data",
+        "source": f"{config.data.source} {config.data.path}",
+        "examples": len(fed.source),
+        "batch_size": size,
+        "images_per_second_per_core": size / median,
+        "seconds_median": median,
+        "cores_for_1459_images_per_second": 1459 * median / size,  # XL/2 on the paper's pod
+    }
 
 
 class Work(NamedTuple):

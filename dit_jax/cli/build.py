@@ -12,8 +12,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from dit_jax import autoencoder, devices, generate, sharding
-from dit_jax.data import digits, records, synthetic
+from dit_jax import devices, generate, sharding
 from dit_jax.diffusion import schedules
 from dit_jax.models import dit
 from dit_jax.train import optimizer as optimizers
@@ -106,70 +105,6 @@ def parts(config):
         apply, model, schedule, mesh, space=config.data.space, **config.sampling
     )
     return Parts(model, apply, schedule, optimizer, train_step, draw, mesh)
-
-
-def encoder(config):
-    """The Autoencoder that turns the images of a config into what its model learns, or None."""
-    data, model = config.data, config.model
-    if data.source == "images" and not data.path:
-        raise ValueError(
-            "data.path must be given: what dit-prepare wrote; "
-            "or train on random latents with --config.data.source=synthetic"
-        )
-    if data.source != "images" or data.space != "latents":
-        if data.vae:
-            raise ValueError(
-                f"data.vae must be '' where no image becomes latents, got {data.vae!r}"
-            )
-        return None
-    if not data.vae:
-        raise ValueError("data.vae must be given: what `dit-convert vae` wrote")
-    model_of_images = autoencoder.load(data.vae, dtype=data.vae_dtype)
-    channels = model_of_images.config.latent_channels
-    if channels != model.in_channels:
-        raise ValueError(f"data.vae must have {model.in_channels} latent channels, got {channels}")
-    return model_of_images
-
-
-def source(config, encode=None):
-    """The random-access source of training examples; encode: the config's `encoder`."""
-    kind, model = config.data.source, config.model
-    shape = (*model.input_size, model.in_channels)
-    if kind == "digits":
-        train, _ = digits.load()
-        for name, value, rule in (
-            ("model.input_size and in_channels", shape, train.image.shape[1:]),
-            ("model.num_classes", model.num_classes, digits.NUM_CLASSES),
-            ("data.space", config.data.space, "pixels"),
-        ):
-            if value != rule:
-                raise ValueError(f"{name} must be {rule} for digits, got {value}")
-        return train
-    if kind == "synthetic":
-        return synthetic.Synthetic(shape, model.num_classes)
-    if kind == "images":
-        return _images(config, encode)
-    raise ValueError(f"data.source must be one of digits, images, synthetic, got {kind!r}")
-
-
-def _images(config, encode):
-    data, model = config.data, config.model
-    height, width = (
-        extent * (encode.config.downsampling if encode else 1) for extent in model.input_size
-    )
-    if height != width:
-        raise ValueError(f"model.input_size must be square for images, got {model.input_size}")
-    if not encode and model.in_channels != 3:
-        raise ValueError(
-            f"model.in_channels must be 3 for pixels of images, got {model.in_channels}"
-        )
-    opened = records.open_images(data.path, data.split, height)
-    if opened.num_classes != model.num_classes:
-        raise ValueError(
-            f"model.num_classes must be {opened.num_classes} for {data.path}, "
-            f"got {model.num_classes}"
-        )
-    return opened
 
 
 def to_json(config):

@@ -17,9 +17,9 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from dit_jax import checkpoint, devices, generate, sharding
-from dit_jax.cli import build, command
+from dit_jax.cli import build, command, feed
 from dit_jax.cli import workdir as workdirs
-from dit_jax.data import loader, records
+from dit_jax.data import loader
 from dit_jax.models import flops
 from dit_jax.train import loop, record
 from dit_jax.train import state as states
@@ -33,8 +33,7 @@ def define(values):
 
 def main(values):
     config, workdir = values.config, command.expand(values.workdir)
-    parts, encoder = build.parts(config), build.encoder(config)
-    source = build.source(config, encoder)
+    parts, fed = build.parts(config), feed.make(config)
     workdirs.check(workdir, build.to_json(config))
     step, total_steps = checkpoint.latest_step(workdir / "checkpoints"), config.run.total_steps
     if step and step >= total_steps:
@@ -46,7 +45,7 @@ def main(values):
     if step:
         logging.info("going on from step %d of %s", step, workdir)
     try:
-        train(config, parts, source, encoder, state, train_key, workdir)
+        train(config, parts, fed, state, train_key, workdir)
     except loop.Diverged as error:
         return command.fail("dit-train", f"{error}; the last good checkpoint is kept", code=3)
     except loop.Interrupted as error:
@@ -55,14 +54,22 @@ def main(values):
     return 0
 
 
-def train(config, parts, source, encoder, state, key, workdir):
+def train(config, parts, fed, state, key, workdir):
     """Trains from the state to the end of the run."""
     start, run = int(state.step), config.run
     batch_size = config.train.batch_size
-    batches = make_batches(config, parts, source, encoder, start)
+    batches = loader.batches(
+        fed.source,
+        batch_size=batch_size,
+        seed=config.seed,
+        start=start,
+        sharding=sharding.of_batch(parts.mesh),
+        augment=fed.augment,
+    )
+    batches = map(fed.prepare, batches)
     first = next(batches)
     train_step = compile_step(parts, state, first, key)
-    if encoder:
+    if "moments" in first:
         check_latents(first, key)
     batches = itertools.chain([first], batches)
     log = record.make_log(
@@ -91,7 +98,7 @@ def train(config, parts, source, encoder, state, key, workdir):
             checkpoint_every=run.checkpoint_every,
             log=log,
             save=save,
-            hooks=[(run.sample_every, make_hook(config, parts.draw, encoder, workdir))],
+            hooks=[(run.sample_every, make_hook(config, parts.draw, fed.decoder, workdir))],
             stop_requested=listen_for_stop(),
         )
 
@@ -104,19 +111,6 @@ def create_or_restore(parts, key, directory, step):
     place = templates.pop("step").sharding
     items = checkpoint.restore(directory, step, templates)
     return states.TrainState(step=jax.device_put(np.int32(step), place), **items)
-
-
-def make_batches(config, parts, source, encoder, start):
-    """The batches from step `start` on: what the train step takes."""
-    batches = loader.batches(
-        source,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start=start,
-        sharding=sharding.of_batch(parts.mesh),
-        augment=records.flip_at_random if config.data.flip else None,
-    )
-    return map(encoder.encode_batch, batches) if encoder else batches
 
 
 def check_latents(batch, key):
@@ -136,7 +130,7 @@ def compile_step(parts, state, batch, key):
     return step
 
 
-def make_hook(config, draw, encoder, workdir):
+def make_hook(config, draw, decoder, workdir):
     """hook(step, state): the loss curve, and samples at fixed noise and labels, where they show."""
     labels = [i % config.model.num_classes for i in range(config.run.num_samples)]
     (workdir / "samples").mkdir(exist_ok=True)
@@ -144,10 +138,10 @@ def make_hook(config, draw, encoder, workdir):
     def hook(step, state):
         if jax.process_index() == 0:
             record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png")
-        if config.data.space != "pixels" and not encoder:
+        if config.data.space != "pixels" and not decoder:
             return  # latents cannot be shown without a decoder
         images = generate.draw_all(draw, state.ema, labels, seed=0, batch_size=len(labels))
-        images = encoder.decode(images) if encoder else images
+        images = decoder.decode(images) if decoder else images
         if jax.process_index() == 0:
             scale = generate.grid_scale(images.shape[1:3])
             generate.grid(images, scale=scale).save(workdir / "samples" / f"{step:07d}.png")

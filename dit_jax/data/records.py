@@ -41,7 +41,9 @@ def open_images(path, split, size):
     splits = list(builder.info.splits)
     if split not in splits:
         raise ValueError(f"data.split must be one of {', '.join(splits)}, got {split!r}")
-    _check_shards(path, split)
+    prepared = shards.read_manifest(path)["splits"]
+    if split in prepared:
+        shards.check_files(path, prepared[split]["shards"])
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     return Images(records, size, builder.info.features["label"].num_classes)
 
@@ -51,14 +53,3 @@ def flip_at_random(example, rng):
     if rng.random() < 0.5:
         return example | {"image": images.flip(example["image"])}
     return example
-
-
-def _check_shards(path, split):
-    """ValueError where a shard of dit-prepare is missing or cut short."""
-    splits = shards.read_manifest(path)["splits"]
-    for name, shard in splits[split]["shards"].items() if split in splits else ():
-        size = (path / name).stat().st_size if (path / name).is_file() else 0
-        if size != shard["file_bytes"]:
-            raise ValueError(
-                f"{path / name} must have {shard['file_bytes']} bytes, got {size}: copy it again"
-            )

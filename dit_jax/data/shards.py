@@ -46,7 +46,7 @@ def write(out, split, listing, *, num_shards=0, processes=1, max_corrupt=0.001, 
         manifest = read_manifest(out)
         source = _digest(listing, num_shards)
         if manifest["splits"].get(split, {}).get("source") == source:  # finished before
-            _remove_notes(out)
+            remove_notes(out)
             return manifest["splits"][split]
         _check_fresh(out, split, listing, manifest, source)
         order = np.random.default_rng(0).permutation(len(listing.examples))
@@ -107,7 +107,7 @@ def _check_fresh(out, split, listing, manifest, source):
     (out / PROGRESS).mkdir(exist_ok=True)
     for path in [*out.glob(".partial-*"), *(out / PROGRESS).glob(".partial-*")]:
         path.unlink()  # of a run that was killed
-    _write_text(plan, source)
+    write_text(plan, source)
 
 
 def _write_all(out, names, parts, classes, processes, limit, tell):
@@ -162,20 +162,39 @@ def _write_shard(out, name, examples, classes):
         counts[classes[example.label]] += 1
         size += len(record)
     writer.close()
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     shard = {
         "examples": counts.total(),
         "bytes": size,
-        "file_bytes": aside.stat().st_size,
-        "sha256": digest,
         "classes": dict(counts),
         "corrupt": corrupt,
+        **seal(aside, out / name),
     }
-    aside.rename(out / name)
-    _write_text(note, json.dumps(shard))
+    write_text(note, json.dumps(shard))
     return shard
+
+
+def seal(aside, path):
+    """Moves a written file to its place, on the disk for sure: {"file_bytes", "sha256"}."""
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    known = {"file_bytes": aside.stat().st_size, "sha256": sha256(aside)}
+    aside.rename(path)
+    return known
+
+
+def sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(path, known):
+    """ValueError where one of the shards {name: {"file_bytes"}} is missing or cut short."""
+    for name, shard in known.items():
+        size = (path / name).stat().st_size if (path / name).is_file() else 0
+        if size != shard["file_bytes"]:
+            raise ValueError(
+                f"{path / name} must have {shard['file_bytes']} bytes, got {size}: copy it again"
+            )
 
 
 @functools.cache
@@ -252,16 +271,16 @@ def _finish(out, manifest):
         filename_template=template,
         check_data=False,
     )
-    _write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    _remove_notes(out)
+    write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    remove_notes(out)
 
 
-def _remove_notes(out):
+def remove_notes(out):
     if (out / PROGRESS).exists():
         shutil.rmtree(out / PROGRESS)
 
 
-def _write_text(path, text):
+def write_text(path, text):
     """Writes a whole file or none."""
     aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
     aside.write_text(text)

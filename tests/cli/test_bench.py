@@ -26,6 +26,15 @@ def test_every_figure_is_printed_and_written(call, tmp_path, what):
     assert 0.1 < figures["peak_memory_gb"] < 24
 
 
+def test_loading_is_measured_on_one_core(call, tmp_path):
+    out = tmp_path / "bench.json"
+    assert call(bench, "data", *SMALL, f"--out={out}")[0] == 0
+    figures = json.loads(out.read_text())
+    rate = figures["images_per_second_per_core"]
+    assert figures["examples"] == 1500 and rate == pytest.approx(8 / figures["seconds_median"])
+    assert figures["cores_for_1459_images_per_second"] == pytest.approx(1459 / rate)
+
+
 @pytest.mark.parametrize("what", ["train", "sample"])
 def test_the_peer_takes_turns_with_ours(call, tmp_path, what, monkeypatch):
     monkeypatch.setattr("torch.compile", lambda net: net)  # which would take minutes
@@ -74,7 +83,7 @@ def test_the_figures_of_known_times():
     "args, message",
     [
         (["--config=configs/digits.py"], "takes train|sample, got ''"),
-        (["fly", "--config=configs/digits.py"], "must be train or sample, got 'fly'"),
+        (["fly", "--config=configs/digits.py"], "must be train, sample or data, got 'fly'"),
         (["train"], "--config must be given"),
         (["train", "--config=configs/digits.py", "--repeats=1"], "--repeats=1"),
         (["train", "--config=configs/digits.py", "--out=no/where"], "out must be in a directory"),

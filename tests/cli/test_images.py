@@ -69,7 +69,7 @@ def test_pixels_of_images_need_no_autoencoder(call, places):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ([], "data.path must be given: what dit-prepare wrote; or train on random latents"),
+        ([], "data.path must be given: what dit-prepare or dit-encode wrote; or train on"),
         (["--config.data.path={data}"], "data.vae must be given: what `dit-convert vae` wrote"),
         (
             ["--config.data.path=/nowhere", "--config.data.vae={vae}"],
@@ -85,7 +85,7 @@ def test_pixels_of_images_need_no_autoencoder(call, places):
                 "--config.data.vae={vae}",
                 "--config.model.num_classes=9",
             ],
-            "model.num_classes must be 3 for",
+            "model.num_classes must be 3 for images, got 9",
         ),
         (
             ["--config.data.path={data}", "--config.data.vae={vae}", "--config.data.split=x"],
@@ -104,15 +104,15 @@ def test_pixels_of_images_need_no_autoencoder(call, places):
                 *("--config.data.path={data}", "--config.data.vae={vae}"),
                 "--config.model.input_size=(4, 8)",
             ],
-            "model.input_size must be square for images, got (4, 8)",
+            "model.input_size and in_channels must be (4, 4, 4) for images, got (4, 8, 4)",
         ),
         (
             ["--config.data.path={data}", "--config.data.space=pixels"],
-            "model.in_channels must be 3 for pixels of images, got 4",
+            "model.input_size and in_channels must be (4, 4, 3) for images, got (4, 4, 4)",
         ),
         (
             ["--config.data.source=synthetic", "--config.data.vae={vae}"],
-            "data.vae must be '' where no image becomes latents, got",
+            "data.vae must be '' where there are no latents, got",
         ),
     ],
 )

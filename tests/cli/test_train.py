@@ -165,7 +165,7 @@ DIGITS = "--config=configs/digits.py"
         ),
         (["--config=configs/imagenet256.py:XL/3"], "input_size must be divisible by patch_size 3"),
         (["--config=configs/imagenet256.py:XL/0"], "patch_size must be at least 1, got 0"),
-        (["--config=configs/imagenet512.py"], "data.path must be given: what dit-prepare wrote"),
+        (["--config=configs/imagenet512.py"], "data.path must be given: what dit-prepare or dit-"),
         (["--config=configs/none.py"], "a Python file that exists, got configs/none.py"),
         (["--config", "configs/none.py"], "a Python file that exists, got configs/none.py"),
         (["--config=~none/none.py"], "config must be a Python file that exists, got ~none/none"),

@@ -1,0 +1,161 @@
+"""Encodes a dataset into a cache of latents that loses nothing: moments of each image and its flip.
+
+    dit-encode data/imagenet data/latents256 --vae=runs/vae --size=256
+
+DATASET is what dit-prepare wrote, or a directory of tensorflow-datasets. Training from the cache
+(--config.data.source=latents --config.data.path=data/latents256) draws flips and posterior noise as
+training from the images does. Every process of a pod encodes its share of the shards. Start the
+same command again after anything that stopped it: it goes on. --verify=N encodes N examples of a
+finished cache again and compares. At size 256 an image takes 32 KB in float16, with Stable
+Diffusion's VAE, which keeps every moment to 5e-4 of itself; float32 takes twice as much.
+"""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags, logging
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from dit_jax import autoencoder, checkpoint
+from dit_jax.cli import command
+from dit_jax.data import images, latents, records, shards
+
+BATCH = 32  # examples encoded at once, and as many flips
+
+
+def define(values):
+    options = {"flag_values": values}
+    flags.DEFINE_string("vae", None, "What dit-convert vae wrote.", **options)
+    flags.DEFINE_integer("size", 256, "Of the crop, in pixels.", lower_bound=1, **options)
+    flags.DEFINE_string("split", "train", "Of the dataset.", **options)
+    flags.DEFINE_enum("dtype", "float16", latents.DTYPES, "Of the numbers at rest.", **options)
+    flags.DEFINE_integer(
+        "examples_per_shard", 4096, "Of a file: 128 MB at size 256.", lower_bound=1, **options
+    )
+    flags.DEFINE_integer(
+        "verify", 0, "Encode so many examples of a finished OUT again.", lower_bound=0, **options
+    )
+
+
+def main(values, dataset, out):
+    out = command.expand(out)
+    model = autoencoder.load(values.vae, local=True)
+    source = records.open_images(command.expand(dataset), values.split, values.size)
+    plan = make_plan(values, model, source)
+    if values.verify:
+        return verify(model, source, plan, out, values.verify)
+    out.mkdir(parents=True, exist_ok=True)
+    with shards.locked(out) if jax.process_index() == 0 else contextlib.nullcontext():
+        encode_all(model, source, plan, out)
+    return 0
+
+
+def make_plan(values, model, source):
+    """What the numbers in a cache depend on, as JSON."""
+    height, width, channels = model.encode(source[0]["image"][None]).shape[1:]
+    directory, step = checkpoint.locate(values.vae)
+    config = model.config._asdict()
+    return {
+        "vae": {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()},
+        "vae_digests": checkpoint.read_meta(directory, step)["digests"]["params"],
+        "size": values.size,
+        "dtype": values.dtype,
+        "examples_per_shard": values.examples_per_shard,
+        "num_examples": len(source),
+        "num_classes": source.num_classes,
+        "shape": [2, height, width, channels],
+    }
+
+
+def encode_all(model, source, plan, out):
+    """Writes this process's share of the shards that are not there yet, and then the manifest."""
+    if jax.process_index() == 0:
+        latents.claim(out, plan)
+        for path in [*out.glob(".partial-*"), *out.glob(f"{shards.PROGRESS}/.partial-*")]:
+            path.unlink()  # of a run that was killed
+    wait("claimed")
+    ranges = latents.shard_ranges(len(source), plan["examples_per_shard"])
+    if latents.read_manifest(out):
+        logging.info("%s is finished: %d examples", out, len(source))
+        if jax.process_index() == 0:
+            shards.remove_notes(out)
+        return
+    mine = list(ranges)[jax.process_index() :: jax.process_count()]
+    todo = [name for name in mine if not latents.is_done(out, name)]
+    started = time.perf_counter()
+    with tqdm(total=sum(len(ranges[name]) for name in todo), unit="image", disable=None) as bar:
+        for name in todo:
+            examples = encode(model, source, ranges[name], plan["dtype"], bar.update)
+            latents.write_shard(out, name, examples, plan["dtype"])
+    count = sum(len(ranges[name]) for name in todo)
+    rate = count / (time.perf_counter() - started)
+    logging.info("encoded %d images and their flips, %.1f images/s", count, rate)
+    wait("encoded")
+    if jax.process_index() == 0:
+        latents.finish(out, plan, ranges)
+
+
+def encode(model, source, places, dtype, tell=None):
+    """(label, moments (2, H, W, 2C)) of the examples at `places`, a batch at a time."""
+    for start in range(0, len(places), BATCH):
+        examples = [source[i] for i in places[start : start + BATCH]]
+        plain = np.stack([example["image"] for example in examples])
+        both = np.stack([plain, images.flip(plain)], axis=1)  # (N, 2, H, W, 3)
+        both = np.resize(both, (BATCH, *both.shape[1:]))  # one program, also for the last ones
+        moments = model.encode(both.reshape(-1, *both.shape[2:]))
+        moments = moments.reshape(BATCH, 2, *moments.shape[1:])
+        if dtype == "float16":
+            moments = moments.clip(-65504, 65504)
+        for example, pair in zip(examples, moments, strict=False):
+            yield example["label"], pair
+        if tell:
+            tell(len(examples))
+
+
+def verify(model, source, plan, out, count):
+    """Encodes random examples of a finished cache again: 0 where they are the same, else 1."""
+    if latents.read_manifest(out) is None:
+        raise ValueError(f"OUT must be a finished directory of dit-encode, got {out}")
+    latents.claim(out, plan)
+    check_digests(out)
+    cache = latents.open_latents(out)
+    places = np.random.default_rng().choice(len(source), min(count, len(source)), replace=False)
+    worst = 0.0
+    for place, (label, moments) in zip(
+        places, encode(model, source, places.tolist(), plan["dtype"]), strict=True
+    ):
+        kept = cache[place]
+        if kept["label"] != label:
+            print(f"not the same: example {place} has label {kept['label']}, not {label}")
+            return 1
+        scale = np.abs(moments).max()
+        worst = max(worst, float(np.abs(kept["moments"] - moments).max() / scale))
+    bound = {"float16": 1e-3, "float32": 1e-4}[plan["dtype"]]
+    verdict = "the same" if worst <= bound else "not the same"
+    print(f"{verdict}: {len(places)} examples within {worst:.1e} of their largest moment")
+    return 0 if worst <= bound else 1
+
+
+def check_digests(out):
+    """ValueError where a shard's bytes are not those that were written."""
+    for name, known in latents.read_manifest(out)["shards"].items():
+        if shards.sha256(Path(out) / name) != known["sha256"]:
+            raise ValueError(f"{Path(out) / name} is damaged: its sha256 is not {known['sha256']}")
+
+
+def wait(name):
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def entry():
+    sys.exit(command.run("dit-encode", define, main, required=["vae"], takes=("DATASET", "OUT")))
+
+
+if __name__ == "__main__":
+    entry()

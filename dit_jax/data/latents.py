@@ -1,0 +1,147 @@
+"""A cache of latents: the moments of every image and of its flip, in shards of ArrayRecord.
+
+A directory holds the shards and manifest.json: the architecture and the digests of the autoencoder,
+the crop, the type of the numbers, the classes, and the sha256 of every shard. Record i belongs to
+example i of the dataset that was encoded; it is a little-endian int32 label and the moments.
+Shapes: H W latent grid, C channels. Moments (2, H, W, 2C): of the image and of its flip, mean and
+log variance in units of the VAE.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+
+from dit_jax.data import shards
+
+DTYPES = ("float16", "float32")
+
+
+class Latents(NamedTuple):
+    """Example i: {"moments": float32 (2, H, W, 2C), "label": int32}."""
+
+    records: Any  # sequence of bytes
+    shape: tuple[int, int, int, int]
+    dtype: str
+    num_classes: int
+    vae: dict  # the fields of a VAEConfig
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return parse(self.records[int(index)], self.shape, self.dtype)
+
+
+def parse(record, shape, dtype):
+    moments = np.frombuffer(record, np.dtype(dtype).newbyteorder("<"), offset=4).reshape(shape)
+    label = np.frombuffer(record[:4], "<i4")[0]
+    return {"moments": moments.astype(np.float32), "label": np.int32(label)}
+
+
+def pick_at_random(example, rng):
+    """The moments (H, W, 2C) of the image or of its flip, one as likely as the other."""
+    return example | {"moments": example["moments"][int(rng.random() < 0.5)]}
+
+
+def pick_first(example, rng):
+    """The moments (H, W, 2C) of the image itself."""
+    return example | {"moments": example["moments"][0]}
+
+
+def open_latents(path):
+    """The Latents of a finished directory of dit-encode."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise ValueError(f"data.path must be a finished directory of dit-encode, got {path}")
+    shards.check_files(path, manifest["shards"])
+    files = [str(path / name) for name in manifest["shards"]]
+    return Latents(
+        array_record_data_source.ArrayRecordDataSource(files),
+        tuple(manifest["shape"]),
+        manifest["dtype"],
+        manifest["num_classes"],
+        manifest["vae"],
+    )
+
+
+def read_manifest(path):
+    """The manifest of a finished directory, None of another one."""
+    path = Path(path) / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    return manifest if "vae" in manifest else None
+
+
+def shard_ranges(num_examples, per_shard):
+    """{name of a shard: range of its examples}."""
+    count = -(-num_examples // per_shard)
+    edges = [i * per_shard for i in range(count)] + [num_examples]
+    return {
+        f"latents.array_record-{i:05d}-of-{count:05d}": range(edges[i], edges[i + 1])
+        for i in range(count)
+    }
+
+
+def claim(out, plan):
+    """Makes a directory that of a plan, a JSON dict; ValueError where it is that of another one.
+
+    What killed processes left half-written is removed by the first process.
+    """
+    notes = Path(out) / shards.PROGRESS
+    path = notes / "plan.json"
+    finished = read_manifest(out)
+    known = finished or (json.loads(path.read_text()) if path.is_file() else None)
+    if known is None:
+        strange = sorted(place.name for place in Path(out).iterdir() if place.name[0] != ".")
+        if strange:
+            raise ValueError(f"OUT must be new, empty or of dit-encode, got {out}: {strange[0]}")
+        notes.mkdir(exist_ok=True)
+        shards.write_text(path, json.dumps(plan))
+        return
+    for name, value in plan.items():
+        if known.get(name) != value:
+            raise ValueError(
+                f"{name} must be that of {out}: what is there was encoded with "
+                f"{_short(known.get(name))}, got {_short(value)}"
+            )
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) < 60 else hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_done(out, name):
+    """Whether a shard is written."""
+    return (Path(out) / shards.PROGRESS / f"{name}.json").is_file()
+
+
+def write_shard(out, name, examples, dtype):
+    """Writes (label, moments (2, H, W, 2C)) as a shard, whole or not at all, and notes it."""
+    out = Path(out)
+    aside = out / f".partial-{os.getpid()}-{name}"
+    writer = array_record_module.ArrayRecordWriter(str(aside), "group_size:1,uncompressed")
+    count = 0
+    for label, moments in examples:
+        record = np.int32(label).astype("<i4").tobytes()
+        writer.write(record + moments.astype(np.dtype(dtype).newbyteorder("<")).tobytes())
+        count += 1
+    writer.close()
+    known = {"examples": count, **shards.seal(aside, out / name)}
+    shards.write_text(out / shards.PROGRESS / f"{name}.json", json.dumps(known))
+
+
+def finish(out, plan, names):
+    """Writes the manifest, once every shard is there."""
+    out = Path(out)
+    notes = {
+        name: json.loads((out / shards.PROGRESS / f"{name}.json").read_text()) for name in names
+    }
+    manifest = plan | {"shards": notes}
+    shards.write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    shards.remove_notes(out)
