@@ -1,4 +1,4 @@
-"""Measures how fast this machine trains, samples or loads a config. It decides nothing.
+r"""Measures how fast this machine trains, samples or loads a config. It decides nothing.
 
     dit-bench train --config=configs/imagenet256.py:XL/2
     dit-bench data --config=configs/imagenet256.py:XL/2 --config.data.path=data/imagenet \

@@ -1,6 +1,8 @@
 """From a tree of images to decoded samples: prepare, train, sample with one command each."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -64,6 +66,22 @@ def test_pixels_of_images_need_no_autoencoder(call, places):
     with jax.numpy_dtype_promotion("standard"):
         code, _, errors = call(train, *options, "--config.run.total_steps=2")
     assert code == 0, errors
+
+
+def test_no_command_of_training_brings_torch_or_tensorflow(places):
+    code = (
+        "import sys, tensorflow_datasets\n"
+        "from dit_jax.cli import encode, prepare, sample, train\n"
+        "from dit_jax.data import imagefolder, records, shards\n"
+        f"shards.write({str(places / 'alone')!r}, 'train', "
+        f"imagefolder.scan({str(places / 'tree')!r}))\n"
+        f"records.open_images({str(places / 'alone')!r}, 'train', 16)[0]\n"
+        "print(sorted({'torch', 'tensorflow', 'diffusers'} & sys.modules.keys()))\n"
+    )
+    # A worker process of dit-prepare starts by importing this file: it must be a file.
+    (places / "alone.py").write_text(f"if __name__ == '__main__':\n    exec({code!r})\n")
+    out = subprocess.run([sys.executable, places / "alone.py"], capture_output=True, text=True)
+    assert out.stdout == "[]\n", out.stderr
 
 
 @pytest.mark.parametrize(
