@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit_jax import autoencoder
 from dit_jax.convert import torch_vae
 from dit_jax.models import vae
 
@@ -69,6 +70,26 @@ def test_the_narrow_one_is_diffusers(peer, height, width):
 @pytest.mark.parametrize("height, width", [(256, 256), (128, 192)])
 def test_the_full_one_is_diffusers(height, width):
     expect_parity(make_peer(FULL), height, width)
+
+
+@pytest.mark.slow
+def test_the_full_one_decodes_in_bfloat16_and_512_in_16_gb():
+    net = make_peer(FULL)
+    config = torch_vae.read_config(state_dict_of(net))
+    params = torch_vae.from_torch(state_dict_of(net), config)
+    z = np.random.default_rng(0).standard_normal((1, 32, 32, 4), np.float32)
+    exact, rough = (
+        np.asarray(jax.jit(vae.make_apply(config, dtype=dtype)[1])(params, z))
+        for dtype in ("float32", "bfloat16")
+    )
+    error, mean = (f(np.abs(rough - exact)) / np.abs(exact).max() for f in (np.max, np.mean))
+    print(f"bfloat16: {error:.1e} at most, {mean:.1e} in the mean, of the largest output")
+    assert error <= 5e-2  # 8 bits, through some 40 layers
+    chunk = jax.ShapeDtypeStruct((autoencoder.PIXELS // 512**2, 64, 64, 4), np.float32)
+    decode = jax.jit(vae.make_apply(config)[1]).lower(params, chunk).compile()
+    memory = decode.memory_analysis().temp_size_in_bytes / 1e9
+    print(f"{chunk.shape[0]} images of 512x512 at once: {memory:.1f} GB")
+    assert memory < 12
 
 
 @pytest.mark.parametrize(
