@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_data_source
 
 from dit_jax.data import shards
 
@@ -125,13 +125,12 @@ def write_shard(out, name, examples, dtype):
     """Writes (label, moments (2, H, W, 2C)) as a shard, whole or not at all, and notes it."""
     out = Path(out)
     aside = out / f".partial-{os.getpid()}-{name}"
-    writer = array_record_module.ArrayRecordWriter(str(aside), "group_size:1,uncompressed")
-    count = 0
-    for label, moments in examples:
-        record = np.int32(label).astype("<i4").tobytes()
-        writer.write(record + moments.astype(np.dtype(dtype).newbyteorder("<")).tobytes())
-        count += 1
-    writer.close()
+    number, count = np.dtype(dtype).newbyteorder("<"), 0
+    with shards.open_writer(aside) as writer:
+        for label, moments in examples:
+            record = np.int32(label).astype("<i4").tobytes()
+            writer.write(record + moments.astype(number).tobytes())
+            count += 1
     known = {"examples": count, **shards.seal(aside, out / name)}
     shards.write_text(out / shards.PROGRESS / f"{name}.json", json.dumps(known))
 

@@ -149,19 +149,18 @@ def _write_shard(out, name, examples, classes):
     aside = out / f".partial-{os.getpid()}-{name}"
     serialize = _serializer(tuple(classes))
     counts, corrupt, size = collections.Counter(), [], 0
-    writer = array_record_module.ArrayRecordWriter(str(aside), "group_size:1,uncompressed")
-    for example in examples:
-        data = example.read()
-        try:
-            images.decode(data)
-        except ValueError as error:
-            corrupt.append([example.name, str(error)])
-            continue
-        record = serialize(example.name, data, example.label)
-        writer.write(record)
-        counts[classes[example.label]] += 1
-        size += len(record)
-    writer.close()
+    with open_writer(aside) as writer:
+        for example in examples:
+            data = example.read()
+            try:
+                images.decode(data)
+            except ValueError as error:
+                corrupt.append([example.name, str(error)])
+                continue
+            record = serialize(example.name, data, example.label)
+            writer.write(record)
+            counts[classes[example.label]] += 1
+            size += len(record)
     shard = {
         "examples": counts.total(),
         "bytes": size,
@@ -171,6 +170,18 @@ def _write_shard(out, name, examples, classes):
     }
     write_text(note, json.dumps(shard))
     return shard
+
+
+@contextlib.contextmanager
+def open_writer(path):
+    """A writer of records; OSError where the place does not take them, as a disk that is full."""
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    try:
+        yield writer
+        writer.close()
+    except RuntimeError as error:
+        reason = str(error).partition(";")[0]
+        raise OSError(f"{path} cannot be written: {reason}; what is whole is kept") from error
 
 
 def seal(aside, path):
