@@ -42,6 +42,7 @@ setup(
         "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
         "dev": [
             *("pytest", "ruff", "pre-commit"),
+            "importlib_resources",  # tensorflow-datasets needs it to prepare, and does not say so
             *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with
         ],
     },

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pictures
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from dit_jax.data import imagefolder, images, loader, records, shards
@@ -28,6 +29,39 @@ def test_an_example_is_the_crop_of_its_file(prepared):
             expected = images.center_crop(image.convert("RGB"), 16)
         np.testing.assert_array_equal(source[i]["image"], expected)
         assert source[i]["label"] == int(name[1])
+
+
+class Toy(tfds.core.GeneratorBasedBuilder):
+    """A dataset of somebody else's, prepared by tensorflow-datasets itself, as imagenet2012 is."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    files = {}
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for name, data in self.files.items():
+            yield name, {"image": io.BytesIO(data), "label": int(name[1])}
+
+
+def test_a_dataset_of_tensorflow_datasets_is_read_as_it_is(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, "files", prepared[1])
+    builder = Toy(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    source = records.open_images(builder.data_path, "train", 16)
+    assert len(source) == 18 and source.num_classes == 3
+    labels = [int(source[i]["label"]) for i in range(18)]
+    assert sorted(labels) == [0] * 6 + [1] * 6 + [2] * 6
+    crops = [images.center_crop(images.decode(data), 16) for data in prepared[1].values()]
+    assert all(any(np.array_equal(source[i]["image"], crop) for crop in crops) for i in range(18))
 
 
 def test_flips_are_balanced_and_of_every_example(prepared):
