@@ -10,6 +10,8 @@ import grain
 import jax
 import numpy as np
 
+EPOCHS = 2**31  # more than any run has; grain's own "endless" overflows in batches of one example
+
 
 def batches(source, *, batch_size, seed, start, sharding, augment=None):
     """Iterates over {name: global array (batch_size, ...)} of the steps start, start + 1, ...
@@ -38,7 +40,7 @@ def part(source, *, batch_size, seed, start, augment, process, num_processes):
 
     Batch k of all of them, one after the other, is the same for any number of processes.
     """
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS)
     if augment:  # before the processes part, so that each example keeps its draw
         dataset = dataset.random_map(augment)
     dataset = dataset.batch(batch_size // num_processes)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from dit_jax.data import images, shards
 
@@ -23,7 +24,12 @@ class Images(NamedTuple):
 
     def __getitem__(self, index):
         record = self.records[int(index)]
-        image = images.center_crop(images.decode(record["image"]), self.size)
+        try:
+            image = images.center_crop(images.decode(record["image"]), self.size)
+        except ValueError as error:
+            raise ValueError(
+                f"example {index} of data.path: {error}; dit-prepare leaves such files out"
+            ) from error
         return {"image": image, "label": np.int32(record["label"])}
 
 
@@ -44,8 +50,18 @@ def open_images(path, split, size):
     prepared = shards.read_manifest(path)["splits"]
     if split in prepared:
         shards.check_files(path, prepared[split]["shards"])
+        _warn_of_small(prepared[split], size)
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     return Images(records, size, builder.info.features["label"].num_classes)
+
+
+def _warn_of_small(known, size):
+    """Says how many images of a prepared split are smaller than their crop."""
+    sides = {int(side): count for side, count in known["short_sides"].items()}
+    if few := sum(count for side, count in sides.items() if side < size):
+        total, least = known["num_examples"], min(sides)
+        message = "%d of %d images are smaller than the crop of %d (the least %d) and are enlarged"
+        logging.warning(message, few, total, size, least)
 
 
 def flip_at_random(example, rng):

@@ -1,8 +1,8 @@
 """Labelled images in shards of ArrayRecord, as tensorflow-datasets lays them out, written and read.
 
 A directory holds SPLIT's shards, what `tfds.builder_from_directory` opens them by, and
-manifest.json: the counts of every split and class and the sha256 of every shard. The bytes of the
-images are those of their files.
+manifest.json: of every split the images of each class, how many have a short side of so many
+pixels, and the sha256 of every shard. The bytes of the images are those of their files.
 """
 
 import collections
@@ -148,12 +148,12 @@ def _write_shard(out, name, examples, classes):
             return shard
     aside = out / f".partial-{os.getpid()}-{name}"
     serialize = _serializer(tuple(classes))
-    counts, corrupt, size = collections.Counter(), [], 0
+    counts, sides, corrupt, size = collections.Counter(), collections.Counter(), [], 0
     with open_writer(aside) as writer:
         for example in examples:
             data = example.read()
             try:
-                images.decode(data)
+                sides[min(images.decode(data).size)] += 1
             except ValueError as error:
                 corrupt.append([example.name, str(error)])
                 continue
@@ -165,6 +165,7 @@ def _write_shard(out, name, examples, classes):
         "examples": counts.total(),
         "bytes": size,
         "classes": dict(counts),
+        "short_sides": dict(sides),
         "corrupt": corrupt,
         **seal(aside, out / name),
     }
@@ -239,13 +240,15 @@ def make_features(classes):
 
 def _summarize(listing, shards):
     """The manifest of a split."""
-    counts = sum(
-        (collections.Counter(s["classes"]) for s in shards.values()), collections.Counter()
-    )
+    counts, sides = collections.Counter(), collections.Counter()
+    for shard in shards.values():
+        counts.update(shard["classes"])
+        sides.update({int(side): count for side, count in shard["short_sides"].items()})
     return {
         "num_examples": sum(shard["examples"] for shard in shards.values()),
         "num_bytes": sum(shard["bytes"] for shard in shards.values()),
         "classes": {name: counts[name] for name in listing.classes},
+        "short_sides": dict(sorted(sides.items())),
         "shards": {
             name: {key: shard[key] for key in ("examples", "file_bytes", "sha256")}
             for name, shard in shards.items()

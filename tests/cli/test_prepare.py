@@ -1,5 +1,6 @@
 """dit-prepare from end to end: what it writes, kills, and what it refuses."""
 
+import collections
 import hashlib
 import os
 import random
@@ -52,10 +53,12 @@ def test_tensorflow_datasets_opens_it_and_the_bytes_are_the_files(tree, prepared
     assert "tensorflow" not in sys.modules
 
 
-def test_the_manifest_counts_and_has_the_digest_of_every_shard(prepared):
+def test_the_manifest_counts_and_has_the_digest_of_every_shard(tree, prepared):
     known = shards.read_manifest(prepared)["splits"]["train"]
     assert known["num_examples"] == 18 and known["classes"] == {"c0": 6, "c1": 6, "c2": 6}
     assert len(known["shards"]) == 4 and known["corrupt"] == []
+    sides = collections.Counter(str(min(images.decode(data).size)) for data in tree[1].values())
+    assert known["short_sides"] == sides
     for name, shard in known["shards"].items():
         data = (prepared / name).read_bytes()
         assert shard["sha256"] == hashlib.sha256(data).hexdigest()

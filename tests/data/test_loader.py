@@ -59,7 +59,7 @@ def jitter(example, rng):
     return example | {"drawn": np.float32(rng.random())}
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("num_processes", [2, 4, 8])
 def test_any_number_of_hosts_sees_the_same_examples_and_the_same_draws(num_processes):
     options = {"batch_size": 8, "seed": 3, "start": 2, "augment": jitter}
 

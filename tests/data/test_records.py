@@ -35,7 +35,7 @@ class Toy(tfds.core.GeneratorBasedBuilder):
     """A dataset of somebody else's, prepared by tensorflow-datasets itself, as imagenet2012 is."""
 
     VERSION = tfds.core.Version("1.0.0")
-    files = {}
+    files = {}  # {class/file: bytes}
 
     def _info(self):
         features = {
@@ -62,6 +62,31 @@ def test_a_dataset_of_tensorflow_datasets_is_read_as_it_is(prepared, tmp_path, m
     assert sorted(labels) == [0] * 6 + [1] * 6 + [2] * 6
     crops = [images.center_crop(images.decode(data), 16) for data in prepared[1].values()]
     assert all(any(np.array_equal(source[i]["image"], crop) for crop in crops) for i in range(18))
+
+
+def test_a_damaged_image_of_somebody_elses_dataset_is_named(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, "files", {"c0/a.jpg": prepared[1]["c0/000.jpg"][:300]})
+    builder = Toy(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    source = records.open_images(builder.data_path, "train", 16)
+    share = loader.part(
+        source, batch_size=1, seed=0, start=0, augment=None, process=0, num_processes=1
+    )
+    with pytest.raises(ValueError, match="example 0 of data.path: image must be a whole image"):
+        next(iter(share.to_iter_dataset()))
+
+
+def test_images_that_the_crop_enlarges_are_counted(prepared, caplog):
+    path, files = prepared
+    sides = [min(Image.open(io.BytesIO(data)).size) for data in files.values()]
+    records.open_images(path, "train", min(sides))
+    assert not caplog.messages
+    source = records.open_images(path, "train", 40)
+    (line,) = caplog.messages
+    few = sum(side < 40 for side in sides)
+    assert 0 < few < 18
+    assert f"{few} of 18 images are smaller than the crop of 40 (the least {min(sides)})" in line
+    assert source[0]["image"].shape == (40, 40, 3)
 
 
 def test_flips_are_balanced_and_of_every_example(prepared):
