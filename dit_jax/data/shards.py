@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +114,7 @@ def _write_all(out, names, parts, classes, processes, limit, tell):
     shards, corrupt = [None] * len(names), 0
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        processes, context, initializer=_die_with, initargs=(os.getpid(),)
+        processes, context, initializer=_die_with_parent
     ) as pool:
         jobs = {
             pool.submit(_write_shard, out, name, part, classes): i
@@ -301,12 +300,11 @@ def write_text(path, text):
     aside.replace(path)
 
 
-def _die_with(parent):
-    """Ends this process where its parent has ended: it may have been killed."""
+def _die_with_parent():
+    """Ends this process as soon as its parent has ended, which may have been killed."""
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(0.2)
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -18,7 +18,7 @@ import pytest
 
 from dit_jax import autoencoder
 from dit_jax.cli import encode, feed, train
-from dit_jax.data import latents, loader, records, shards
+from dit_jax.data import imagefolder, latents, loader, records, shards
 from dit_jax.models import vae
 
 NARROW = vae.VAEConfig(
@@ -141,8 +141,10 @@ def test_any_number_of_processes_writes_the_same_bytes(places, tmp_path, count, 
 
 
 def test_kill_9_at_random_moments_changes_no_byte(places, tmp_path):
+    pictures.draw(tmp_path / "tree", per_class=40)
+    shards.write(tmp_path / "data", "train", imagefolder.scan(tmp_path / "tree"))
     options = ("--size=16", f"--vae={places}/vae", "--examples_per_shard=1")
-    command = [*COMMAND, places / "data", tmp_path / "killed", *options]
+    command = [*COMMAND, tmp_path / "data", tmp_path / "killed", *options]
     chance = random.Random(0)
     for _ in range(5):
         process = subprocess.Popen(command)
@@ -152,10 +154,10 @@ def test_kill_9_at_random_moments_changes_no_byte(places, tmp_path):
         time.sleep(chance.uniform(0, 0.005))
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert 5 <= count_notes(tmp_path / "killed") < 24
+    assert 5 <= count_notes(tmp_path / "killed") < 120
     subprocess.run(command, check=True)
-    subprocess.run([*COMMAND, places / "data", tmp_path / "whole", *options], check=True)
-    assert len(latents.read_manifest(tmp_path / "whole")["shards"]) == 24
+    subprocess.run([*COMMAND, tmp_path / "data", tmp_path / "whole", *options], check=True)
+    assert len(latents.read_manifest(tmp_path / "whole")["shards"]) == 120
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 

@@ -76,7 +76,7 @@ def test_any_number_of_processes_writes_the_same_bytes(call, tree, prepared, tmp
 def test_kill_9_at_random_moments_changes_no_byte(tmp_path):
     source, whole, killed = (tmp_path / name for name in ("tree", "whole", "killed"))
     pictures.draw(source, num_classes=8, per_class=50, low=100, high=200)
-    command = [*COMMAND, source, killed, "--num_shards=40", "--processes=2"]
+    command = [*COMMAND, source, killed, "--num_shards=100", "--processes=2"]
     chance = random.Random(0)
     for _ in range(5):
         process = subprocess.Popen(command)
@@ -86,9 +86,9 @@ def test_kill_9_at_random_moments_changes_no_byte(tmp_path):
         time.sleep(chance.uniform(0, 0.02))
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert 5 <= count_notes(killed) < 40
+    assert 5 <= count_notes(killed) < 100
     assert subprocess.run(command).returncode == 0
-    subprocess.run([*COMMAND, source, whole, "--num_shards=40"], check=True)
+    subprocess.run([*COMMAND, source, whole, "--num_shards=100"], check=True)
     assert contents(killed) == contents(whole)
 
 
