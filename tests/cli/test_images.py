@@ -12,7 +12,9 @@ from PIL import Image
 
 from dit_jax import autoencoder
 from dit_jax.cli import prepare, sample, train
+from dit_jax.data import latents, loader
 from dit_jax.models import vae
+from dit_jax.train import step as steps
 
 NARROW = vae.VAEConfig(channels=(8, 16, 16), num_resnets=1, num_groups=4, scale=(1.0,))
 OPTIONS = (
@@ -141,3 +143,68 @@ def test_what_does_not_fit_is_one_line(call, refuse, places, tmp_path, options, 
     usual = [option for option in OPTIONS if option.split("=")[0] not in given]
     assert message in refuse(train, *usual, *options, f"--workdir={tmp_path}/run")
     assert list(tmp_path.iterdir()) == []
+
+
+def run(name, *args):
+    subprocess.run([sys.executable, "-m", f"dit_jax.cli.{name}", *map(str, args)], check=True)
+
+
+@pytest.fixture(scope="module")
+def thousands(places, tmp_path_factory):
+    """2,400 images of 8 classes, prepared, `data`, and encoded, `cache`."""
+    path = tmp_path_factory.mktemp("thousands")
+    pictures.draw(path / "tree", num_classes=8, per_class=300, low=24, high=120)
+    run("prepare", path / "tree", path / "data", "--num_shards=8")
+    run("encode", path / "data", path / "cache", "--size=32", f"--vae={places}/vae")
+    return path
+
+
+@pytest.mark.slow
+def test_thousands_of_images_train_alike_from_the_cache_and_from_the_files(places, thousands):
+    losses = {}
+    for source, data in (("images", "data"), ("latents", "cache")):
+        workdir = thousands / f"run_{source}"
+        run(
+            "train",
+            *("--config=configs/imagenet256.py:S/2", "--config.model.input_size=(8, 8)"),
+            *("--config.model.num_classes=8", "--config.compute.dtype=float32"),
+            *(f"--config.data.source={source}", f"--config.data.path={thousands / data}"),
+            *(f"--config.data.vae={places}/vae", "--config.train.batch_size=32"),
+            *("--config.run.total_steps=150", "--config.run.log_every=10"),  # two epochs
+            *("--config.run.num_samples=8", "--config.sampling.num_steps=10"),
+            f"--workdir={workdir}",
+        )
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        losses[source] = np.array([line["loss"] for line in lines])
+    np.testing.assert_allclose(losses["images"], losses["latents"], rtol=2e-3)
+    assert losses["latents"][-1] < 0.8 * losses["latents"][0]
+    usual = (f"--checkpoint={thousands}/run_latents", f"--vae={places}/vae", "--num_steps=10")
+    run("sample", *usual, "--labels=0,1,2,3,4,5,6,7", f"--out={thousands}/grid.png")
+    run("sample", *usual, "--labels=0,1", f"--out={thousands}/samples.npz")
+    with np.load(thousands / "samples.npz") as file:
+        assert file["arr_0"].shape == (2, 32, 32, 3) and file["arr_0"].dtype == np.uint8
+
+
+@pytest.mark.slow
+def test_over_many_epochs_flips_are_balanced_and_the_posterior_is_drawn_anew(thousands):
+    cache, epochs = latents.open_latents(thousands / "cache"), 30
+    plain = [cache[i]["moments"] for i in range(2400)]
+    ways = {x.tobytes(): (i, flip) for i, pair in enumerate(plain) for flip, x in enumerate(pair)}
+    options = {"batch_size": 80, "seed": 0, "start": 0, "augment": latents.pick_at_random}
+    share = loader.part(cache, **options, process=0, num_processes=1)
+    flips, noise = np.zeros(2400), []
+    for step in range(epochs * 30):
+        batch = share[step]
+        places = [ways[x.tobytes()] for x in batch["moments"]]
+        for i, flip in places:
+            flips[i] += flip
+        x0 = steps.to_x0(batch, jax.random.fold_in(jax.random.key(0), step))
+        mean, log_variance = np.split(batch["moments"], 2, axis=-1)
+        drawn = (x0 - mean) / np.exp(log_variance / 2)
+        noise += [drawn[k] for k, (i, _) in enumerate(places) if i == 7]  # once in every epoch
+    assert abs(flips.mean() / epochs - 0.5) < 0.01  # 72,000 draws: five standard deviations
+    assert abs(flips.var() / (epochs / 4) - 1) < 0.15  # no example has a way of its own
+    assert len(noise) == epochs
+    matrix = np.corrcoef(np.stack(noise).reshape(epochs, -1))
+    assert np.abs(matrix - np.eye(epochs)).max() < 0.4  # 256 numbers: six standard deviations
+    assert abs(np.std(noise) - 1) < 0.05
