@@ -15,7 +15,34 @@ PIXELS = 2**21  # of a chunk that is decoded at once: 8 images of 512x512, about
 
 def describe(path):
     """The VAEConfig of a checkpoint, no array read."""
-    return vae.VAEConfig.from_json(checkpoint.read_meta(*checkpoint.locate(path), of="vae")["vae"])
+    return vae.VAEConfig.from_json(_read_meta(path)["vae"])
+
+
+def read_digests(path):
+    """{leaf: digest} of the parameters of a checkpoint."""
+    return _read_meta(path)["digests"]["params"]
+
+
+def encodes_alike(digests, others):
+    """Whether two autoencoders have the same encoder; they may have been trained to decode apart.
+
+    As Stable Diffusion's ft-EMA and ft-MSE.
+    """
+    parts = (
+        {k: x for k, x in d.items() if "decoder" not in k and "post_" not in k}
+        for d in (digests, others)
+    )
+    return next(parts) == next(parts)
+
+
+def _read_meta(path):
+    try:
+        place = checkpoint.locate(path)
+    except ValueError as error:
+        raise ValueError(
+            f"vae must be a folder that `dit-convert vae` wrote, got {path}"
+        ) from error
+    return checkpoint.read_meta(*place, of="vae")
 
 
 def load(path, *, dtype="float32", local=False):

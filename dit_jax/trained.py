@@ -9,6 +9,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from dit_jax import autoencoder, checkpoint, devices, generate, sharding
 from dit_jax.diffusion import schedules
@@ -26,6 +27,9 @@ def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"
     meta = checkpoint.read_meta(directory, step, of="model")
     saved, config = meta["config"], dit.DiTConfig.from_json(meta["model"])
     decoder = vae and _load_decoder(vae, vae_dtype, config, saved["data"]["space"])
+    digests = meta.get("vae_digests")  # of the autoencoder that the run was trained with
+    if vae and digests and not autoencoder.encodes_alike(digests, autoencoder.read_digests(vae)):
+        logging.warning("vae %s is not the one that encoded for %s", vae, path)
     mesh = sharding.make_mesh()
     template = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
     template = sharding.abstract(template, sharding.of_state(template, mesh))

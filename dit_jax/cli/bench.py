@@ -52,6 +52,8 @@ def main(values, what):
         raise ValueError(f"what to measure must be train, sample or data, got {what!r}")
     config, out = values.config, values.out and command.output_path(values.out)
     if what == "data":
+        if values.peer:
+            raise ValueError("peer must be false for data: nothing is compared")
         return show(measure_data(config, values.repeats, values.warmup), out)
     if values.peer:
         files.require("torch")
@@ -240,7 +242,9 @@ def summarize(seconds, work, config):
 
 
 def entry():
-    sys.exit(command.run("dit-bench", define, main, required=["config"], takes=["train|sample"]))
+    sys.exit(
+        command.run("dit-bench", define, main, required=["config"], takes=["train|sample|data"])
+    )
 
 
 if __name__ == "__main__":

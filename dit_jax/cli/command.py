@@ -6,6 +6,7 @@ reader of its output has gone.
 
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -15,13 +16,15 @@ from absl import flags, logging
 PACKAGE = str(Path(__file__).parents[1])
 
 
-def run(name, define, main, *, required=(), takes=()):
+def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130):
     """Defines and parses the flags, calls main(values, *words) and returns the exit code.
 
     `required` names the flags that must be given, `takes` the words that stand beside the flags,
-    None any. A ValueError raised by this package is a user's mistake, an OSError one of the place
-    that was named: one line on stderr and 2. Any other exception is a fault and keeps its
-    traceback.
+    None any. tidies: main has something to tidy up after SIGINT or SIGTERM, which then raise
+    KeyboardInterrupt; else the process ends at once, with the exit code `stopped`.
+
+    A ValueError raised by this package is a user's mistake, an OSError one of the place that was
+    named: one line on stderr and 2. Any other exception is a fault and keeps its traceback.
     """
     _set_up_logging()
     values = flags.FlagValues()
@@ -33,6 +36,7 @@ def run(name, define, main, *, required=(), takes=()):
         words = _parse(values, required, takes)
     except (flags.Error, ValueError, TypeError, OSError) as error:
         return fail(name, error)
+    handlers = _listen(name, tidies, stopped)
     try:
         code = main(values, *words) or 0
         sys.stdout.flush()
@@ -48,6 +52,22 @@ def run(name, define, main, *, required=(), takes=()):
         return fail(name, error)
     except KeyboardInterrupt:
         return fail(name, "interrupted", code=130)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+def _listen(name, tidies, stopped):
+    """Says what SIGINT and SIGTERM do; returns what they did before."""
+
+    def stop(signum, frame):
+        if tidies:
+            raise KeyboardInterrupt
+        # An exception may be lost in a callback of XLA's, and its threads may crash at the exit.
+        os.write(2, f"{name}: interrupted\n".encode())
+        os._exit(stopped)
+
+    return {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
 
 
 def fail(name, message, code=2):
@@ -60,6 +80,14 @@ def fail(name, message, code=2):
 def expand(text):
     """The Path of a text that may start with ~, which a shell leaves alone after --flag=."""
     return Path(os.path.expanduser(text))
+
+
+def output_folder(text):
+    """The Path of a folder to write; ValueError where it is a file."""
+    path = expand(text)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"OUT must be a folder or new, got the file {path}")
+    return path
 
 
 def output_path(text):
@@ -92,8 +120,11 @@ def _parse(values, required, takes):
         if values[name].value is None:
             raise ValueError(f"--{name} must be given")
     for name in values:
-        if values[name].value in ("", []):
+        value = values[name].value
+        if value in ("", []):
             raise ValueError(f"{name} must not be empty")
+        if isinstance(value, str) and value.startswith("--"):  # `--vae --labels=1`
+            raise ValueError(f"{name} must have a value, got {value}")
     return words
 
 

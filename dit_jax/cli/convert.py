@@ -185,6 +185,9 @@ def convert_vae(values, *paths):
     def convert(aside):
         logging.info("reading %s", source)
         config, state_dict = torch_vae.read(source)
+        if not torch_vae.config_path(source).is_file():
+            message = "no config.json: taken as Stable Diffusion's, groups of norms %d, scale %s"
+            logging.warning(message, config.num_groups, config.scale)
         logging.info("writing %s, latents less %s, times %s", out, config.shift, config.scale)
         autoencoder.save(aside, config, torch_vae.from_torch(state_dict, config))
         if importlib.util.find_spec("diffusers") is None:
@@ -320,7 +323,7 @@ def _tell(report, place, fate):
 
 
 def entry():
-    sys.exit(command.run("dit-convert", define, main, takes=None))
+    sys.exit(command.run("dit-convert", define, main, takes=None, tidies=True))
 
 
 if __name__ == "__main__":

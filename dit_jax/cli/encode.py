@@ -7,7 +7,7 @@ DATASET is what dit-prepare wrote, or a directory of tensorflow-datasets. Traini
 training from the images does. Every process of a pod encodes its share of the shards. Start the
 same command again after anything that stopped it: it goes on. --verify=N encodes N examples of a
 finished cache again and compares. At size 256 an image takes 32 KB in float16, with Stable
-Diffusion's VAE, which keeps every moment to 5e-4 of itself; float32 takes twice as much.
+Diffusion's VAE, which keeps every moment to 5e-4 of itself or to 3e-8; float32 takes twice as much.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from absl import flags, logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from dit_jax import autoencoder, checkpoint
+from dit_jax import autoencoder, disk
 from dit_jax.cli import command
 from dit_jax.data import images, latents, records, shards
 
@@ -43,14 +43,18 @@ def define(values):
 
 
 def main(values, dataset, out):
-    out = command.expand(out)
+    out = command.output_folder(out)
     model = autoencoder.load(values.vae, local=True)
+    if values.size % model.config.downsampling:
+        raise ValueError(
+            f"size must be divisible by {model.config.downsampling}, got {values.size}"
+        )
     source = records.open_images(command.expand(dataset), values.split, values.size)
     plan = make_plan(values, model, source)
     if values.verify:
         return verify(model, source, plan, out, values.verify)
     out.mkdir(parents=True, exist_ok=True)
-    with shards.locked(out) if jax.process_index() == 0 else contextlib.nullcontext():
+    with disk.locked(out, "OUT") if jax.process_index() == 0 else contextlib.nullcontext():
         encode_all(model, source, plan, out)
     return 0
 
@@ -58,11 +62,11 @@ def main(values, dataset, out):
 def make_plan(values, model, source):
     """What the numbers in a cache depend on, as JSON."""
     height, width, channels = model.encode(source[0]["image"][None]).shape[1:]
-    directory, step = checkpoint.locate(values.vae)
     config = model.config._asdict()
     return {
         "vae": {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()},
-        "vae_digests": checkpoint.read_meta(directory, step)["digests"]["params"],
+        "vae_digests": autoencoder.read_digests(values.vae),
+        "split": values.split,
         "size": values.size,
         "dtype": values.dtype,
         "examples_per_shard": values.examples_per_shard,
@@ -73,31 +77,32 @@ def make_plan(values, model, source):
 
 
 def encode_all(model, source, plan, out):
-    """Writes this process's share of the shards that are not there yet, and then the manifest."""
+    """Writes this process's share of the shards that are not there, and then the manifest."""
     if jax.process_index() == 0:
         latents.claim(out, plan)
         for path in [*out.glob(".partial-*"), *out.glob(f"{shards.PROGRESS}/.partial-*")]:
             path.unlink()  # of a run that was killed
     wait("claimed")
     ranges = latents.shard_ranges(len(source), plan["examples_per_shard"])
-    if latents.read_manifest(out):
-        logging.info("%s is finished: %d examples", out, len(source))
-        if jax.process_index() == 0:
-            shards.remove_notes(out)
-        return
+    written = latents.find_written(out)
     mine = list(ranges)[jax.process_index() :: jax.process_count()]
-    todo = [name for name in mine if not latents.is_done(out, name)]
+    todo = [name for name in mine if name not in written]
+    wait("counted")
+    if todo:
+        records.warn_of_small(source)
     started = time.perf_counter()
     with tqdm(total=sum(len(ranges[name]) for name in todo), unit="image", disable=None) as bar:
         for name in todo:
             examples = encode(model, source, ranges[name], plan["dtype"], bar.update)
             latents.write_shard(out, name, examples, plan["dtype"])
-    count = sum(len(ranges[name]) for name in todo)
-    rate = count / (time.perf_counter() - started)
-    logging.info("encoded %d images and their flips, %.1f images/s", count, rate)
+    if todo:
+        count = sum(len(ranges[name]) for name in todo)
+        rate = count / (time.perf_counter() - started)
+        logging.info("encoded %d images and their flips, %.1f images/s", count, rate)
     wait("encoded")
     if jax.process_index() == 0:
         latents.finish(out, plan, ranges)
+        logging.info("%s is finished: %d examples", out, len(source))
 
 
 def encode(model, source, places, dtype, tell=None):
@@ -119,10 +124,12 @@ def encode(model, source, places, dtype, tell=None):
 
 def verify(model, source, plan, out, count):
     """Encodes random examples of a finished cache again: 0 where they are the same, else 1."""
-    if latents.read_manifest(out) is None:
+    manifest = latents.read_manifest(out)
+    if manifest is None:
         raise ValueError(f"OUT must be a finished directory of dit-encode, got {out}")
-    latents.claim(out, plan)
-    check_digests(out)
+    latents.check_plan(out, manifest, plan)
+    shards.check_files(out, manifest["shards"])
+    check_digests(out, manifest["shards"])
     cache = latents.open_latents(out)
     places = np.random.default_rng().choice(len(source), min(count, len(source)), replace=False)
     worst = 0.0
@@ -141,10 +148,10 @@ def verify(model, source, plan, out, count):
     return 0 if worst <= bound else 1
 
 
-def check_digests(out):
+def check_digests(out, digests):
     """ValueError where a shard's bytes are not those that were written."""
-    for name, known in latents.read_manifest(out)["shards"].items():
-        if shards.sha256(Path(out) / name) != known["sha256"]:
+    for name, known in digests.items():
+        if disk.sha256(Path(out) / name) != known["sha256"]:
             raise ValueError(f"{Path(out) / name} is damaged: its sha256 is not {known['sha256']}")
 
 

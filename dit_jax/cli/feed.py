@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import jax
 
-from dit_jax import autoencoder, checkpoint
+from dit_jax import autoencoder
 from dit_jax.data import digits, latents, records, synthetic
-from dit_jax.models import vae
+from dit_jax.models import layers, vae
 
 
 class Feed(NamedTuple):
@@ -19,7 +19,8 @@ class Feed(NamedTuple):
     source: Sequence  # of dicts, read at random
     augment: Callable | None  # (example, rng) -> example
     prepare: Callable  # (batch on the devices) -> {"image" or "moments", "label"}
-    decoder: autoencoder.Autoencoder | None  # that shows latents
+    decoder: autoencoder.Autoencoder | None = None  # that shows latents
+    vae_digests: dict | None = None  # of the autoencoder that encoded
 
 
 def make(config):
@@ -45,13 +46,13 @@ def _of_digits(config):
         num_classes=digits.NUM_CLASSES,
         space="pixels",
     )
-    return Feed(train, records.flip_at_random if config.data.flip else None, _same, None)
+    return Feed(train, records.flip_at_random if config.data.flip else None, _same)
 
 
 def _of_synthetic(config):
     model = config.model
     shape = (*model.input_size, model.in_channels)
-    return Feed(synthetic.Synthetic(shape, model.num_classes), None, _same, None)
+    return Feed(synthetic.Synthetic(shape, model.num_classes), None, _same)
 
 
 def _of_images(config):
@@ -66,8 +67,11 @@ def _of_images(config):
         input_size_and_channels=(size // factor, size // factor, channels),
         num_classes=source.num_classes,
     )
+    records.warn_of_small(source)
     augment = records.flip_at_random if data.flip else None
-    return Feed(source, augment, encoder.encode_batch if encoder else _same, encoder)
+    if not encoder:
+        return Feed(source, augment, _same)
+    return Feed(source, augment, encoder.encode_batch, encoder, autoencoder.read_digests(data.vae))
 
 
 def _of_latents(config):
@@ -81,10 +85,13 @@ def _of_latents(config):
         num_classes=source.num_classes,
         space="latents",
     )
-    if data.vae:
-        digests = checkpoint.read_meta(*checkpoint.locate(data.vae), of="vae")["digests"]["params"]
-        if digests != latents.read_manifest(data.path)["vae_digests"]:
-            raise ValueError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
+    if data.split != source.split:
+        raise ValueError(
+            f"data.split must be {source.split}, that of {data.path}, got {data.split}"
+        )
+    digests = latents.read_manifest(data.path)["vae_digests"]
+    if data.vae and not autoencoder.encodes_alike(digests, autoencoder.read_digests(data.vae)):
+        raise ValueError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
     decoder = _load_vae(config) if data.vae else None
 
     @jax.jit
@@ -92,7 +99,7 @@ def _of_latents(config):
         return batch | {"moments": vae.moments_to_model_units(batch["moments"], units)}
 
     augment = latents.pick_at_random if data.flip else latents.pick_first
-    return Feed(source, augment, prepare, decoder)
+    return Feed(source, augment, prepare, decoder, digests)
 
 
 FEEDS = {
@@ -111,6 +118,9 @@ def _load_vae(config):
     data, model = config.data, config.model
     if not data.vae:
         raise ValueError("data.vae must be given: what `dit-convert vae` wrote")
+    if data.vae_dtype not in layers.DTYPES:
+        names = ", ".join(layers.DTYPES)
+        raise ValueError(f"data.vae_dtype must be one of {names}, got {data.vae_dtype!r}")
     loaded = autoencoder.load(data.vae, dtype=data.vae_dtype)
     channels = loaded.config.latent_channels
     if channels != model.in_channels:

@@ -45,33 +45,41 @@ def define(values):
 def main(values, source, out):
     if not values.split.isidentifier():
         raise ValueError(f"split must be a name as train, got {values.split!r}")
-    listing = imagefolder.scan(command.expand(source))
+    source, out = command.expand(source), command.output_folder(out)
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"OUT must not lie in SRC, got {out} in {source}")
+    listing = imagefolder.scan(source)
     count = len(listing.examples)
     logging.info("%d images of %d classes in %s", count, len(listing.classes), source)
     if listing.ignored:
         logging.warning("%d other files, as %s", len(listing.ignored), listing.ignored[0])
-    started = time.perf_counter()
+    started, new = time.perf_counter(), 0
     with tqdm(total=count, unit="image", disable=None) as bar:
+
+        def tell(count, is_new):
+            nonlocal new
+            new += count * is_new
+            bar.update(count)
+
         known = shards.write(
-            command.expand(out),
+            out,
             values.split,
             listing,
             num_shards=values.num_shards,
             processes=values.processes or len(os.sched_getaffinity(0)),
             max_corrupt=values.max_corrupt,
-            tell=bar.update,
+            tell=tell,
         )
     for name, reason in known["corrupt"][:NAMED]:
         logging.warning("left out %s: %s", name, reason)
-    rate = count / (time.perf_counter() - started)
-    logging.info(
-        "%s: %d images in %d shards, %d left out, %.0f images/s",
-        *(out, known["num_examples"], len(known["shards"]), len(known["corrupt"]), rate),
-    )
+    if new:
+        logging.info("read %d, %.0f images/s", new, new / (time.perf_counter() - started))
+    numbers = (known["num_examples"], len(known["shards"]), len(known["corrupt"]))
+    logging.info("%s is finished: images %d, shards %d, left out %d", out, *numbers)
 
 
 def entry():
-    sys.exit(command.run("dit-prepare", define, main, takes=("SRC", "OUT")))
+    sys.exit(command.run("dit-prepare", define, main, takes=("SRC", "OUT"), tidies=True))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def define(values):
         "checkpoint", None, "A run's directory or a converted checkpoint.", **options
     )
     flags.DEFINE_list("labels", None, "Classes, separated by commas.", **options)
-    flags.DEFINE_string("out", "samples.png", "A .png, an .npz or a new folder.", **options)
+    flags.DEFINE_string(
+        "out", "samples.png", "A .png (small images enlarged), an .npz or a new folder.", **options
+    )
     flags.DEFINE_string("vae", None, "An autoencoder that decodes latents.", **options)
     flags.DEFINE_enum(
         "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
@@ -48,6 +50,9 @@ def define(values):
 
 
 def main(values):
+    out = command.expand(values.out)
+    if not out.suffix and out.exists():
+        raise ValueError(f"out must be a new folder, got {out}, which exists")
     out = command.output_path(values.out)
     if out.suffix not in (".png", ".npz", ""):
         raise ValueError(f"out must end with .png or .npz, or be a new folder, got {out}")

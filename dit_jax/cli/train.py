@@ -35,13 +35,20 @@ def main(values):
     config, workdir = values.config, command.expand(values.workdir)
     parts, fed = build.parts(config), feed.make(config)
     workdirs.check(workdir, build.to_json(config))
+    with workdirs.held(workdir):
+        return start(config, parts, fed, workdir)
+
+
+def start(config, parts, fed, workdir):
+    """Trains a new run, or one that goes on; returns the exit code."""
     step, total_steps = checkpoint.latest_step(workdir / "checkpoints"), config.run.total_steps
     if step and step >= total_steps:
         logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
     init_key, train_key = jax.random.split(jax.random.key(np.uint32(config.seed)))
     state = create_or_restore(parts, init_key, workdir / "checkpoints", step)
-    workdirs.claim(workdir, build.to_json(config))
+    if jax.process_index() == 0:
+        workdirs.claim(workdir, build.to_json(config))
     if step:
         logging.info("going on from step %d of %s", step, workdir)
     try:
@@ -85,6 +92,8 @@ def train(config, parts, fed, state, key, workdir):
     def save(step, state):
         items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
         meta = {"model": parts.model._asdict(), "config": build.to_json(config)}
+        if fed.vae_digests:
+            meta["vae_digests"] = fed.vae_digests
         checkpoint.save(manager, step, items, meta)
 
     with manager:  # waits for what is still being written, also when an error passes
@@ -164,7 +173,8 @@ def listen_for_stop():
 
 
 def entry():
-    sys.exit(command.run("dit-train", define, main, required=["config", "workdir"]))
+    required = ["config", "workdir"]
+    sys.exit(command.run("dit-train", define, main, required=required, stopped=42))
 
 
 if __name__ == "__main__":

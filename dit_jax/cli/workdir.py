@@ -3,10 +3,13 @@
 In it: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
 """
 
+import contextlib
 import json
 import os
 
-from dit_jax import checkpoint
+import jax
+
+from dit_jax import checkpoint, disk
 from dit_jax.train import record
 
 
@@ -21,16 +24,26 @@ def check(workdir, config):
         old = _read_config(workdir / "config.json")
         _check_same(workdir, old, config)
         _check_saved(workdir, old["run"]["checkpoint_every"])
-    elif workdir.exists() and any(path.name != ".config.json" for path in workdir.iterdir()):
+    elif workdir.exists() and any(not _is_left_over(path) for path in workdir.iterdir()):
         raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
 
 
-def claim(workdir, config):
-    """Makes the workdir this config's own."""
+def held(workdir):
+    """A context in which no other run writes to the workdir; ValueError where one does."""
     workdir.mkdir(parents=True, exist_ok=True)
-    aside = workdir / ".config.json"
-    aside.write_text(json.dumps(config, indent=2) + "\n")
-    aside.replace(workdir / "config.json")
+    return disk.locked(workdir, "workdir") if jax.process_index() == 0 else contextlib.nullcontext()
+
+
+def claim(workdir, config):
+    """Makes a workdir that is held this config's own."""
+    for path in workdir.glob(".partial-*"):
+        path.unlink()  # of a run that was killed
+    disk.write_text(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _is_left_over(path):
+    """Whether a run that was killed as it began left a file."""
+    return path.name == ".lock" or path.name.startswith(".partial-")
 
 
 def _read_config(path):

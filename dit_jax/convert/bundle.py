@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from dit_jax import disk
 from dit_jax.convert import files, native
 from dit_jax.models import dit
 
@@ -39,7 +40,7 @@ def read_config(path):
     path = Path(path)
     if not (path / "model.safetensors").is_file():
         raise ValueError(f"bundle must have its model.safetensors, got {path}")
-    config = files.read_json(path / "config.json")
+    config = disk.read_json(path / "config.json")
     try:
         model = dit.DiTConfig.from_json(config["model"])
         settings = native.settings_of(model, space=config["space"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from dit_jax import disk
 from dit_jax.convert import files, native, torch_dit, torch_vae
 from dit_jax.models import dit, layers
 
@@ -181,14 +182,14 @@ def read_folder(path, *, space="latents"):
     if not path.is_dir():
         raise ValueError(f"DIR must be a folder that exists, got {path}")
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
-    config = files.read_json(transformer / "config.json")
+    config = disk.read_json(transformer / "config.json")
     if config.get("_class_name") not in CLASSES:
         kind = f"a {config['_class_name']}" if "_class_name" in config else "no config.json of one"
         raise ValueError(f"folder must hold a DiT of diffusers, got {kind} in {transformer}")
     weights = [transformer / name for name in WEIGHTS if (transformer / name).is_file()]
     if not weights:
         raise ValueError(f"{transformer} must hold {' or '.join(WEIGHTS)}")
-    theirs = files.read_json(path / "scheduler" / "scheduler_config.json")
+    theirs = disk.read_json(path / "scheduler" / "scheduler_config.json")
     try:
         model = _read_config(config)
         settings = native.settings_of(model, space=space)

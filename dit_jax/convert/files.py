@@ -6,9 +6,7 @@ for .pt alone.
 
 import argparse
 import contextlib
-import hashlib
 import importlib
-import json
 import pickle
 import re
 import shutil
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_jax import checkpoint
+from dit_jax import checkpoint, disk
 
 KINDS = {True: "folder", False: "file"}
 PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")  # of parallel wrappers and torch.compile
@@ -31,20 +29,6 @@ def require(name):
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"{name} must be installed: pip install dit_jax[convert]") from error
-
-
-def read_json(path):
-    """The JSON object in a file, {} where there is no file."""
-    path = Path(path)
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(content).__name__}")
-    return content
 
 
 def read_state_dict(path, weights="ema"):
@@ -152,12 +136,7 @@ def digests(path):
     path = Path(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     root = path if path.is_dir() else path.parent
-    return {str(file.relative_to(root)): _sha256(file) for file in files}
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {str(file.relative_to(root)): disk.sha256(file) for file in files}
 
 
 def _remove(path):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from dit_jax import disk
 from dit_jax.convert import files, torch_dit
 from dit_jax.models import vae
 
@@ -41,8 +42,7 @@ def read(path):
     path = Path(path)
     if not path.exists():
         raise ValueError(f"autoencoder must be a folder or a file that exists, got {path}")
-    folder = path if path.is_dir() else path.parent
-    fields = files.read_json(folder / "config.json")
+    fields = disk.read_json(config_path(path))
     if path.is_dir():
         if not is_folder(path):
             raise ValueError(
@@ -56,9 +56,15 @@ def read(path):
     return read_config(state_dict, fields), state_dict
 
 
+def config_path(path):
+    """Where the config.json of a folder, or of a file of weights, is if there is one."""
+    path = Path(path)
+    return (path if path.is_dir() else path.parent) / "config.json"
+
+
 def is_folder(path):
     """Whether a folder is an AutoencoderKL of diffusers."""
-    return files.read_json(Path(path) / "config.json").get("_class_name") == "AutoencoderKL"
+    return disk.read_json(Path(path) / "config.json").get("_class_name") == "AutoencoderKL"
 
 
 def download(name):
@@ -98,6 +104,10 @@ def read_config(state_dict, fields=None):
         quant_conv="quant_conv.weight" in state_dict,
         **_read_units(fields),
     )
+    told = {"latent_channels": latent_channels, "block_out_channels": list(channels)}
+    for name, found in told.items():
+        if fields.get(name, found) != found:
+            raise ValueError(f"{name} of config.json must be {found}, got {fields[name]}")
     for name, good, rule in (
         ("channels", _divides(config), f"divisible by norm_num_groups {config.num_groups}"),
         ("scale", len(config.scale) in (1, latent_channels), "one number or one a channel"),

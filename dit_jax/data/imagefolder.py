@@ -41,10 +41,14 @@ def scan(path):
         files = sorted(_walk_tars(path))
     else:
         raise ValueError(f"source must be a folder or a tar that exists, got {path}")
-    images = [file for file in files if Path(file[0]).suffix.lower() in SUFFIXES]
+    images = [file for file in files if is_image(file)]
+    for name, *_ in images:
+        if not name.isprintable():  # as one that is no UTF-8, or with a line break
+            raise ValueError(f"name of a file must be printable UTF-8, got {ascii(name)}")
     classes = sorted({name.split("/")[0] for name, *_ in images})
     if not classes:
-        raise ValueError(f"source must have a folder of images for each class, got none in {path}")
+        kind = "folder" if path.is_dir() else "tar"
+        raise ValueError(f"source must have a {kind} of images for each class, got none in {path}")
     empty = _all_classes(path, files) - set(classes)
     if empty:
         raise ValueError(f"every class must have images, got none of {min(empty)} in {path}")
@@ -54,11 +58,22 @@ def scan(path):
     return Listing(classes, examples, ignored)
 
 
+def is_image(file):
+    """Whether one of `_walk` lies in a class, is there and has the name of an image."""
+    name, *_, size = file
+    return size >= 0 and "/" in name and Path(name).suffix.lower() in SUFFIXES
+
+
 def _walk(folder):
-    """(class/file, path, 0, size) of every file in the folders of a folder."""
-    for path in folder.rglob("*"):
-        if path.is_file() and path.parent != folder:
-            yield str(path.relative_to(folder)), str(path), 0, path.stat().st_size
+    """(class/file, path, 0, size) of every file in a folder and below; size -1: a broken link.
+
+    The folders of classes, and no deeper ones, may be symbolic links.
+    """
+    for place in folder.iterdir():
+        for path in place.rglob("*") if place.is_dir() else [place]:
+            if not path.is_dir():
+                size = path.stat().st_size if path.exists() else -1
+                yield str(path.relative_to(folder)), str(path), 0, size
 
 
 def _walk_tars(path):
@@ -75,11 +90,17 @@ def _walk_tars(path):
                             offset = tar.offset_data + file.offset_data
                             yield f"{name}/{Path(file.name).name}", str(path), offset, file.size
     except tarfile.TarError as error:
-        raise ValueError(f"source must be a whole tar of tars, got {path}: {error}") from error
+        hint = "it is compressed" if _is_compressed(path) else error
+        raise ValueError(f"source must be a whole tar of tars, got {path}: {hint}") from error
+
+
+def _is_compressed(path):
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"))
 
 
 def _all_classes(path, files):
     """The classes that a folder names, those without a file too."""
     if path.is_dir():
         return {place.name for place in path.iterdir() if place.is_dir()}
-    return {name.split("/")[0] for name, *_ in files}
+    return {name.split("/")[0] for name, *_ in files if "/" in name}

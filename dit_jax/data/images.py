@@ -4,10 +4,12 @@ Shapes: H W grid. Images are uint8 (H, W, 3).
 """
 
 import io
+import re
 
 import numpy as np
 from PIL import Image, ImageOps
 
+Image.MAX_IMAGE_PIXELS = None  # a large image of one's own is no attack
 WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes with 16 bits of grey
 
 
@@ -21,7 +23,8 @@ def decode(data):
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow raises half a dozen types for a broken file
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        text = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # never twice the same
+        reason = " ".join(text.split())[:100] or type(error).__name__
         raise ValueError(f"image must be a whole image file: {reason}") from error
 
 

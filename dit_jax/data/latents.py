@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_record.python import array_record_data_source
 
+from dit_jax import disk
 from dit_jax.data import shards
 
 DTYPES = ("float16", "float32")
@@ -24,7 +25,9 @@ DTYPES = ("float16", "float32")
 class Latents(NamedTuple):
     """Example i: {"moments": float32 (2, H, W, 2C), "label": int32}."""
 
+    path: Path
     records: Any  # sequence of bytes
+    split: str  # of the dataset that was encoded
     shape: tuple[int, int, int, int]
     dtype: str
     num_classes: int
@@ -34,7 +37,8 @@ class Latents(NamedTuple):
         return len(self.records)
 
     def __getitem__(self, index):
-        return parse(self.records[int(index)], self.shape, self.dtype)
+        record = shards.read_record(self.records, int(index), self.path)
+        return parse(record, self.shape, self.dtype)
 
 
 def parse(record, shape, dtype):
@@ -62,7 +66,9 @@ def open_latents(path):
     shards.check_files(path, manifest["shards"])
     files = [str(path / name) for name in manifest["shards"]]
     return Latents(
+        path,
         array_record_data_source.ArrayRecordDataSource(files),
+        manifest["split"],
         tuple(manifest["shape"]),
         manifest["dtype"],
         manifest["num_classes"],
@@ -72,8 +78,7 @@ def open_latents(path):
 
 def read_manifest(path):
     """The manifest of a finished directory, None of another one."""
-    path = Path(path) / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    manifest = disk.read_json(Path(path) / "manifest.json")
     return manifest if "vae" in manifest else None
 
 
@@ -88,21 +93,24 @@ def shard_ranges(num_examples, per_shard):
 
 
 def claim(out, plan):
-    """Makes a directory that of a plan, a JSON dict; ValueError where it is that of another one.
-
-    What killed processes left half-written is removed by the first process.
-    """
+    """Makes a directory that of a plan, a JSON dict; ValueError where it is that of another one."""
     notes = Path(out) / shards.PROGRESS
     path = notes / "plan.json"
     finished = read_manifest(out)
-    known = finished or (json.loads(path.read_text()) if path.is_file() else None)
-    if known is None:
+    known = finished or disk.read_json(path)
+    if not known:
         strange = sorted(place.name for place in Path(out).iterdir() if place.name[0] != ".")
         if strange:
             raise ValueError(f"OUT must be new, empty or of dit-encode, got {out}: {strange[0]}")
         notes.mkdir(exist_ok=True)
-        shards.write_text(path, json.dumps(plan))
-        return
+        disk.write_text(path, json.dumps(plan))
+    else:
+        check_plan(out, known, plan)
+        notes.mkdir(exist_ok=True)
+
+
+def check_plan(out, known, plan):
+    """ValueError where what is known of a directory is of another plan."""
     for name, value in plan.items():
         if known.get(name) != value:
             raise ValueError(
@@ -116,9 +124,13 @@ def _short(value):
     return text if len(text) < 60 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_done(out, name):
-    """Whether a shard is written."""
-    return (Path(out) / shards.PROGRESS / f"{name}.json").is_file()
+def find_written(out):
+    """{name: {"examples", "file_bytes", "sha256"}} of the shards that are there."""
+    out = Path(out)
+    notes = (out / shards.PROGRESS).glob("latents.*.json")
+    known = (read_manifest(out) or {}).get("shards", {})
+    known |= {path.name.removesuffix(".json"): disk.read_json(path) for path in notes}
+    return {name: shard for name, shard in known.items() if shards.is_whole(out / name, shard)}
 
 
 def write_shard(out, name, examples, dtype):
@@ -132,15 +144,13 @@ def write_shard(out, name, examples, dtype):
             writer.write(record + moments.astype(number).tobytes())
             count += 1
     known = {"examples": count, **shards.seal(aside, out / name)}
-    shards.write_text(out / shards.PROGRESS / f"{name}.json", json.dumps(known))
+    disk.write_text(out / shards.PROGRESS / f"{name}.json", json.dumps(known))
 
 
 def finish(out, plan, names):
     """Writes the manifest, once every shard is there."""
     out = Path(out)
-    notes = {
-        name: json.loads((out / shards.PROGRESS / f"{name}.json").read_text()) for name in names
-    }
-    manifest = plan | {"shards": notes}
-    shards.write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    written = find_written(out)
+    manifest = plan | {"shards": {name: written[name] for name in names}}
+    disk.write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     shards.remove_notes(out)

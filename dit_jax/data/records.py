@@ -15,20 +15,22 @@ from dit_jax.data import images, shards
 class Images(NamedTuple):
     """Example i: {"image": uint8 (size, size, 3), ADM's centre crop, "label": int32}."""
 
+    path: Path
     records: Any  # sequence of {"image": bytes, "label": int}
     size: int
     num_classes: int
+    short_sides: dict[int, int]  # how many images have a short side of so many pixels; or empty
 
     def __len__(self):
         return len(self.records)
 
     def __getitem__(self, index):
-        record = self.records[int(index)]
+        record = shards.read_record(self.records, int(index), self.path)
         try:
             image = images.center_crop(images.decode(record["image"]), self.size)
         except ValueError as error:
             raise ValueError(
-                f"example {index} of data.path: {error}; dit-prepare leaves such files out"
+                f"example {index} of {self.path}: {error}; dit-prepare leaves such files out"
             ) from error
         return {"image": image, "label": np.int32(record["label"])}
 
@@ -42,26 +44,24 @@ def open_images(path, split, size):
         builder = tfds.builder_from_directory(path)
     except Exception as error:  # it raises several types, with pages of text
         raise ValueError(
-            f"data.path must be a directory of dit-prepare or tensorflow-datasets, got {path}"
+            f"dataset must be a directory of dit-prepare or tensorflow-datasets, got {path}"
         ) from error
     splits = list(builder.info.splits)
     if split not in splits:
-        raise ValueError(f"data.split must be one of {', '.join(splits)}, got {split!r}")
-    prepared = shards.read_manifest(path)["splits"]
-    if split in prepared:
-        shards.check_files(path, prepared[split]["shards"])
-        _warn_of_small(prepared[split], size)
+        raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}")
+    prepared = shards.read_manifest(path)["splits"].get(split, {"shards": {}, "short_sides": {}})
+    shards.check_files(path, prepared["shards"])
+    sides = {int(side): count for side, count in prepared["short_sides"].items()}
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    return Images(records, size, builder.info.features["label"].num_classes)
+    return Images(path, records, size, builder.info.features["label"].num_classes, sides)
 
 
-def _warn_of_small(known, size):
-    """Says how many images of a prepared split are smaller than their crop."""
-    sides = {int(side): count for side, count in known["short_sides"].items()}
+def warn_of_small(source):
+    """Says how many of the Images are smaller than their crop."""
+    sides, size = source.short_sides, source.size
     if few := sum(count for side, count in sides.items() if side < size):
-        total, least = known["num_examples"], min(sides)
         message = "%d of %d images are smaller than the crop of %d (the least %d) and are enlarged"
-        logging.warning(message, few, total, size, least)
+        logging.warning(message, few, len(source), size, min(sides))
 
 
 def flip_at_random(example, rng):

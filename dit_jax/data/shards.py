@@ -8,19 +8,20 @@ pixels, and the sha256 of every shard. The bytes of the images are those of thei
 import collections
 import concurrent.futures
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from pathlib import Path
 
 import numpy as np
 from array_record.python import array_record_module
 
+from dit_jax import disk
 from dit_jax.data import images
 
 SHARD_BYTES = 2**28
@@ -33,52 +34,61 @@ def write(out, split, listing, *, num_shards=0, processes=1, max_corrupt=0.001, 
 
     The order is random and always the same, and so is every byte. num_shards 0: of about 256 MB.
     Files that are no whole image are left out; where they are more than the share max_corrupt, all
-    is stopped. tell(count) is called as images are written.
+    is stopped. What a finished split has lost since is written again. Images are known by name and
+    size: new content of the same size goes unseen. tell(count, is_new) is called as shards are
+    there.
     """
     out = Path(out)
-    size = sum(example.size for example in listing.examples)
-    num_shards = num_shards or -(-size // SHARD_BYTES)
     if num_shards > len(listing.examples):
         raise ValueError(f"num_shards must be at most {len(listing.examples)}, got {num_shards}")
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with disk.locked(out, "OUT"):
         manifest = read_manifest(out)
+        known = manifest["splits"].get(split)
+        num_shards = num_shards or _count_shards(listing, known)
         source = _digest(listing, num_shards)
-        if manifest["splits"].get(split, {}).get("source") == source:  # finished before
-            remove_notes(out)
-            return manifest["splits"][split]
         _check_fresh(out, split, listing, manifest, source)
         order = np.random.default_rng(0).permutation(len(listing.examples))
         names = [shard_name(split, i, num_shards) for i in range(num_shards)]
         parts = [[listing.examples[i] for i in part] for part in np.array_split(order, num_shards)]
-        limit = int(max_corrupt * len(order))
-        shards = _write_all(out, names, parts, listing.classes, processes, limit, tell)
-        manifest["classes"] = listing.classes
-        summary = _summarize(listing, dict(zip(names, shards, strict=True)))
-        manifest["splits"][split] = {"source": source, **summary}
-        _finish(out, manifest)
+        jobs = dict(zip(names, parts, strict=True))
+        pool = {"processes": processes, "tell": tell, "classes": listing.classes}
+        if known:
+            _mend(out, manifest, known, jobs, pool)
+        else:
+            written = _write_all(out, jobs, max_corrupt=max_corrupt, **pool)
+            manifest["classes"] = listing.classes
+            manifest["splits"][split] = {"source": source, **_summarize(listing, written)}
+            _finish(out, manifest)
         return manifest["splits"][split]
+
+
+def _count_shards(listing, known):
+    """As many as the finished split has, or of about 256 MB."""
+    if known:
+        return len(known["shards"])
+    return -(-sum(example.size for example in listing.examples) // SHARD_BYTES)
+
+
+def _mend(out, manifest, known, jobs, pool):
+    """Writes again what a finished split has lost since."""
+    names = [name for name in jobs if not is_whole(out / name, known["shards"][name])]
+    written = _write_all(out, {name: jobs[name] for name in names}, max_corrupt=1, **pool)
+    for name, shard in written.items():
+        if shard["sha256"] != known["shards"][name]["sha256"]:
+            raise ValueError(f"source must be that of {out}: {name} has become another one")
+    if names or not _opens(out):
+        _finish(out, manifest)
+    remove_notes(out)
 
 
 def read_manifest(out):
     """The manifest of a directory; one without splits where nothing is finished."""
-    path = Path(out) / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {"classes": [], "splits": {}}
+    return {"classes": [], "splits": {}} | disk.read_json(Path(out) / "manifest.json")
 
 
 def shard_name(split, i, num_shards):
     return f"{NAME}-{split}.array_record-{i:05d}-of-{num_shards:05d}"
-
-
-@contextlib.contextmanager
-def locked(out):
-    """Holds the directory; ValueError where another process does."""
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"OUT must not be written by another run, got {out}") from error
-        yield
 
 
 def _digest(listing, num_shards):
@@ -89,7 +99,11 @@ def _digest(listing, num_shards):
 
 def _check_fresh(out, split, listing, manifest, source):
     """ValueError where the directory holds something else; makes the place for what is done."""
-    if split in manifest["splits"]:
+    known = manifest["splits"].get(split)
+    if known and known["source"] != source:
+        count = len(known["shards"])
+        if known["source"] == _digest(listing, count):
+            raise ValueError(f"num_shards must be {count}, as many as {split} of {out} has")
         raise ValueError(f"split must be a new one of {out}, got {split}, which has other images")
     if manifest["splits"] and manifest["classes"] != listing.classes:
         one = min(set(manifest["classes"]) ^ set(listing.classes))
@@ -102,35 +116,42 @@ def _check_fresh(out, split, listing, manifest, source):
         if strange:
             raise ValueError(f"OUT must be new, empty or of dit-prepare, got {out}: {strange[0]}")
     if plan.exists() and plan.read_text() != source:
-        raise ValueError(f"source must be that of the unfinished {out}, or that be removed first")
+        raise ValueError(
+            f"OUT must be unfinished with the same images and num_shards, got {out}: "
+            "remove it to start anew"
+        )
     (out / PROGRESS).mkdir(exist_ok=True)
     for path in [*out.glob(".partial-*"), *(out / PROGRESS).glob(".partial-*")]:
         path.unlink()  # of a run that was killed
-    write_text(plan, source)
+    disk.write_text(plan, source)
 
 
-def _write_all(out, names, parts, classes, processes, limit, tell):
-    """Writes the shards that are not there yet, several at once; what is known of each."""
-    shards, corrupt = [None] * len(names), 0
+def _write_all(out, jobs, *, classes, processes, max_corrupt, tell):
+    """{name: what is known of it} of shards, written several at once where they are not there."""
+    shards, corrupt = dict.fromkeys(jobs), 0
+    count = sum(map(len, jobs.values()))
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         processes, context, initializer=_die_with_parent
     ) as pool:
-        jobs = {
-            pool.submit(_write_shard, out, name, part, classes): i
-            for i, (name, part) in enumerate(zip(names, parts, strict=True))
-        }
+        with _interrupts_held():  # inherited: a worker does not hear of a Ctrl-C
+            futures = {
+                pool.submit(_write_shard, out, name, part, classes): name
+                for name, part in jobs.items()
+            }
         try:
-            for job in concurrent.futures.as_completed(jobs):
-                shard = shards[jobs[job]] = job.result()
+            for future in concurrent.futures.as_completed(futures):
+                shard, is_new = future.result()
+                shards[futures[future]] = shard
                 corrupt += len(shard["corrupt"])
                 if tell:
-                    tell(shard["examples"] + len(shard["corrupt"]))
-                if corrupt > limit:
+                    tell(shard["examples"] + len(shard["corrupt"]), is_new)
+                if corrupt > max_corrupt * count:
                     name, reason = shard["corrupt"][0]
                     raise ValueError(
-                        f"max_corrupt must be enough: more than {limit} files are no whole images, "
-                        f"as {name}: {reason}"
+                        f"max_corrupt must be at least {corrupt / count:.2g}, got {max_corrupt:g}: "
+                        f"{corrupt} or more of {count} files are no whole images, as {name}: "
+                        f"{reason}"
                     )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -138,13 +159,20 @@ def _write_all(out, names, parts, classes, processes, limit, tell):
     return shards
 
 
+@contextlib.contextmanager
+def _interrupts_held():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _write_shard(out, name, examples, classes):
-    """Writes one shard, unless it is there, and notes what is known of it."""
+    """Writes one shard, unless it is there, and notes it: what is known of it, is it new."""
     note = out / PROGRESS / f"{name}.json"
-    if note.exists():
-        shard = json.loads(note.read_text())
-        if (out / name).is_file() and (out / name).stat().st_size == shard["file_bytes"]:
-            return shard
+    if (shard := disk.read_json(note)) and is_whole(out / name, shard):
+        return shard, False
     aside = out / f".partial-{os.getpid()}-{name}"
     serialize = _serializer(tuple(classes))
     counts, sides, corrupt, size = collections.Counter(), collections.Counter(), [], 0
@@ -168,8 +196,8 @@ def _write_shard(out, name, examples, classes):
         "corrupt": corrupt,
         **seal(aside, out / name),
     }
-    write_text(note, json.dumps(shard))
-    return shard
+    disk.write_text(note, json.dumps(shard))
+    return shard, True
 
 
 @contextlib.contextmanager
@@ -188,24 +216,37 @@ def seal(aside, path):
     """Moves a written file to its place, on the disk for sure: {"file_bytes", "sha256"}."""
     with aside.open("rb") as file:
         os.fsync(file.fileno())
-    known = {"file_bytes": aside.stat().st_size, "sha256": sha256(aside)}
+    known = {"file_bytes": aside.stat().st_size, "sha256": disk.sha256(aside)}
     aside.rename(path)
     return known
 
 
-def sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def is_whole(path, known):
+    """Whether a shard is there and has as many bytes as are known of it."""
+    return path.is_file() and path.stat().st_size == known["file_bytes"]
 
 
 def check_files(path, known):
     """ValueError where one of the shards {name: {"file_bytes"}} is missing or cut short."""
     for name, shard in known.items():
-        size = (path / name).stat().st_size if (path / name).is_file() else 0
-        if size != shard["file_bytes"]:
+        if not is_whole(path / name, shard):
+            size = f"{(path / name).stat().st_size}" if (path / name).is_file() else "no file"
             raise ValueError(
-                f"{path / name} must have {shard['file_bytes']} bytes, got {size}: copy it again"
+                f"{path / name} must have {shard['file_bytes']} bytes, got {size}: "
+                "start the command that wrote it again, or copy it again"
             )
+
+
+def read_record(records, index, path):
+    """Record `index` of a data source; ValueError where the bytes on the disk are damaged."""
+    try:
+        return records[index]
+    except RuntimeError as error:
+        reason = str(error).partition(";")[0]
+        raise ValueError(
+            f"example {index} of {path} cannot be read: its shard is damaged, copy it again: "
+            f"{reason}"
+        ) from error
 
 
 @functools.cache
@@ -284,7 +325,7 @@ def _finish(out, manifest):
         filename_template=template,
         check_data=False,
     )
-    write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    disk.write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     remove_notes(out)
 
 
@@ -293,11 +334,15 @@ def remove_notes(out):
         shutil.rmtree(out / PROGRESS)
 
 
-def write_text(path, text):
-    """Writes a whole file or none."""
-    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    aside.write_text(text)
-    aside.replace(path)
+def _opens(out):
+    """Whether tensorflow-datasets opens the directory."""
+    import tensorflow_datasets as tfds
+
+    try:
+        tfds.builder_from_directory(out)
+    except Exception:  # it raises several types
+        return False
+    return True
 
 
 def _die_with_parent():

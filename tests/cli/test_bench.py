@@ -82,9 +82,10 @@ def test_the_figures_of_known_times():
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--config=configs/digits.py"], "takes train|sample, got ''"),
+        (["--config=configs/digits.py"], "takes train|sample|data, got ''"),
         (["fly", "--config=configs/digits.py"], "must be train, sample or data, got 'fly'"),
         (["train"], "--config must be given"),
+        (["data", "--peer", "--config=configs/digits.py"], "peer must be false for data"),
         (["train", "--config=configs/digits.py", "--repeats=1"], "--repeats=1"),
         (["train", "--config=configs/digits.py", "--out=no/where"], "out must be in a directory"),
     ],

@@ -35,9 +35,28 @@ def test_work_that_is_done_is_0_and_sees_its_flags(run):
     assert seen == [3]
 
 
-def test_ctrl_c_is_a_line(run):
-    code, errors = run(lambda values: signal.raise_signal(signal.SIGINT))
-    assert (code, errors) == (130, "dit-command: interrupted\n")
+@pytest.mark.parametrize("signum", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("options, code", [("", 130), (", stopped=42", 42), (", tidies=True", 130)])
+def test_a_signal_is_a_line_even_where_an_exception_would_be_lost(signum, options, code):
+    script = (
+        "import signal, sys\n"
+        "from dit_jax.cli import command\n"
+        "def main(values):\n"
+        "    try:\n"
+        f"        signal.raise_signal(signal.{signum})\n"
+        "    except KeyboardInterrupt:\n"
+        "        if tidies: raise\n"
+        f"tidies = {'tidies' in options}\n"
+        f"sys.exit(command.run('dit-command', lambda values: None, main{options}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "dit-command: interrupted\n")
+
+
+def test_a_command_leaves_the_signals_as_they_were(run):
+    before = signal.getsignal(signal.SIGINT)
+    assert run(lambda values: None) == (0, "")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_reader_that_has_gone_is_no_fault():

@@ -1,6 +1,7 @@
 """dit-convert vae from end to end: folders, files, the hub, and what it refuses."""
 
 import json
+import shutil
 
 import diffusers
 import jax
@@ -54,10 +55,11 @@ def test_a_folder_comes_in_with_proof(call, folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.bin"])
-def test_a_file_alone_is_taken_for_stable_diffusions(call, folder, tmp_path, name):
+def test_a_file_alone_is_taken_for_stable_diffusions(call, caplog, folder, tmp_path, name):
     tensors = load_file(folder / WEIGHTS)
     (save_file if name.endswith("tensors") else torch.save)(tensors, tmp_path / name)
     assert "the same to" in done(call, "vae", tmp_path / name, tmp_path / "out")
+    assert "no config.json: taken as Stable Diffusion's, groups of norms 32" in caplog.text
     assert autoencoder.load(tmp_path / "out").config.scale == (0.18215,)
 
 
@@ -95,6 +97,7 @@ def test_what_differs_is_said_with_code_1(call, folder, tmp_path, monkeypatch):
         (["{empty}", "{out}"], "autoencoder must be a folder of diffusers' AutoencoderKL, got"),
         (["{half}", "{out}"], "must hold diffusion_pytorch_model.safetensors or diffusion_pyt"),
         (["{tanh}", "{out}"], "act_fn must be silu, got tanh"),
+        (["{eight}", "{out}"], "latent_channels of config.json must be 4, got 8"),
         (["{dit}/x.safetensors", "{out}"], "must be of an AutoencoderKL: missing"),
         (["{folder}", "{out}.pt"], "output must be a folder, without .pt, got"),
         (["{folder}", "{folder}", "--overwrite"], "output must be apart from what is read"),
@@ -104,10 +107,14 @@ def test_what_differs_is_said_with_code_1(call, folder, tmp_path, monkeypatch):
 def test_wrong_use_is_one_line_and_nothing_is_left(
     refuse, folder, tmp_path_factory, tmp_path, args, message
 ):
-    places = {name: tmp_path_factory.mktemp(name) for name in ("empty", "half", "tanh", "dit")}
+    places = {
+        name: tmp_path_factory.mktemp(name) for name in ("empty", "half", "tanh", "dit", "eight")
+    }
     config = json.loads((folder / "config.json").read_text())
     (places["half"] / "config.json").write_text(json.dumps(config))
     (places["tanh"] / "config.json").write_text(json.dumps(config | {"act_fn": "tanh"}))
+    (places["eight"] / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
+    shutil.copy(folder / WEIGHTS, places["eight"])
     for name in ("tanh", "dit"):
         target = WEIGHTS if name == "tanh" else "x.safetensors"
         save_file({"a": torch.zeros(2)}, places[name] / target)

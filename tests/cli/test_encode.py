@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pictures
 import pytest
 
-from dit_jax import autoencoder
+from dit_jax import autoencoder, disk
 from dit_jax.cli import encode, feed, train
 from dit_jax.data import imagefolder, latents, loader, records, shards
 from dit_jax.models import vae
@@ -193,10 +194,10 @@ def test_verify_encodes_again(call, refuse, places, tmp_path):
     [
         (["{data}", "{out}"], "--vae must be given"),
         (["{data}", "--vae={vae}"], "takes DATASET OUT, got"),
-        (["/nowhere", "{out}", "--vae={vae}"], "data.path must be a directory of dit-prepare"),
-        (["{data}", "{out}", "--vae={data}"], "checkpoint must be a directory with a saved step"),
-        (["{data}", "{out}", "--vae={vae}", "--split=test"], "data.split must be one of train"),
-        (["{data}", "{out}", "--vae={vae}", "--size=15"], "images must be divisible by 4, got 15"),
+        (["/nowhere", "{out}", "--vae={vae}"], "dataset must be a directory of dit-prepare"),
+        (["{data}", "{out}", "--vae={data}"], "vae must be a folder that `dit-convert vae` wrote"),
+        (["{data}", "{out}", "--vae={vae}", "--split=test"], "split must be one of train"),
+        (["{data}", "{out}", "--vae={vae}", "--size=15"], "size must be divisible by 4, got 15"),
         (["{data}", "{cache}", "--vae={other}", "--size=16"], "vae_digests must be that of"),
         (["{data}", "{cache}", "--vae={vae}", "--size=32"], "size must be that of"),
         (
@@ -221,9 +222,51 @@ def test_wrong_use_is_one_line(refuse, places, tmp_path, args, message):
 def test_two_runs_do_not_write_one_directory(refuse, places, tmp_path):
     (tmp_path / "out").mkdir()
     options = ("--size=16", f"--vae={places}/vae")
-    with shards.locked(tmp_path / "out"):
+    with disk.locked(tmp_path / "out", "OUT"):
         line = refuse(encode, places / "data", tmp_path / "out", *options)
     assert "OUT must not be written by another run, got" in line
+
+
+def test_what_a_finished_cache_has_lost_is_written_again(places, tmp_path):
+    out = tmp_path / "cache"
+    shutil.copytree(places / "cache", out)
+    one, two = sorted(out.glob("*.array_record*"))[1:3]
+    one.unlink()
+    two.write_bytes(two.read_bytes()[:-10])
+    options = ("--size=16", f"--vae={places}/vae", "--examples_per_shard=5")
+    subprocess.run([*COMMAND, places / "data", out, *options], check=True)
+    assert contents(out) == contents(places / "cache")
+
+
+def test_the_split_of_a_run_is_that_of_its_cache(places):
+    config = make_config(places, "latents")
+    config.data.split = "validation"
+    with pytest.raises(ValueError, match="data.split must be train, that of .*/cache, got val"):
+        feed.make(config)
+
+
+def test_a_damaged_shard_is_a_line(call, refuse, places, tmp_path):
+    for name in ("cache", "data"):
+        shutil.copytree(places / name, tmp_path / name)
+        for path in (tmp_path / name).glob("*array_record*"):
+            data = bytearray(path.read_bytes())
+            data[500:564] = bytes(x ^ 1 for x in data[500:564])  # of the first example
+            path.write_bytes(data)
+    options = (
+        *("--config=configs/imagenet256.py:Ti/2", "--config.model.input_size=(4, 4)"),
+        *("--config.model.num_classes=3", "--config.train.batch_size=24"),
+        "--config.run.total_steps=4",
+        f"--config.data.vae={places}/vae",
+    )
+    for source, name in (("latents", "cache"), ("images", "data")):
+        where = (f"--config.data.path={tmp_path}/{name}", f"--workdir={tmp_path}/run_{name}")
+        with jax.numpy_dtype_promotion("standard"):
+            code, _, errors = call(train, *options, *where, f"--config.data.source={source}")
+        assert code == 2, errors
+        assert f"of {tmp_path}/{name} cannot be read: its shard is damaged" in errors
+        assert "Traceback" not in errors and len(errors.splitlines()[-1]) < 400
+    line = refuse(encode, tmp_path / "data", tmp_path / "x", "--size=16", f"--vae={places}/vae")
+    assert f"of {tmp_path}/data cannot be read: its shard is damaged, copy it again" in line
 
 
 def test_another_autoencoder_does_not_show_the_cache(places):
@@ -239,5 +282,7 @@ def test_a_cache_cut_short_is_named(places, tmp_path):
     (tmp_path / "cut").mkdir()
     for name, data in contents(places / "cache").items():
         (tmp_path / "cut" / name).write_bytes(data[:-10] if "array_record" in name else data)
-    with pytest.raises(ValueError, match="must have .* bytes, got .*: copy it again"):
+    with pytest.raises(
+        ValueError, match="must have .* bytes, got .*: start the command that wrote it"
+    ):
         latents.open_latents(tmp_path / "cut")

@@ -40,7 +40,7 @@ def places(tmp_path_factory):
     return path
 
 
-def test_one_command_each_from_files_to_decoded_samples(call, places):
+def test_one_command_each_from_files_to_decoded_samples(call, caplog, places):
     data, run, encoder = places / "data", places / "run", f"--vae={places}/vae"
     assert call(prepare, places / "tree", data, "--num_shards=2")[0] == 0
     options = (*OPTIONS, f"--config.data.path={data}", f"--config.data.vae={places}/vae")
@@ -56,6 +56,13 @@ def test_one_command_each_from_files_to_decoded_samples(call, places):
     assert call(sample, *usual, f"--out={places}/x.npz")[0] == 0
     images = np.load(places / "x.npz")["arr_0"]
     assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
+    params = jax.jit(vae.init, static_argnums=0)(NARROW, jax.random.key(0))
+    for part, warns in (("decoder", False), ("encoder", True)):
+        changed = params | {part: jax.tree.map(lambda x: x + 1, params[part])}
+        autoencoder.save(places / part, NARROW, changed)
+        usual = (f"--checkpoint={run}", "--labels=0", f"--vae={places}/{part}")
+        assert call(sample, *usual, f"--out={places}/y.npz")[0] == 0
+        assert ("is not the one that encoded for" in caplog.text) == warns
 
 
 def test_pixels_of_images_need_no_autoencoder(call, places):
@@ -93,11 +100,11 @@ def test_no_command_of_training_brings_torch_or_tensorflow(places):
         (["--config.data.path={data}"], "data.vae must be given: what `dit-convert vae` wrote"),
         (
             ["--config.data.path=/nowhere", "--config.data.vae={vae}"],
-            "data.path must be a directory of dit-prepare or tensorflow-datasets, got /nowhere",
+            "dataset must be a directory of dit-prepare or tensorflow-datasets, got /nowhere",
         ),
         (
             ["--config.data.path={data}", "--config.data.vae=/nowhere"],
-            "checkpoint must be a directory with a saved step, got /nowhere",
+            "vae must be a folder that `dit-convert vae` wrote, got /nowhere",
         ),
         (
             [
@@ -109,7 +116,7 @@ def test_no_command_of_training_brings_torch_or_tensorflow(places):
         ),
         (
             ["--config.data.path={data}", "--config.data.vae={vae}", "--config.data.split=x"],
-            "data.split must be one of train, got 'x'",
+            "split must be one of train, got 'x'",
         ),
         (
             [

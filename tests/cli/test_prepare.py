@@ -4,6 +4,7 @@ import collections
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pictures
 import pytest
 import tensorflow_datasets as tfds
 
+from dit_jax import disk
 from dit_jax.cli import prepare
 from dit_jax.data import images, shards
 
@@ -92,6 +94,45 @@ def test_kill_9_at_random_moments_changes_no_byte(tmp_path):
     assert contents(killed) == contents(whole)
 
 
+def test_what_a_finished_directory_has_lost_is_written_again(call, tree, prepared, tmp_path):
+    out = tmp_path / "data"
+    shutil.copytree(prepared, out)
+    one, two = sorted(out.glob("*.array_record*"))[:2]
+    one.unlink()
+    two.write_bytes(two.read_bytes()[:-100])
+    (out / "dataset_info.json").write_text("{")
+    assert call(prepare, tree[0], out)[0] == 0  # as many shards as there are
+    assert contents(out) == contents(prepared)
+
+
+def test_a_finished_directory_has_its_number_of_shards(refuse, tree, prepared, tmp_path):
+    before = contents(prepared)
+    line = refuse(prepare, tree[0], prepared, "--num_shards=3")
+    assert "num_shards must be 4, as many as train of" in line
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{")
+    line = refuse(prepare, tree[0], tmp_path / "broken")
+    assert "manifest.json must be JSON, but it is damaged" in line
+    assert contents(prepared) == before
+
+
+def test_ctrl_c_is_a_line_and_the_next_run_goes_on(tree, prepared, tmp_path):
+    command = [*COMMAND, tree[0], tmp_path / "data", "--num_shards=4", "--processes=2"]
+    for seconds in (0.3, 0.6, 1.0):
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        while process.poll() is None and not (tmp_path / "data" / ".lock").exists():
+            time.sleep(0.001)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        errors = process.communicate()[1]
+        assert process.returncode in (0, 130), errors
+        assert "Traceback" not in errors and "leaked" not in errors, errors
+    subprocess.run(command, check=True)
+    assert contents(tmp_path / "data") == contents(prepared)
+
+
 def test_a_disk_that_is_full_is_a_line_and_the_next_run_goes_on(tree, prepared, tmp_path):
     command = [*COMMAND, tree[0], tmp_path / "data", "--num_shards=4"]
     full_disk.expect_one_line(command)
@@ -124,16 +165,18 @@ def test_what_is_no_whole_image_is_left_out_up_to_a_limit(call, refuse, tree, tm
     (source / "c2" / "text.png").write_text("text")
     (source / "c2" / "notes.txt").write_text("text")
     line = refuse(prepare, source, tmp_path / "no", "--max_corrupt=0.05")  # 1 of 20
-    assert "max_corrupt must be enough: more than 1 files are no whole images, as c" in line
+    assert "max_corrupt must be at least 0.1, got 0.05: 2 or more of 20 files are no whole" in line
     assert call(prepare, source, tmp_path / "out", "--max_corrupt=0.1")[0] == 0
     known = shards.read_manifest(tmp_path / "out")["splits"]["train"]
     assert known["num_examples"] == 18 and known["ignored"] == 1
     assert [name for name, _ in known["corrupt"]] == ["c1/cut.jpg", "c2/text.png"]
+    assert call(prepare, source, tmp_path / "again", "--max_corrupt=0.1")[0] == 0
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
 
 
 def test_two_runs_do_not_write_one_directory(refuse, tree, tmp_path):
     (tmp_path / "out").mkdir()
-    with shards.locked(tmp_path / "out"):
+    with disk.locked(tmp_path / "out", "OUT"):
         line = refuse(prepare, tree[0], tmp_path / "out")
     assert "OUT must not be written by another run, got" in line
 
@@ -142,9 +185,9 @@ def test_an_unfinished_run_goes_on_with_its_own_images_only(refuse, tree, tmp_pa
     out = tmp_path / "out"
     (tmp_path / "bad" / "c0").mkdir(parents=True)
     (tmp_path / "bad" / "c0" / "x.jpg").write_text("text")
-    assert "max_corrupt must be enough" in refuse(prepare, tmp_path / "bad", out)
+    assert "max_corrupt must be at least 1, got 0.001" in refuse(prepare, tmp_path / "bad", out)
     line = refuse(prepare, tree[0], out)
-    assert "source must be that of the unfinished" in line
+    assert "OUT must be unfinished with the same images and num_shards, got" in line
 
 
 @pytest.mark.parametrize(
@@ -156,11 +199,15 @@ def test_an_unfinished_run_goes_on_with_its_own_images_only(refuse, tree, tmp_pa
         (["{tree}", "{out}", "--num_shards=19"], "num_shards must be at most 18, got 19"),
         (["{tree}", "{out}", "--split=a b"], "split must be a name as train, got 'a b'"),
         (["{tree}", "{out}", "--max_corrupt=2"], "max_corrupt"),
-        (["{tree}", "{tree}"], "OUT must be new, empty or of dit-prepare, got"),
+        (["{tree}", "{tree}/out"], "OUT must not lie in SRC, got"),
+        (["{tree}", "{tree}/c0/000.jpg"], "OUT must be a folder or new, got the file"),
+        (["{tree}", "{mine}"], "OUT must be new, empty or of dit-prepare, got"),
         (["{tree}", "/proc/out"], "No such file or directory: '/proc/out'"),
     ],
 )
 def test_wrong_use_is_one_line(refuse, tree, tmp_path, args, message):
-    args = [arg.format(tree=tree[0], out=tmp_path / "out") for arg in args]
-    assert message in refuse(prepare, *args)
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    paths = {"tree": tree[0], "out": tmp_path / "out", "mine": tmp_path / "mine"}
+    assert message in refuse(prepare, *(arg.format(**paths) for arg in args))
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]

@@ -61,7 +61,7 @@ def test_a_folder_holds_one_png_an_image(call, refuse, tmp_path, checkpoint):
         with Image.open(tmp_path / "images" / f"0000{i}.png") as file:
             np.testing.assert_array_equal(np.asarray(file), image[..., 0])
     line = refuse(sample, *usual, f"--out={tmp_path}/images")
-    assert "out must be a file, got the directory" in line
+    assert "out must be a new folder, got" in line
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,9 @@ def test_an_autoencoder_decodes_them(call, refuse, tmp_path, latents, checkpoint
     assert call(sample, *usual, f"--out={tmp_path}/x.png")[0] == 0
     with Image.open(tmp_path / "x.png") as image:
         assert image.mode == "RGB" and image.size == (2 * 64 + 4, 64)
+    (tmp_path / "folder").mkdir()
+    line = refuse(sample, *usual, f"--out={tmp_path}/folder")
+    assert "out must be a new folder, got" in line
     line = refuse(sample, "--labels=3", f"--checkpoint={checkpoint}", f"--vae={latents}/vae")
     assert "vae must be none for a model of pixels, got" in line
     wide = vae.VAEConfig(channels=(8,), num_resnets=1, num_groups=4)
@@ -120,6 +123,9 @@ def test_an_autoencoder_decodes_them(call, refuse, tmp_path, latents, checkpoint
         (["--labels=3", "--eta=inf"], "eta must be a finite number, got inf"),
         (["--labels=3", "--eta=1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none"),
         ([], "--labels must be given"),
+        (["--labels=3", "--weights", "--seed=1"], "--weights=--seed=1: value should be one of"),
+        (["--vae", "--labels=3"], "--labels must be given"),
+        (["--labels=3", "--vae", "--seed=1"], "vae must have a value, got --seed=1"),
         (
             ["--labels=3", "--out=images.jpg"],
             "out must end with .png or .npz, or be a new folder, got i",

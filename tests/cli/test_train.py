@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit_jax import checkpoint
+from dit_jax import checkpoint, disk
 from dit_jax.cli import train
 from dit_jax.train import record
 
@@ -124,6 +124,21 @@ def test_a_signal_saves_and_the_same_command_goes_on(reference, tmp_path, signum
     assert 26 <= stopped < LAST
     assert f"going on from step {stopped}" in finish(start(tmp_path / "run"))
     assert_same_end(tmp_path / "run", reference)
+
+
+def test_a_signal_before_the_first_step_asks_to_be_started_again(tmp_path):
+    process = start(tmp_path / "run")
+    while process.poll() is None and not (tmp_path / "run" / ".lock").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process, code=42).splitlines()[-1] == "dit-train: interrupted"
+
+
+def test_two_runs_do_not_write_one_workdir(refuse, tmp_path):
+    (tmp_path / "run").mkdir()
+    with disk.locked(tmp_path / "run", "workdir"):
+        line = refuse(train, *SMALL, f"--workdir={tmp_path}/run")
+    assert f"workdir must not be written by another run, got {tmp_path}/run" in line
 
 
 def test_a_finished_run_says_so_and_a_longer_one_goes_on(reference):

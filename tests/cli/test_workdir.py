@@ -9,6 +9,7 @@ CONFIG = {"seed": 0, "run": {"checkpoint_every": 8}}
 
 def make(path, *, last, folder=None):
     """A run's directory whose record ends at step `last`; folder: one that lies in checkpoints."""
+    path.mkdir(exist_ok=True)
     workdirs.claim(path, CONFIG)
     records = (json.dumps({"step": step}) + "\n" for step in range(1, last + 1))
     (path / "metrics.jsonl").write_text("".join(records))
@@ -54,11 +55,15 @@ def test_a_whole_step_is_gone_on_from(tmp_path):
 
 
 def test_a_claim_that_was_killed_is_taken_up_again(tmp_path):
-    (tmp_path / ".config.json").write_text("{")
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".partial-7-config.json").write_text("{")
     assert_accepted_untouched(tmp_path)
-    workdirs.claim(tmp_path, CONFIG)
+    with workdirs.held(tmp_path):
+        workdirs.claim(tmp_path, CONFIG)
+        with pytest.raises(ValueError, match="^workdir must not be written by another run, got"):
+            workdirs.held(tmp_path).__enter__()
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
-    assert not (tmp_path / ".config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):

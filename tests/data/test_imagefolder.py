@@ -1,3 +1,4 @@
+import gzip
 import tarfile
 
 import pictures
@@ -24,9 +25,14 @@ def test_a_tree_and_its_tar_of_tars_are_the_same(tmp_path):
     files = pictures.draw(tmp_path / "tree")
     (tmp_path / "tree" / "c1" / "notes.txt").write_text("no image")
     (tmp_path / "tree" / "LICENSE").write_text("in no class")
-    for source in (tmp_path / "tree", pack(tmp_path / "tree", tmp_path / "all.tar")):
+    (tmp_path / "tree" / "c2" / "lost.jpg").symlink_to(tmp_path / "nowhere")
+    tar = pack(tmp_path / "tree", tmp_path / "all.tar")
+    (tmp_path / "tree" / "c1").rename(tmp_path / "elsewhere")
+    (tmp_path / "tree" / "c1").symlink_to(tmp_path / "elsewhere")
+    ignored = ["LICENSE", "c1/notes.txt", "c2/lost.jpg"]
+    for source, others in ((tmp_path / "tree", ignored), (tar, ignored[1:2])):
         listing = imagefolder.scan(source)
-        assert listing.classes == ["c0", "c1", "c2"] and listing.ignored == ["c1/notes.txt"]
+        assert listing.classes == ["c0", "c1", "c2"] and listing.ignored == others
         assert [example.name for example in listing.examples] == sorted(files)
         for example in listing.examples:
             assert example.label == int(example.name[1])
@@ -47,6 +53,12 @@ def test_what_cannot_be_listed_is_named(tmp_path):
     tar.write_bytes(tar.read_bytes()[: 3 * tar.stat().st_size // 5])
     with pytest.raises(ValueError, match="source must be a whole tar of tars, got"):
         imagefolder.scan(tar)
+    (tmp_path / "all.tar.gz").write_bytes(gzip.compress(b"text"))
+    with pytest.raises(ValueError, match="a whole tar of tars, got .*gz: it is compressed"):
+        imagefolder.scan(tmp_path / "all.tar.gz")
+    (tmp_path / "tree" / "c7" / "line\nbreak.jpg").touch()
+    with pytest.raises(ValueError, match=r"must be printable UTF-8, got 'c7/line\\nbreak.jpg'"):
+        imagefolder.scan(tmp_path / "tree")
     (tmp_path / "text.tar").write_text("text" * 1000)
     with pytest.raises(ValueError, match="source must be a whole tar of tars, got"):
         imagefolder.scan(tmp_path / "text.tar")
