@@ -26,6 +26,12 @@ def get_config():
     config.compute.remat = "none"  # none, dots, full: least memory last
     config.compute.unroll = False  # compile every block apart
 
+    config.mesh = ConfigDict()  # the devices; may change when a run is taken up again
+    config.mesh.data = -1  # copies of the model, each with its part of the batch; -1: the rest
+    config.mesh.fsdp = 1  # divides the batch and the parameters, which are gathered block by block
+    config.mesh.tensor = 1  # divides heads and MLPs
+    config.mesh.shard_optimizer = True  # average and optimizer over mesh.data too (ZeRO-1)
+
     config.diffusion = ConfigDict()
     config.diffusion.schedule = "linear"  # linear or squared_cosine
     config.diffusion.num_steps = 1000

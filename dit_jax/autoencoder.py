@@ -52,9 +52,9 @@ def load(path, *, dtype="float32", local=False):
     """
     config = describe(path)
     directory, step = checkpoint.locate(path)
-    mesh = sharding.make_mesh(local=local)
+    mesh = sharding.make_mesh(devices=jax.local_devices() if local else None)
     template = jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
-    template = sharding.abstract(template, sharding.of_state(template, mesh))
+    template = sharding.abstract(template, sharding.of_params(template, mesh))
     params = checkpoint.restore(directory, step, {"params": template})["params"]
     return Autoencoder(config, params, mesh, dtype=dtype)
 
@@ -118,7 +118,7 @@ class Autoencoder:
         out = []
         with tqdm(total=len(x), unit="image", disable=None if progress else True) as bar:
             for start in range(0, len(padded), size):
-                out.append(jax.device_get(run(self.params, padded[start : start + size])))
+                out.append(sharding.to_host(run(self.params, padded[start : start + size])))
                 bar.update(min(size, len(x) - start))
         return np.concatenate(out)[: len(x)]
 

@@ -93,7 +93,7 @@ def draw_all(draw, params, labels, *, seed, batch_size, progress=False):
     images = []
     with tqdm(total=len(padded), unit="image", disable=None if progress else True) as bar:
         for y, k in zip(batches, keys, strict=True):
-            images.append(jax.device_get(draw(params, y, k)))
+            images.append(sharding.to_host(draw(params, y, k)))
             bar.update(batch_size)
     return np.concatenate(images)[: len(labels)]
 

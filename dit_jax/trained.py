@@ -32,7 +32,7 @@ def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"
         logging.warning("vae %s is not the one that encoded for %s", vae, path)
     mesh = sharding.make_mesh()
     template = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
-    template = sharding.abstract(template, sharding.of_state(template, mesh))
+    template = sharding.abstract(template, sharding.of_params(template, mesh))
     params = checkpoint.restore(directory, step, {weights: template})[weights]
     attention = devices.resolve_attention(attention, saved["compute"]["dtype"])
     return LoadedDiT(

@@ -35,7 +35,6 @@ from dit_jax.convert import files
 from dit_jax.data import loader, synthetic
 from dit_jax.diffusion import schedules
 from dit_jax.models import dit, flops
-from dit_jax.train import state as states
 
 
 def define(values):
@@ -95,8 +94,7 @@ def measure_data(config, repeats, warmup):
         seed=config.seed,
         start=0,
         augment=fed.augment,
-        process=0,
-        num_processes=1,
+        rows=list(range(size)),
     )
     places = iter(range(warmup + repeats))
     seconds, _ = time_in_turn({"data": lambda: share[next(places)]}, repeats, warmup)
@@ -124,10 +122,9 @@ class Work(NamedTuple):
 def prepare_train(config):
     """One training step on one batch that stays on the devices."""
     parts, key = build.parts(config), jax.random.key(0)
-    state = states.create(parts.init, parts.optimizer, key, parts.mesh)
+    state = parts.create_state(key)
     batch = random_batch(config, parts.mesh)
-    jitted = jax.jit(parts.train_step, donate_argnums=0)
-    step, compile_seconds = compile_timed(jitted, state, batch, key)
+    step, compile_seconds = compile_timed(parts.jit_step(), state, batch, key)
 
     def run():
         nonlocal state

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import jax
 import optax
 
-from dit_jax import devices, generate, sharding
+from dit_jax import devices as machine
+from dit_jax import generate, sharding
 from dit_jax.diffusion import schedules
 from dit_jax.models import dit
 from dit_jax.train import optimizer as optimizers
+from dit_jax.train import state as states
 from dit_jax.train import step as steps
 
 RULES = {  # of the numbers of a config
@@ -52,15 +54,25 @@ def check(config):
             if not fits(value):
                 raise ValueError(f"{name} must be {rule}, got {value}")
     train = config.train
-    if train.batch_size % (jax.device_count() * train.accumulation_steps):
-        raise ValueError(
-            f"train.batch_size must be divisible by {jax.device_count()} devices x "
-            f"{train.accumulation_steps} accumulation_steps, got {train.batch_size}"
-        )
     if train.class_dropout_prob and not config.model.null_label:
         raise ValueError(
             "train.class_dropout_prob must be 0 without model.null_label, "
             f"got {train.class_dropout_prob}"
+        )
+
+
+def check_mesh(config, mesh):
+    """ValueError where the batch or the heads cannot be divided as the mesh does."""
+    train, shards = config.train, sharding.batch_shards(mesh)
+    if train.batch_size % (shards * train.accumulation_steps):
+        raise ValueError(
+            f"train.batch_size must be divisible by {shards} (mesh.data x mesh.fsdp) x "
+            f"{train.accumulation_steps} accumulation_steps, got {train.batch_size}"
+        )
+    heads, tensor = dit.SIZES[config.model.size][2], mesh.shape["tensor"]
+    if heads % tensor:
+        raise ValueError(
+            f"mesh.tensor must divide the {heads} heads of {config.model.size}, got {tensor}"
         )
 
 
@@ -74,21 +86,46 @@ class Parts(NamedTuple):
     train_step: Callable  # (state, batch, key) -> state, metrics
     draw: Callable  # (params, labels, keys) -> images
     mesh: jax.sharding.Mesh
+    shard_optimizer: bool
 
     def init(self, key):
         """Random parameters."""
         return dit.init(self.model, key)
 
+    def create_state(self, key):
+        return states.create(
+            self.init, self.optimizer, key, self.mesh, shard_optimizer=self.shard_optimizer
+        )
 
-def parts(config):
-    """The Parts of a config, all its values checked."""
+    def abstract_state(self):
+        return states.abstract(
+            self.init,
+            self.optimizer,
+            jax.random.key(0),
+            self.mesh,
+            shard_optimizer=self.shard_optimizer,
+        )
+
+    def jit_step(self):
+        """The training step, which keeps the state where it is."""
+        places = states.shardings(self.abstract_state())
+        everywhere = sharding.replicated(self.mesh)
+        return jax.jit(self.train_step, donate_argnums=0, out_shardings=(places, everywhere))
+
+
+def parts(config, devices=None):
+    """The Parts of a config, all its values checked, on all devices or those given."""
     check(config)
     model = dit.configure(**config.model)
+    sizes = config.mesh.to_dict()
+    shard_optimizer = sizes.pop("shard_optimizer")
+    mesh = sharding.make_mesh(**sizes, devices=devices)
+    check_mesh(config, mesh)
     compute = config.compute.to_dict()
-    compute["attention"] = devices.resolve_attention(compute["attention"], compute["dtype"])
-    apply = dit.make_apply(model, **compute)
+    compute["attention"] = machine.resolve_attention(compute["attention"], compute["dtype"])
+    apply = dit.make_apply(model, **compute, gather=sharding.make_gather(mesh))
     schedule = schedules.make(**config.diffusion)
-    train, mesh = config.train, sharding.make_mesh()
+    train = config.train
     names = ("learning_rate", "b1", "b2", "eps", "weight_decay", "warmup_steps", "decay_steps")
     optimizer = optimizers.adamw(**{name: train[name] for name in names})
     train_step = steps.make_train_step(
@@ -104,7 +141,7 @@ def parts(config):
     draw = generate.make_sampler(
         apply, model, schedule, mesh, space=config.data.space, **config.sampling
     )
-    return Parts(model, apply, schedule, optimizer, train_step, draw, mesh)
+    return Parts(model, apply, schedule, optimizer, train_step, draw, mesh, shard_optimizer)
 
 
 def to_json(config):

@@ -115,8 +115,8 @@ def train(config, parts, fed, state, key, workdir):
 def create_or_restore(parts, key, directory, step):
     """The state saved in the directory as number `step`; a new one where step is None."""
     if step is None:
-        return states.create(parts.init, parts.optimizer, key, parts.mesh)
-    templates = states.abstract(parts.init, parts.optimizer, key, parts.mesh)._asdict()
+        return parts.create_state(key)
+    templates = parts.abstract_state()._asdict()
     place = templates.pop("step").sharding
     items = checkpoint.restore(directory, step, templates)
     return states.TrainState(step=jax.device_put(np.int32(step), place), **items)
@@ -134,7 +134,7 @@ def check_latents(batch, key):
 def compile_step(parts, state, batch, key):
     """The step compiled before it is timed."""
     started = time.perf_counter()
-    step = jax.jit(parts.train_step, donate_argnums=0).lower(state, batch, key).compile()
+    step = parts.jit_step().lower(state, batch, key).compile()
     logging.info("compiled the step in %.1f s", time.perf_counter() - started)
     return step
 

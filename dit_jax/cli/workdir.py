@@ -12,6 +12,8 @@ import jax
 from dit_jax import checkpoint, disk
 from dit_jax.train import record
 
+FREE = ("run", "mesh")  # topics of a config that may change when a run goes on
+
 
 def check(workdir, config):
     """ValueError where no run of this config can start or go on in the workdir; writes nothing."""
@@ -70,8 +72,8 @@ def _check_same(workdir, old, new):
 
 
 def _differences(old, new):
-    """(name, old value, new value) of all fields that differ, the topic `run` apart."""
-    names = {(topic, None) for topic in old.keys() | new.keys() if topic != "run"}
+    """(name, old value, new value) of the fields that differ and may not."""
+    names = {(topic, None) for topic in old.keys() | new.keys() if topic not in FREE}
     for topic, _ in list(names):
         if isinstance(old.get(topic), dict) and isinstance(new.get(topic), dict):
             names.remove((topic, None))

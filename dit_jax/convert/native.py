@@ -55,7 +55,7 @@ def read(path, weights="ema"):
     model, settings, step, _ = describe(path)
     directory, _ = checkpoint.locate(path)
     template = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
-    template = sharding.abstract(template, sharding.of_state(template, sharding.make_mesh()))
+    template = sharding.abstract(template, sharding.of_params(template, sharding.make_mesh()))
     params = checkpoint.restore(directory, step, {weights: template})[weights]
     return Checkpoint(model, settings, params)
 

@@ -209,6 +209,8 @@ def _to_official(path, x, config):
     if path == "x_embedder/proj/kernel":  # a convolution there
         p = config.patch_size
         return x.reshape(p, p, config.in_channels, -1).transpose(3, 2, 0, 1)  # (D, C, p, p)
+    if _is_joined(path):  # (D, count, D) or (count, D)
+        x = x.reshape(*x.shape[:-2], -1)
     return x.T if path.endswith("/kernel") else x
 
 
@@ -216,7 +218,13 @@ def _from_official(path, x, config):
     """The inverse of `_to_official`."""
     if path == "x_embedder/proj/kernel":
         return x.transpose(2, 3, 1, 0).reshape(-1, config.hidden_size)  # (p*p*C, D)
-    return x.T if path.endswith("/kernel") else x
+    x = x.T if path.endswith("/kernel") else x
+    return x.reshape(*x.shape[:-1], -1, config.hidden_size) if _is_joined(path) else x
+
+
+def _is_joined(path):
+    """Whether queries, keys and values have an axis of their own in our array."""
+    return "/qkv/" in path or "/kv/" in path
 
 
 def _position_table(config):

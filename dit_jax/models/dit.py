@@ -5,14 +5,14 @@ Arithmetic runs in `dtype` over float32 parameters; LayerNorm statistics, softma
 are float32.
 """
 
+import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dit_jax.models import layers
-from dit_jax.models.layers import DTYPES, layer_norm, modulate
+from dit_jax.models.layers import DTYPES, REMAT_POLICIES, layer_norm, modulate
 
 SIZES = {  # depth, hidden size, heads: table 1 of the paper; Ti is ours, for tiny images
     "Ti": (4, 128, 4),
@@ -20,11 +20,6 @@ SIZES = {  # depth, hidden size, heads: table 1 of the paper; Ti is ours, for ti
     "B": (12, 768, 12),
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
-}
-REMAT_POLICIES = {  # what a block keeps for the backward pass; none: all, without recomputing
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -173,12 +168,14 @@ BLOCKS = {
 class DiT(nnx.Module):
     """x_t, t, y -> the noise in x_t and the code of the reverse step's variance.
 
-    dtype: of the arithmetic. attention: "xla" or "cudnn". remat: a name of `REMAT_POLICIES`.
+    dtype: of the arithmetic. attention: "xla" or "cudnn". remat: one of `REMAT_POLICIES`.
     unroll: compile every block apart (slower to compile) instead of one block in a loop.
+    gather: None, or gather(params, dtype), which brings divided parameters to their use.
     """
 
-    def __init__(self, config, *, dtype, attention, remat, unroll, rngs):
-        self.config, self.remat, self.unroll = config, remat, unroll
+    def __init__(self, config, *, dtype, attention, remat, unroll, gather, rngs):
+        self.config, self.dtype = config, dtype
+        self.remat, self.unroll, self.gather = remat, unroll, gather
         size, p, labels = config.hidden_size, config.patch_size, config.num_classes
         options = {"dtype": dtype, "rngs": rngs}
         self.x_embedder = layers.PatchEmbedder(p, config.in_channels, size, **options)
@@ -207,6 +204,10 @@ class DiT(nnx.Module):
             x = jnp.concatenate([x, c], axis=1)  # (N, T+2, D)
 
         def run(block, x):
+            if self.gather:  # one block at a time
+                graphdef, params = nnx.split(block)
+                params = self.gather({"blocks": nnx.to_pure_dict(params)}, self.dtype)
+                block = nnx.merge(graphdef, params["blocks"])
             return block(x, c)
 
         if self.remat != "none":
@@ -223,20 +224,27 @@ def init(config, key):
 
     The parameters of the blocks are stacked on a leading layer axis.
     """
-    options = {"dtype": jnp.float32, "attention": "xla", "remat": "none", "unroll": False}
-    return nnx.to_pure_dict(nnx.state(DiT(config, **options, rngs=nnx.Rngs(key)), nnx.Param))
+    options = {"dtype": jnp.float32, "attention": "xla", "remat": "none", "rngs": nnx.Rngs(key)}
+    model = DiT(config, unroll=False, gather=None, **options)
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def make_apply(config, *, dtype="float32", attention="xla", remat="none", unroll=False):
+def make_apply(
+    config, *, dtype="float32", attention="xla", remat="none", unroll=False, gather=None
+):
     """apply(params, x, t, y), the pure function of a `DiT` with these options."""
     choices = {"dtype": DTYPES, "attention": layers.ATTENTIONS, "remat": REMAT_POLICIES}
     for name, value in {"dtype": dtype, "attention": attention, "remat": remat}.items():
         if value not in choices[name]:
             raise ValueError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
-    options = {"dtype": DTYPES[dtype], "attention": attention, "remat": remat, "unroll": unroll}
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: DiT(config, **options, rngs=nnx.Rngs(0))))
+    options = {"attention": attention, "remat": remat, "unroll": unroll, "gather": gather}
+    make = functools.partial(DiT, config, dtype=DTYPES[dtype], **options)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
 
     def apply(params, x, t, y):
+        if gather:
+            rest = {name: params[name] for name in params if name != "blocks"}
+            params = params | gather(rest, DTYPES[dtype])
         return nnx.merge(graphdef, params)(x, t, y)
 
     return apply

@@ -13,6 +13,11 @@ FREQUENCIES = 256  # size of the sinusoidal embedding of t
 MLP_RATIO = 4
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the arithmetic
 ATTENTIONS = ("xla", "cudnn")  # implementations
+REMAT_POLICIES = {  # what a block keeps for the backward pass; none: all, without recomputing
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 xavier = nnx.initializers.xavier_uniform()
 zeros = nnx.initializers.zeros
@@ -68,6 +73,18 @@ class Linear(nnx.Linear):
         super().__init__(in_features, out_features, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
 
+class JoinedLinear(nnx.LinearGeneral):
+    """Several linears of D to D in one, born as one of D to count * D: (..., D) -> (..., count, D).
+
+    Their outputs have an axis of their own, so that a split of D keeps heads whole.
+    """
+
+    def __init__(self, hidden_size, count, *, dtype, rngs):
+        super().__init__(
+            hidden_size, (count, hidden_size), kernel_init=xavier, dtype=dtype, rngs=rngs
+        )
+
+
 class PatchEmbedder(nnx.Module):
     """A linear map of each patch; as a convolution its kernel would be (p, p, C, D)."""
 
@@ -104,7 +121,7 @@ class Attention(nnx.Module):
 
     def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
         self.num_heads, self.attention = num_heads, attention
-        self.qkv = Linear(hidden_size, 3 * hidden_size, dtype=dtype, rngs=rngs)
+        self.qkv = JoinedLinear(hidden_size, 3, dtype=dtype, rngs=rngs)
         self.proj = Linear(hidden_size, hidden_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
@@ -121,7 +138,7 @@ class CrossAttention(nnx.Module):
     def __init__(self, hidden_size, num_heads, *, dtype, rngs):
         self.num_heads = num_heads
         self.q = Linear(hidden_size, hidden_size, dtype=dtype, rngs=rngs)
-        self.kv = Linear(hidden_size, 2 * hidden_size, dtype=dtype, rngs=rngs)
+        self.kv = JoinedLinear(hidden_size, 2, dtype=dtype, rngs=rngs)
         self.proj = Linear(hidden_size, hidden_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, memory):

@@ -17,16 +17,27 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def create(init, optimizer, key, mesh):
+def create(init, optimizer, key, mesh, *, shard_optimizer):
     """A TrainState born sharded on the mesh. init(key) -> params."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract(init, optimizer, key, mesh))
-    return jax.jit(_maker(init, optimizer), out_shardings=shardings)(key)
+    templates = abstract(init, optimizer, key, mesh, shard_optimizer=shard_optimizer)
+    return jax.jit(_maker(init, optimizer), out_shardings=shardings(templates))(key)
 
 
-def abstract(init, optimizer, key, mesh):
-    """The TrainState that `create` makes, as ShapeDtypeStructs with shardings."""
+def abstract(init, optimizer, key, mesh, *, shard_optimizer):
+    """The TrainState that `create` makes, as ShapeDtypeStructs with shardings.
+
+    shard_optimizer: the average and the optimizer's state are divided by `data` too (ZeRO-1).
+    """
     shapes = jax.eval_shape(_maker(init, optimizer), key)
-    return sharding.abstract(shapes, sharding.of_state(shapes, mesh))
+    divided = sharding.of_params(shapes, mesh, over_data=shard_optimizer)
+    return sharding.abstract(
+        shapes, divided._replace(params=sharding.of_params(shapes.params, mesh))
+    )
+
+
+def shardings(state):
+    """Where the leaves of a state, or of its templates, are."""
+    return jax.tree.map(lambda x: x.sharding, state)
 
 
 def _maker(init, optimizer):

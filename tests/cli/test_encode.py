@@ -17,7 +17,7 @@ import numpy as np
 import pictures
 import pytest
 
-from dit_jax import autoencoder, disk
+from dit_jax import autoencoder, disk, sharding
 from dit_jax.cli import encode, feed, train
 from dit_jax.data import imagefolder, latents, loader, records, shards
 from dit_jax.models import vae
@@ -78,10 +78,7 @@ def test_the_cache_is_what_encoding_in_the_loop_gives(call, places, tmp_path, dt
 def take(config, count):
     """The first batches that a config's training is fed with."""
     fed = feed.make(config)
-    place = jax.sharding.NamedSharding(
-        jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
-        jax.sharding.PartitionSpec("data"),
-    )
+    place = sharding.of_batch(sharding.make_mesh())
     batches = loader.batches(
         fed.source, batch_size=8, seed=5, start=0, sharding=place, augment=fed.augment
     )

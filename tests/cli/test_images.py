@@ -198,7 +198,7 @@ def test_over_many_epochs_flips_are_balanced_and_the_posterior_is_drawn_anew(tho
     plain = [cache[i]["moments"] for i in range(2400)]
     ways = {x.tobytes(): (i, flip) for i, pair in enumerate(plain) for flip, x in enumerate(pair)}
     options = {"batch_size": 80, "seed": 0, "start": 0, "augment": latents.pick_at_random}
-    share = loader.part(cache, **options, process=0, num_processes=1)
+    share = loader.part(cache, **options, rows=list(range(80)))
     flips, noise = np.zeros(2400), []
     for step in range(epochs * 30):
         batch = share[step]

@@ -69,9 +69,7 @@ def test_a_damaged_image_of_somebody_elses_dataset_is_named(prepared, tmp_path, 
     builder = Toy(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
     source = records.open_images(builder.data_path, "train", 16)
-    share = loader.part(
-        source, batch_size=1, seed=0, start=0, augment=None, process=0, num_processes=1
-    )
+    share = loader.part(source, batch_size=1, seed=0, start=0, augment=None, rows=[0])
     with pytest.raises(ValueError, match="example 0 of .*/toy/1.0.0: image must be a whole image"):
         next(iter(share.to_iter_dataset()))
 
@@ -99,8 +97,7 @@ def test_flips_are_balanced_and_of_every_example(prepared):
         seed=0,
         start=0,
         augment=records.flip_at_random,
-        process=0,
-        num_processes=1,
+        rows=list(range(18)),
     )
     flips = np.zeros(18)
     for epoch in range(60):

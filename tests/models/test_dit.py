@@ -98,7 +98,7 @@ def born():
 def test_linears_are_born_xavier_uniform(born, conditioning, path, inputs, outputs):
     kernel = born[conditioning][f"{path}/kernel"]
     limit = np.sqrt(6 / (inputs + outputs))
-    assert kernel.shape[-2:] == (inputs, outputs)
+    assert kernel.size == inputs * outputs * (len(kernel) if path.startswith("blocks") else 1)
     for layer in kernel.reshape(-1, inputs * outputs):
         assert 0.999 * limit < np.abs(layer).max() <= limit * (1 + 1e-6)
         # The standard error of the deviation is below 0.5 % over 8192 numbers or more.

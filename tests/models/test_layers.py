@@ -83,7 +83,9 @@ def softmax_attention(q, k, v):
 
 
 def apply_linear(linear, x):
-    return np.float64(x) @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
+    """Of several joined linears, one after the other."""
+    kernel = np.asarray(linear.kernel[...])
+    return np.float64(x) @ kernel.reshape(len(kernel), -1) + np.ravel(linear.bias[...])
 
 
 def with_bias(module):

@@ -12,7 +12,7 @@ def init(key):
 
 def test_a_state_is_born_on_all_devices_with_its_average_at_the_parameters():
     mesh, optimizer = sharding.make_mesh(), optax.sgd(0.1, momentum=0.9)
-    state = states.create(init, optimizer, jax.random.key(0), mesh)
+    state = states.create(init, optimizer, jax.random.key(0), mesh, shard_optimizer=False)
     assert int(state.step) == 0 and state.step.dtype == np.int32
     np.testing.assert_array_equal(state.ema["kernel"], state.params["kernel"])
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(state))
@@ -20,7 +20,12 @@ def test_a_state_is_born_on_all_devices_with_its_average_at_the_parameters():
 
 def test_the_abstract_state_is_that_of_the_real_one():
     mesh, optimizer, key = sharding.make_mesh(), optax.sgd(0.1, momentum=0.9), jax.random.key(0)
-    real, abstract = (make(init, optimizer, key, mesh) for make in (states.create, states.abstract))
+    real, abstract = (
+        make(init, optimizer, key, mesh, shard_optimizer=True)
+        for make in (states.create, states.abstract)
+    )
+    assert not real.opt_state[0].trace["kernel"].sharding.is_fully_replicated
+    assert real.params["kernel"].sharding.is_fully_replicated
 
     def describe(x):
         return x.shape, x.dtype, x.sharding

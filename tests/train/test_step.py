@@ -34,7 +34,9 @@ def make_step(*, accumulation_steps=1, ema_decay=0.9, optimizer=None):
         accumulation_steps=accumulation_steps,
     )
     key = jax.random.key(0)
-    state = states.create(perturbed_init, optimizer, key, sharding.make_mesh())
+    state = states.create(
+        perturbed_init, optimizer, key, sharding.make_mesh(), shard_optimizer=False
+    )
     return jax.jit(step), state, key
 
 
