@@ -1,0 +1,146 @@
+"""The same training on every mesh of eight devices."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from configs import imagenet256
+
+from dit_jax import sharding
+from dit_jax.cli import build
+from dit_jax.data import loader, synthetic
+from dit_jax.train import step as steps
+
+MESHES = {
+    "data": {},
+    "zero1": {"shard_optimizer": True},
+    "fsdp": {"fsdp": 8},
+    "tensor": {"tensor": 2},
+    "mixed": {"data": 2, "fsdp": 2, "tensor": 2, "shard_optimizer": True},
+}
+BATCH = 16
+
+
+def make_parts(mesh, conditioning, **compute):
+    config = imagenet256.get_config("Ti/4")
+    config.model.input_size, config.model.num_classes = (8, 8), 10
+    config.model.conditioning = conditioning
+    config.compute.dtype = "float32"
+    config.compute.update(compute)
+    config.train.batch_size, config.train.learning_rate = BATCH, 1e-3
+    config.mesh.update({"shard_optimizer": False} | mesh)
+    return build.parts(config)
+
+
+class Moments(synthetic.Synthetic):
+    """Moments, whose posterior is drawn in every step."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        return {"moments": np.tile(example["image"], 2), "label": example["label"]}
+
+
+def flip(example, rng):
+    return example | {"moments": example["moments"][:, :: rng.choice([1, -1])]}
+
+
+def batches(parts):
+    return loader.batches(
+        Moments((8, 8, 4), 10),
+        batch_size=BATCH,
+        seed=0,
+        start=0,
+        sharding=sharding.of_batch(parts.mesh),
+        augment=flip,
+    )
+
+
+def train(parts, count):
+    """The metrics of `count` steps and the last state."""
+    key = jax.random.key(1)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        state, step, out = parts.create_state(key), parts.jit_step(), []
+        for batch in itertools.islice(batches(parts), count):
+            state, metrics = step(state, batch, key)
+            out.append(jax.device_get(metrics))
+    return out, state
+
+
+def make_example(parts):
+    """The first batch as a step draws it: x0, labels, steps and noise."""
+
+    def draw(batch):
+        key = jax.random.key(2)
+        return steps.draw(key, batch, parts.schedule, null_label=10, class_dropout_prob=0.5)
+
+    return jax.jit(draw)(next(batches(parts)))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """{conditioning: example, metrics and state of a run that copies the model}."""
+    out = {}
+    for conditioning in ("adaln_zero", "cross_attention"):
+        parts = make_parts(MESHES["data"], conditioning)
+        out[conditioning] = (jax.device_get(make_example(parts)), *train(parts, 10))
+    return out
+
+
+@pytest.mark.parametrize("conditioning", ["adaln_zero", "cross_attention"])
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "data"])
+def test_every_mesh_trains_alike(alone, name, conditioning):
+    parts = make_parts(MESHES[name], conditioning)
+    example, metrics, state = alone[conditioning]
+    for key, x in make_example(parts).items():
+        np.testing.assert_array_equal(x, example[key], err_msg=key)  # exactly
+    ours, our_state = train(parts, 10)
+    for one, two in zip(metrics, ours, strict=True):
+        for key, value in one.items():  # float32 sums in another order, ten steps long
+            assert two[key] == pytest.approx(value, rel=1e-4), key
+    places = parts.abstract_state()
+    for x, place in zip(jax.tree.leaves(our_state), jax.tree.leaves(places), strict=True):
+        assert x.sharding.is_equivalent_to(place.sharding, x.ndim)
+    for x, y in zip(jax.tree.leaves(state.ema), jax.tree.leaves(our_state.ema), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"remat": "dots"}, {"remat": "full"}, {"unroll": True}])
+def test_gathered_blocks_may_be_recomputed_or_unrolled(alone, options):
+    ours, _ = train(make_parts(MESHES["mixed"], "adaln_zero", **options), 2)
+    for one, two in zip(alone["adaln_zero"][1], ours, strict=False):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "mixed"])
+def test_a_divided_model_needs_less_memory_on_each_device(name):
+    whole, divided = (make_parts(MESHES[key], "adaln_zero") for key in ("data", name))
+
+    def size(parts):
+        leaves = jax.tree.leaves(parts.abstract_state())
+        shards = [x.sharding.shard_shape(x.shape) for x in leaves]
+        return sum(int(np.prod(shard)) for shard in shards)
+
+    assert size(divided) < 0.27 * size(whole)
+
+
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        ({"tensor": 8}, "mesh.tensor must divide the 4 heads of Ti, got 8"),
+        ({"data": 3}, "mesh must be of 8 devices, got data 3 x fsdp 1 x tensor 1"),
+    ],
+)
+def test_a_mesh_that_the_model_does_not_fit_is_named(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        make_parts(mesh, "adaln_zero")
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_named():
+    config = imagenet256.get_config("Ti/4")
+    config.train.batch_size = 4
+    with pytest.raises(ValueError, match=r"train.batch_size must be divisible by 8 \(mesh.data x"):
+        build.parts(config)
+    config.mesh.tensor = 2
+    assert build.parts(config).mesh.shape["data"] == 4
