@@ -106,8 +106,9 @@ def read_config(state_dict, fields=None):
     )
     told = {"latent_channels": latent_channels, "block_out_channels": list(channels)}
     for name, found in told.items():
-        if fields.get(name, found) != found:
-            raise ValueError(f"{name} of config.json must be {found}, got {fields[name]}")
+        given = fields.get(name, found)
+        if (given if name == "latent_channels" else list(given)) != found:
+            raise ValueError(f"{name} of config.json must be {found}, got {given}")
     for name, good, rule in (
         ("channels", _divides(config), f"divisible by norm_num_groups {config.num_groups}"),
         ("scale", len(config.scale) in (1, latent_channels), "one number or one a channel"),
