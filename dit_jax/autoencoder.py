@@ -45,14 +45,14 @@ def _read_meta(path):
     return checkpoint.read_meta(*place, of="vae")
 
 
-def load(path, *, dtype="float32", local=False):
+def load(path, *, dtype="float32", mesh=None):
     """The Autoencoder that `dit-convert vae` wrote; dtype: of its arithmetic.
 
-    local: on the devices of this process alone, each at work on its own images.
+    mesh: whose devices share the work; by default all there are.
     """
     config = describe(path)
     directory, step = checkpoint.locate(path)
-    mesh = sharding.make_mesh(devices=jax.local_devices() if local else None)
+    mesh = mesh or sharding.make_mesh()
     template = jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
     template = sharding.abstract(template, sharding.of_params(template, mesh))
     params = checkpoint.restore(directory, step, {"params": template})["params"]
@@ -69,9 +69,9 @@ class Autoencoder:
     """Decodes latents in units of a DiT to images, and encodes images to moments."""
 
     def __init__(self, config, params, mesh, *, dtype="float32"):
-        self.config, self.params, self._count = config, params, mesh.size
+        self.config, self.params, self._count = config, params, sharding.batch_shards(mesh)
         encode, decode = vae.make_apply(config, dtype=dtype)
-        batch = sharding.of_batch(mesh)
+        batch = self._batch = sharding.of_batch(mesh)
         options = {"in_shardings": (None, batch), "out_shardings": batch}
         self._encode = jax.jit(lambda params, x: encode(params, pixels.to_unit(x)), **options)
         self._encode_units = jax.jit(
@@ -118,7 +118,8 @@ class Autoencoder:
         out = []
         with tqdm(total=len(x), unit="image", disable=None if progress else True) as bar:
             for start in range(0, len(padded), size):
-                out.append(sharding.to_host(run(self.params, padded[start : start + size])))
+                chunk = sharding.to_global(padded[start : start + size], self._batch)
+                out.append(sharding.to_host(run(self.params, chunk)))
                 bar.update(min(size, len(x) - start))
         return np.concatenate(out)[: len(x)]
 

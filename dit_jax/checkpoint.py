@@ -118,9 +118,12 @@ def digest(tree):
     Two sums modulo 2^32 of the leaf's words, each word times an odd number made from its place:
     a change of one bit always changes both.
     """
-    # Leaf by leaf: leaves of one shape share a program, and one at a time goes to the device.
-    leaves = [(keystr(path), _sums(x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
-    return {name: "".join(f"{word:08x}" for word in np.asarray(sums)) for name, sums in leaves}
+    digests = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        # One after the other: leaves of one shape share a program, one at a time goes to a device,
+        # and processes that have several sums under way wait for each other in vain on CPUs.
+        digests[keystr(path)] = "".join(f"{word:08x}" for word in np.asarray(_sums(x)))
+    return digests
 
 
 @jax.jit

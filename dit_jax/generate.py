@@ -35,7 +35,7 @@ def make_sampler(
     cfg_channels,
     cfg_interval,
 ):
-    """draw(params, labels (N,), keys (N,)) -> uint8 images, or float32 latents: jitted.
+    """draw(params, labels (N,), key_data (N, 2)) -> uint8 images, or float32 latents: jitted.
 
     num_steps: a spacing of `schedules.respace`, or a number. eta is DDIM's. cfg_scale 1 is no
     guidance; cfg_channels 0 guides all channels; cfg_interval counts the steps of `schedule`.
@@ -56,7 +56,11 @@ def make_sampler(
     options = {"clip_x0": clip_x0} | ({"eta": eta} if sampler == "ddim" else {})
     shape = (*config.input_size, config.in_channels)
 
-    def draw(params, labels, keys):
+    batch = sharding.of_batch(mesh)
+
+    def draw(params, labels, key_data):
+        labels = jax.lax.with_sharding_constraint(labels, batch)
+        keys = jax.random.wrap_key_data(jax.lax.with_sharding_constraint(key_data, batch))
         model = functools.partial(apply, params)
         if cfg_scale == 1:
             denoise = guidance.condition(model, labels)
@@ -73,8 +77,9 @@ def make_sampler(
         x = samplers.SAMPLERS[sampler](denoise, x, short, keys=keys, **options)
         return pixels.to_uint8(x) if space == "pixels" else x
 
-    batch = sharding.of_batch(mesh)
-    return jax.jit(draw, in_shardings=(None, batch, batch), out_shardings=batch)
+    # Whole on every process at first: of NumPy's arrays jax divides none among several.
+    whole = sharding.replicated(mesh)
+    return jax.jit(draw, in_shardings=(None, whole, whole), out_shardings=batch)
 
 
 def draw_all(draw, params, labels, *, seed, batch_size, progress=False):
@@ -89,7 +94,8 @@ def draw_all(draw, params, labels, *, seed, batch_size, progress=False):
     batch_size = -(-min(batch_size, len(labels)) // count) * count
     padded = np.resize(labels, -(-len(labels) // batch_size) * batch_size)
     batches = padded.reshape(-1, batch_size)
-    keys = sample_keys(np.uint32(seed), len(padded)).reshape(-1, batch_size)
+    keys = jax.random.key_data(sample_keys(np.uint32(seed), len(padded)))
+    keys = np.asarray(keys).reshape(-1, batch_size, keys.shape[-1])
     images = []
     with tqdm(total=len(padded), unit="image", disable=None if progress else True) as bar:
         for y, k in zip(batches, keys, strict=True):

@@ -150,6 +150,11 @@ def local_rows(sharding, count):
     return sorted({row for (rows,) in places for row in range(*rows.indices(count))})
 
 
+def to_global(x, sharding):
+    """The global array of a NumPy array that is whole on every process."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
 def from_local_rows(x, rows, count, sharding):
     """The global array (count, ...) of which every process has its `local_rows` in x."""
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -142,7 +143,9 @@ def prepare_sample(config):
     init = jax.jit(parts.init, out_shardings=sharding.replicated(parts.mesh))
     params = init(jax.random.key(0))
     labels = random_batch(config, parts.mesh)["label"]
-    keys = jax.device_put(jax.random.split(jax.random.key(1), len(labels)), labels.sharding)
+    labels, everywhere = np.asarray(labels), sharding.replicated(parts.mesh)
+    keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(1), len(labels))))
+    labels, keys = jax.device_put((labels, keys), everywhere)
     draw, compile_seconds = compile_timed(parts.draw, params, labels, keys)
 
     def run():

@@ -11,7 +11,10 @@ import sys
 import traceback
 from pathlib import Path
 
+import jax
 from absl import flags, logging
+
+from dit_jax import cluster
 
 PACKAGE = str(Path(__file__).parents[1])
 
@@ -38,6 +41,8 @@ def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130)
         return fail(name, error)
     handlers = _listen(name, tidies, stopped)
     try:
+        if "coordinator" in values:
+            _join(values)
         code = main(values, *words) or 0
         sys.stdout.flush()
         return code
@@ -68,6 +73,25 @@ def _listen(name, tidies, stopped):
         os._exit(stopped)
 
     return {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+
+def define_cluster(values):
+    """The flags of a command that several processes may run as one."""
+    options = {"flag_values": values}
+    message = "host:port of process 0, where neither a TPU pod nor Slurm tells."
+    flags.DEFINE_string("coordinator", None, message, **options)
+    flags.DEFINE_integer("num_processes", None, "With it.", lower_bound=1, **options)
+    flags.DEFINE_integer("process_id", None, "With it, from 0.", lower_bound=0, **options)
+
+
+def _join(values):
+    cluster.connect(
+        coordinator=values.coordinator,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+    )
+    if jax.process_index() != 0:
+        logging.set_verbosity(logging.WARNING)
 
 
 def fail(name, message, code=2):

@@ -21,7 +21,7 @@ from absl import flags, logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from dit_jax import autoencoder, disk
+from dit_jax import autoencoder, disk, sharding
 from dit_jax.cli import command
 from dit_jax.data import images, latents, records, shards
 
@@ -41,10 +41,13 @@ def define(values):
         "verify", 0, "Encode so many examples of a finished OUT again.", lower_bound=0, **options
     )
 
+    command.define_cluster(values)
+
 
 def main(values, dataset, out):
     out = command.output_folder(out)
-    model = autoencoder.load(values.vae, local=True)
+    mine = sharding.make_mesh(devices=jax.local_devices())  # each process is at work by itself
+    model = autoencoder.load(values.vae, mesh=mine)
     if values.size % model.config.downsampling:
         raise ValueError(
             f"size must be divisible by {model.config.downsampling}, got {values.size}"

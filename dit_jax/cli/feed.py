@@ -23,8 +23,8 @@ class Feed(NamedTuple):
     vae_digests: dict | None = None  # of the autoencoder that encoded
 
 
-def make(config):
-    """The Feed of a config."""
+def make(config, mesh=None):
+    """The Feed of a config; mesh: of the devices that an autoencoder works on."""
     kind = config.data.source
     if kind not in FEEDS:
         raise ValueError(f"data.source must be one of {', '.join(FEEDS)}, got {kind!r}")
@@ -35,10 +35,10 @@ def make(config):
         )
     if config.data.vae and (kind not in ("images", "latents") or config.data.space == "pixels"):
         raise ValueError(f"data.vae must be '' where there are no latents, got {config.data.vae!r}")
-    return FEEDS[kind](config)
+    return FEEDS[kind](config, mesh)
 
 
-def _of_digits(config):
+def _of_digits(config, mesh):
     train, _ = digits.load()
     _check(
         config,
@@ -49,15 +49,15 @@ def _of_digits(config):
     return Feed(train, records.flip_at_random if config.data.flip else None, _same)
 
 
-def _of_synthetic(config):
+def _of_synthetic(config, mesh):
     model = config.model
     shape = (*model.input_size, model.in_channels)
     return Feed(synthetic.Synthetic(shape, model.num_classes), None, _same)
 
 
-def _of_images(config):
+def _of_images(config, mesh):
     data, model = config.data, config.model
-    encoder = _load_vae(config) if data.space == "latents" else None
+    encoder = _load_vae(config, mesh) if data.space == "latents" else None
     factor = encoder.config.downsampling if encoder else 1
     size = model.input_size[0] * factor
     source = records.open_images(data.path, data.split, size)
@@ -74,7 +74,7 @@ def _of_images(config):
     return Feed(source, augment, encoder.encode_batch, encoder, autoencoder.read_digests(data.vae))
 
 
-def _of_latents(config):
+def _of_latents(config, mesh):
     data = config.data
     source = latents.open_latents(data.path)
     units = vae.VAEConfig.from_json(source.vae)
@@ -92,7 +92,7 @@ def _of_latents(config):
     digests = latents.read_manifest(data.path)["vae_digests"]
     if data.vae and not autoencoder.encodes_alike(digests, autoencoder.read_digests(data.vae)):
         raise ValueError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
-    decoder = _load_vae(config) if data.vae else None
+    decoder = _load_vae(config, mesh) if data.vae else None
 
     @jax.jit
     def prepare(batch):
@@ -114,14 +114,14 @@ def _same(batch):
     return batch
 
 
-def _load_vae(config):
+def _load_vae(config, mesh):
     data, model = config.data, config.model
     if not data.vae:
         raise ValueError("data.vae must be given: what `dit-convert vae` wrote")
     if data.vae_dtype not in layers.DTYPES:
         names = ", ".join(layers.DTYPES)
         raise ValueError(f"data.vae_dtype must be one of {names}, got {data.vae_dtype!r}")
-    loaded = autoencoder.load(data.vae, dtype=data.vae_dtype)
+    loaded = autoencoder.load(data.vae, dtype=data.vae_dtype, mesh=mesh)
     channels = loaded.config.latent_channels
     if channels != model.in_channels:
         raise ValueError(f"data.vae must have {model.in_channels} latent channels, got {channels}")

@@ -2,8 +2,10 @@
 
     dit-train --config=configs/digits.py --workdir=runs/digits [--config.TOPIC.FIELD=value]
 
-configs/base.py explains every field. To a run that is taken up again, only --config.run.* may be
-new. In the workdir: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
+configs/base.py explains every field. To a run that is taken up again, only --config.run.* and
+--config.mesh.* may be new. On a pod of TPUs, or in a job of Slurm, start it on every host: they
+find each other; elsewhere --coordinator, --num_processes and --process_id tell. All see one
+workdir: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
 """
 
 import itertools
@@ -16,7 +18,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-from dit_jax import checkpoint, devices, generate, sharding
+from dit_jax import checkpoint, cluster, devices, generate, sharding
 from dit_jax.cli import build, command, feed
 from dit_jax.cli import workdir as workdirs
 from dit_jax.data import loader
@@ -29,12 +31,20 @@ from dit_jax.train import step as steps
 def define(values):
     config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
+    command.define_cluster(values)
 
 
 def main(values):
     config, workdir = values.config, command.expand(values.workdir)
-    parts, fed = build.parts(config), feed.make(config)
+    parts = build.parts(config)
+    fed = feed.make(config, parts.mesh)
     workdirs.check(workdir, build.to_json(config))
+    if jax.process_count() > 1:
+        cluster.check_same(
+            config=build.to_json(config),
+            code=cluster.code_version(),
+            workdir=[str(workdir), checkpoint.latest_step(workdir / "checkpoints")],
+        )
     with workdirs.held(workdir):
         return start(config, parts, fed, workdir)
 
@@ -108,7 +118,7 @@ def train(config, parts, fed, state, key, workdir):
             log=log,
             save=save,
             hooks=[(run.sample_every, make_hook(config, parts.draw, fed.decoder, workdir))],
-            stop_requested=listen_for_stop(),
+            stop_requested=cluster.agree(listen_for_stop()),
         )
 
 

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import full_disk
 import jax
 import numpy as np
 import pictures
+import processes
 import pytest
 
 from dit_jax import autoencoder, disk, sharding
@@ -26,15 +26,6 @@ NARROW = vae.VAEConfig(
     channels=(8, 16, 16), num_resnets=1, num_groups=4, scale=(0.8,), shift=(0.1,)
 )
 COMMAND = [sys.executable, "-m", "dit_jax.cli.encode"]
-WORKER = """
-import sys, jax
-address, count, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(address, count, index)
-from dit_jax.cli import encode
-sys.argv = ["dit-encode", *sys.argv[4:]]
-encode.entry()
-"""
 
 
 def contents(folder):
@@ -125,13 +116,11 @@ def test_a_run_from_the_cache(call, places, tmp_path):
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_number_of_processes_writes_the_same_bytes(places, tmp_path, count, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = processes.free_address()
     options = (places / "data", tmp_path / "cache", "--size=16", f"--vae={places}/vae")
     options += ("--examples_per_shard=5",)
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, address, str(count), str(i), *options])
+        subprocess.Popen([*COMMAND, *options, *processes.flags(address, count, i)])
         for i in range(count)
     ]
     assert [worker.wait(timeout=240) for worker in workers] == [0] * count

@@ -5,8 +5,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from configs import imagenet256
 
+from configs import imagenet256
 from dit_jax import sharding
 from dit_jax.cli import build
 from dit_jax.data import loader, synthetic

@@ -1,0 +1,14 @@
+"""Several processes of a command that find each other on this machine."""
+
+import socket
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def flags(address, count, i):
+    """The flags of process i of `count`."""
+    return [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"]
