@@ -35,18 +35,18 @@
 # Exit codes: 0 done, 2 wrong use or gcloud refused; babysit: that of dit-train.
 
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 CAPACITY=${CAPACITY:-spot} POLL=${POLL:-60} TAIL=${TAIL:-50}
 dry_run=''
 said=''
-exec 3>&1  # what a dry run prints, also from inside $(...)
 
 main() {
   local command='' flags=() word
   for word; do
     case $word in
-      --help | -h) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
-      --dry-run) dry_run=yes ;;
+      --help | -h) print_help && exit ;;
+      --dry-run) dry_run=yes && exec 3>&1 ;;  # 3: what it prints, also from inside $(...)
       *) if [ "$command" ]; then flags+=("$word"); else command=$word; fi ;;
     esac
   done
@@ -68,19 +68,13 @@ read_settings() {  # of a command
   need NAME ZONE PROJECT
   case $1 in create | babysit) need TYPE && choose_machine ;; esac
   case $1 in run | babysit) need WORKDIR && check_workdir ;; esac
-  case $1 in setup | run | babysit) find_commit ;; esac
+  # Once, so that a pod that comes back gets the same commit.
+  case $1 in setup | run | babysit) commit=$(find_commit) ;; esac
   where=(--zone="$ZONE" --project="$PROJECT" --quiet)
   [ "$dry_run" ] || command -v gcloud > /dev/null \
     || fail "gcloud must be on the PATH: https://cloud.google.com/sdk/docs/install"
   errors=$(mktemp)
   trap 'rm -f "$errors"' EXIT
-}
-
-need() {
-  local setting
-  for setting; do
-    [ "${!setting:-}" ] || fail "$setting must be set: see --help"
-  done
 }
 
 choose_machine() {  # https://cloud.google.com/tpu/docs/runtimes
@@ -104,14 +98,6 @@ check_workdir() {
     gs://* | /*) ;;
     *) fail "WORKDIR must be gs://BUCKET/PATH or an absolute path, got $WORKDIR" ;;
   esac
-}
-
-find_commit() {  # once, so that a pod that comes back gets the same
-  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-  commit=$(git -C "$root" rev-parse --verify --quiet "${COMMIT:-HEAD}^{commit}") \
-    || fail "COMMIT must be a commit of the clone $root, got ${COMMIT:-HEAD}"
-  [ "${COMMIT:-}" ] || git -C "$root" diff --quiet HEAD \
-    || echo "tpu.sh: changes that are not committed stay here" >&2
 }
 
 # The commands.
@@ -322,15 +308,6 @@ cloud() {
   fi
 }
 
-show() {  # a command as one would type it
-  local word line=''
-  for word; do
-    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
-    line+=" $word"
-  done
-  echo "${line:1}"
-}
-
 say() {  # once, with the time
   [ "$*" = "$said" ] || echo "$(date '+%F %T') $*"
   said=$*
@@ -343,11 +320,6 @@ reason() {  # of the last failure, in one line
 refuse() {
   trap - EXIT
   fail "$1: $(reason) (all of it: $errors)"
-}
-
-fail() {
-  echo "tpu.sh: $*" >&2
-  exit 2
 }
 
 main "$@"
