@@ -153,7 +153,8 @@ delete() {
 }
 
 babysit() {
-  local pod detail was_ready='' has_started='' has_crashed='' troubles=0
+  local pod detail was_ready=''
+  local fresh=yes trained='' crashed='' troubles=0  # of the pod that is there now
   if [ "$dry_run" ]; then
     create && install && start "$@" && look_at_training > /dev/null
     echo "# after a preemption, and then all of it again:" >&3
@@ -166,7 +167,7 @@ babysit() {
     [ "$pod" = ready ] || say "pod: $detail"
     case $pod in
       ready) was_ready=yes && tend "$@" ;;
-      waiting) has_started='' ;;  # a machine that was repaired has to be set up again
+      waiting) fresh=yes ;;  # a pod that is repaired has to be set up again
       absent) ask || say "create: $(reason)" ;;
       unknown) say "describe: $(reason)" ;;
       gone)
@@ -183,32 +184,32 @@ tend() {
   local training
   training=$(look_at_training)
   # What an earlier training left on the pod says nothing of this one.
-  [ "$has_started" ] || [[ $training =~ ^(running|unreachable)$ ]] || training=none
+  [ ! "$fresh" ] || [[ $training =~ ^(running|unreachable)$ ]] || training=none
   say "training: $training"
   case $training in
-    running) has_started=yes has_crashed='' troubles=0 ;;
-    none | lost) { install && start "$@" && has_started=yes; } || put_up_with ;;
+    running) fresh='' trained=yes crashed='' troubles=0 ;;
+    none | lost) { install && start "$@" && fresh='' trained=yes; } || put_up_with ;;
     42) start "$@" || put_up_with ;;
     unreachable) put_up_with ;;
     0 | 2 | 3) finish "$training" ;;
     stopped) finish 42 ;;
     *)  # a worker that is preempted takes the others down before the pod is said to be gone
-      [ ! "$has_crashed" ] || finish "$training"
-      has_crashed=yes
+      [ ! "$crashed" ] || finish "$training"
+      crashed=yes
       ;;
   esac
 }
 
-put_up_with() {  # workers that did not obey: three times in a row, if they ever did
+put_up_with() {  # workers that do not obey: twice, and no more if they never did
   troubles=$((troubles + 1))
   say "failure $troubles: $(reason)"
   [ "$troubles" -ge 3 ] || return 0
-  [ "$has_started" ] || fail "gave up on the pod, which is still there and costs money"
+  [ "$trained" ] || fail "gave up on the pod, which is still there and costs money"
   replace
 }
 
 replace() {
-  has_started='' has_crashed='' troubles=0
+  fresh=yes trained='' crashed='' troubles=0
   give_back || say "delete: $(reason)"
 }
 
@@ -304,7 +305,7 @@ cloud() {
   if [ "$dry_run" ]; then
     show gcloud "$@" >&3
   else
-    gcloud "$@" 2> "$errors"
+    gcloud "$@" < /dev/null 2> "$errors"
   fi
 }
 

@@ -20,7 +20,8 @@ SETTINGS = {
     "COMMIT": "HEAD",
     "POLL": "0",
 }
-# In $FAKE: coming, the states that a new request goes through, one a look; vm; refusal, of create.
+# In $FAKE: coming, the states that a new request goes through, one a look; states, those that are
+# left; vm, those of the VM; refusal, why create fails.
 GCLOUD = r"""
 echo "$*" >> "$FAKE/calls"
 refuse() { echo "ERROR: (gcloud.compute.tpus.$1) $2" >&2; exit 1; }
@@ -31,6 +32,7 @@ case "$3 $4" in
     [ ! -e "$FAKE/states" ] || refuse create "ALREADY_EXISTS: Resource 'dit' already exists"
     mkdir -p "$FAKE/workers/0" "$FAKE/workers/1"
     cp "$FAKE/coming" "$FAKE/states"
+    echo READY > "$FAKE/vm"
     ;;
   'queued-resources describe')
     there describe
@@ -39,10 +41,11 @@ case "$3 $4" in
     ;;
   'queued-resources delete')
     there delete
-    rm -rf "$FAKE/states" "$FAKE/workers" "$FAKE/unreachable" "$FAKE/vm"
+    rm -rf "$FAKE/states" "$FAKE/workers" "$FAKE/unreachable"
     ;;
   'tpu-vm describe')
-    if [ -e "$FAKE/vm" ]; then cat "$FAKE/vm"; else echo READY; fi
+    head -n 1 "$FAKE/vm"
+    [ "$(wc -l < "$FAKE/vm")" = 1 ] || sed -i 1d "$FAKE/vm"
     ;;
   'tpu-vm scp')
     for home in "$FAKE"/workers/*; do cp "$5" "$home/${6#dit:}"; done
@@ -72,6 +75,7 @@ ending=$(sed -n "$(wc -l < "$count")p" "$FAKE/endings")
 case $ending in
   preempted) echo SUSPENDED > "$FAKE/states" && exit 1 ;;
   preempted-vm) echo PREEMPTED > "$FAKE/vm" && exit 134 ;;
+  unhealthy) printf 'REPAIRING\nREADY\n' > "$FAKE/vm" && exit 134 ;;
   unreachable) touch "$FAKE/unreachable" ;;
   rebooted) kill -9 $PPID ;;
   waits) trap 'exit 42' TERM; for _ in {1..200}; do sleep 0.05; done ;;
@@ -246,7 +250,7 @@ def test_babysit_replaces_a_pod_that_vanished(pod, tmp_path, end):
     assert len((tmp_path / "trainings-0").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("end, setups", [("42", 1), ("rebooted", 2)])
+@pytest.mark.parametrize("end, setups", [("42", 1), ("rebooted", 2), ("unhealthy", 2)])
 def test_babysit_trains_again_on_a_pod_that_is_still_there(pod, tmp_path, end, setups):
     play(tmp_path, endings=f"{end} 0")
     done = pod("babysit")
