@@ -315,7 +315,7 @@ say() {  # once, with the time
 }
 
 reason() {  # of the last failure, in one line
-  grep -m 1 -E '^(ERROR|tpu_worker)' "$errors" || tail -n 1 "$errors"
+  grep -m 1 -iE '^(error|tpu_worker)' "$errors" || grep -v '^#####' "$errors" | tail -n 1
 }
 
 refuse() {

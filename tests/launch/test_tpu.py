@@ -56,6 +56,7 @@ case "$3 $4" in
     for worker in 0 1; do
       [[ $6 =~ =(all|$worker)$ ]] || continue
       (cd "$FAKE/workers/$worker" && HOME=$PWD bash -c "${7#--command=}") || code=$?
+      [ "$code" = 0 ] || echo "##### Command execution on worker $worker failed" >&2
     done
     exit "$code"
     ;;
