@@ -1,5 +1,6 @@
 """The same training on every mesh of eight devices."""
 
+import functools
 import itertools
 
 import jax
@@ -79,19 +80,33 @@ def make_example(parts):
 
 @pytest.fixture(scope="module")
 def alone():
-    """{conditioning: example, metrics and state of a run that copies the model}."""
-    out = {}
-    for conditioning in ("adaln_zero", "cross_attention"):
+    """alone(conditioning) -> example, metrics and state of a run that copies the model."""
+
+    @functools.cache
+    def make(conditioning):
         parts = make_parts(MESHES["data"], conditioning)
-        out[conditioning] = (jax.device_get(make_example(parts)), *train(parts, 10))
-    return out
+        return jax.device_get(make_example(parts)), *train(parts, 10)
+
+    return make
 
 
-@pytest.mark.parametrize("conditioning", ["adaln_zero", "cross_attention"])
-@pytest.mark.parametrize("name", [name for name in MESHES if name != "data"])
+@pytest.mark.parametrize(
+    "name, conditioning",
+    [
+        ("fsdp", "adaln_zero"),
+        ("mixed", "adaln_zero"),
+        *(
+            pytest.param(name, conditioning, marks=pytest.mark.slow)
+            for name, conditioning in [
+                *(("zero1", "adaln_zero"), ("tensor", "adaln_zero")),
+                *((name, "cross_attention") for name in MESHES if name != "data"),
+            ]
+        ),
+    ],
+)
 def test_every_mesh_trains_alike(alone, name, conditioning):
     parts = make_parts(MESHES[name], conditioning)
-    example, metrics, state = alone[conditioning]
+    example, metrics, state = alone(conditioning)
     for key, x in make_example(parts).items():
         np.testing.assert_array_equal(x, example[key], err_msg=key)  # exactly
     ours, our_state = train(parts, 10)
@@ -105,10 +120,11 @@ def test_every_mesh_trains_alike(alone, name, conditioning):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"remat": "dots"}, {"remat": "full"}, {"unroll": True}])
 def test_gathered_blocks_may_be_recomputed_or_unrolled(alone, options):
     ours, _ = train(make_parts(MESHES["mixed"], "adaln_zero", **options), 2)
-    for one, two in zip(alone["adaln_zero"][1], ours, strict=False):
+    for one, two in zip(alone("adaln_zero")[1], ours, strict=False):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 

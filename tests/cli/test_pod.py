@@ -86,7 +86,9 @@ def test_two_processes_train_sample_and_save(reference):
     assert read_state(reference)["ema"] and directory.is_dir()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_one_saves_one_step_on_all(reference, tmp_path, signum):
     workers = start(tmp_path / "run", 2)
     while not record.read(tmp_path / "run" / "metrics.jsonl"):
@@ -100,6 +102,7 @@ def test_a_signal_to_one_saves_one_step_on_all(reference, tmp_path, signum):
     assert read_state(tmp_path / "run") == read_state(reference)  # bit for bit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count, devices, options",
     [(1, 4, []), (1, 8, ["--config.mesh.fsdp=2"]), (1, 2, []), (4, 4, ["--config.mesh.tensor=2"])],
