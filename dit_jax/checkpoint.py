@@ -22,6 +22,10 @@ KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # names in meta of an archi
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+class Damaged(ValueError):
+    """What was saved cannot be read, or is not what was saved; the message names the step."""
+
+
 def open_manager(directory, *, keep=2, background=True):
     """An Orbax manager that keeps the newest `keep` steps.
 
@@ -53,8 +57,26 @@ def save(manager, step, items, meta):
 
 def latest_step(directory):
     """The newest step saved in a directory, None where there is none."""
-    steps = [int(path.name) for path in Path(directory).glob("*") if _is_complete(path)]
-    return max(steps, default=None)
+    return max(_steps(directory), default=None)
+
+
+def oldest_step(directory):
+    """The oldest step saved in a directory, None where there is none."""
+    return min(_steps(directory), default=None)
+
+
+def _steps(directory):
+    return [int(path.name) for path in Path(directory).glob("*") if _is_complete(path)]
+
+
+def set_aside(directory, step):
+    """Moves a step to damaged/STEP beside the directory of the steps; returns where it is then."""
+    place = Path(directory).parent / "damaged"
+    place.mkdir(exist_ok=True)
+    target = place / str(step)
+    while target.exists():
+        target = target.with_name(f"{target.name}-again")
+    return (Path(directory) / str(step)).rename(target)
 
 
 def locate(path):
@@ -77,7 +99,7 @@ def read_meta(directory, step, *, of=None):
     """The JSON item of a step; of: the name in `KINDS` of what the checkpoint must be."""
     meta = _restore(directory, step, {}, meta=ocp.args.JsonRestore())["meta"]
     if not isinstance(meta, dict) or "digests" not in meta:
-        raise ValueError(f"checkpoint {Path(directory) / str(step)} is damaged: its meta is empty")
+        raise Damaged(f"checkpoint {Path(directory) / str(step)} is damaged: its meta is empty")
     if of and of not in meta:
         raise ValueError(
             f"checkpoint must be one of {KINDS[of]}, got {Path(directory) / str(step)}"
@@ -88,7 +110,7 @@ def read_meta(directory, step, *, of=None):
 def restore(directory, step, templates):
     """The items of a step named in `templates`, each a tree of ShapeDtypeStruct with shardings.
 
-    Raises ValueError where an item's shape, type or digest is not what it should be.
+    Raises Damaged where an item cannot be read or has not the digest, shape and type of its save.
     """
     digests = read_meta(directory, step)["digests"]
     for name in templates:
@@ -105,7 +127,7 @@ def restore(directory, step, templates):
     for name, tree in items.items():
         for leaf, found in digest(tree).items():
             if digests[name].get(leaf) != found:
-                raise ValueError(
+                raise Damaged(
                     f"checkpoint {Path(directory) / str(step)} is damaged: {name}{leaf} has "
                     f"digest {found}, but {digests[name].get(leaf)} was saved"
                 )
@@ -191,4 +213,4 @@ def _restore(directory, step, handlers, **args):
         while cause.__cause__ is not None:  # Orbax's own text says which slice, TensorStore's why
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:200]
-        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+        raise Damaged(f"checkpoint {path} cannot be read: {reason}") from error

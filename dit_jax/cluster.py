@@ -65,6 +65,13 @@ def check_same(**things):
                 )
 
 
+def any_of(answer):
+    """Whether the answer of one of the processes is true."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(np.any(multihost_utils.process_allgather(np.array([answer], np.int32))))
+
+
 def code_version():
     """A digest of this package's source and of what it computes with, as text."""
     package = Path(__file__).parent

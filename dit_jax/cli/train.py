@@ -51,12 +51,16 @@ def main(values):
 
 def start(config, parts, fed, workdir):
     """Trains a new run, or one that goes on; returns the exit code."""
-    step, total_steps = checkpoint.latest_step(workdir / "checkpoints"), config.run.total_steps
+    directory, total_steps = workdir / "checkpoints", config.run.total_steps
+    step = checkpoint.latest_step(directory)
     if step and step >= total_steps:
         logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
     init_key, train_key = jax.random.split(jax.random.key(np.uint32(config.seed)))
-    state = create_or_restore(parts, init_key, workdir / "checkpoints", step)
+    state = create_or_restore(parts, init_key, directory, step)
+    while state is None:
+        step = checkpoint.latest_step(directory)
+        state = create_or_restore(parts, init_key, directory, step)
     if jax.process_index() == 0:
         workdirs.claim(workdir, build.to_json(config))
     if step:
@@ -123,12 +127,28 @@ def train(config, parts, fed, state, key, workdir):
 
 
 def create_or_restore(parts, key, directory, step):
-    """The state saved in the directory as number `step`; a new one where step is None."""
+    """The state saved in the directory as number `step`; a new one where step is None.
+
+    None where it was damaged and is set aside; the last one that is left is never set aside.
+    """
     if step is None:
         return parts.create_state(key)
     templates = parts.abstract_state()._asdict()
     place = templates.pop("step").sharding
-    items = checkpoint.restore(directory, step, templates)
+    damage = None
+    try:
+        items = checkpoint.restore(directory, step, templates)
+    except checkpoint.Damaged as error:
+        damage = error
+    if cluster.any_of(damage is not None):
+        damage = damage or checkpoint.Damaged("another process cannot read its part")
+        if checkpoint.oldest_step(directory) == step:
+            raise damage
+        if jax.process_index() == 0:
+            place = checkpoint.set_aside(directory, step)
+            logging.warning("%s; set aside in %s, going on from an older one", damage, place)
+        cluster.any_of(False)  # all wait for it
+        return None
     return states.TrainState(step=jax.device_put(np.int32(step), place), **items)
 
 

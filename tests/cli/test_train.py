@@ -273,11 +273,36 @@ def test_an_empty_workdir_is_refused(refuse):
     assert "workdir must not be empty" in refuse(train, DIGITS, "--workdir=")
 
 
+def largest_array(step):
+    """The file with most of a step's parameters."""
+    files = (path for path in (step / "params").rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "deleted"])
+def test_a_damaged_step_is_set_aside_and_the_one_before_gone_on_from(reference, tmp_path, damage):
+    run = shutil.copytree(reference, tmp_path / "run")
+    path = largest_array(run / "checkpoints" / str(LAST))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data if damage == "flipped" else data[:100])
+    if damage == "deleted":
+        path.unlink()
+    errors = finish(start(run, "--config.run.total_steps=80"))
+    assert f"checkpoint {run}/checkpoints/{LAST} " in errors
+    assert f"set aside in {run}/damaged/{LAST}, going on from an older one" in errors
+    assert "going on from step 56" in errors
+    assert (run / "damaged" / str(LAST) / "meta").is_dir()
+    assert checkpoint.latest_step(run / "checkpoints") == 80
+    again = {r["step"]: r["loss"] for r in record.read(run / "metrics.jsonl")}
+    before = {r["step"]: r["loss"] for r in record.read(reference / "metrics.jsonl")}
+    assert all(again[step] == loss for step, loss in before.items())  # bit for bit
+
+
 def test_a_damaged_step_is_named_and_nothing_is_written(refuse, reference, tmp_path):
     run = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / str(LAST))
-    params = (run / "checkpoints" / "56" / "params").rglob("*")
-    largest = max(params, key=lambda path: path.is_file() and path.stat().st_size)
+    largest = largest_array(run / "checkpoints" / "56")
     largest.write_bytes(largest.read_bytes()[:100])
     config = (run / "config.json").read_bytes()
     options = (*SMALL, "--config.run.total_steps=100", f"--workdir={run}")
