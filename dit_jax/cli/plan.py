@@ -7,7 +7,7 @@ r"""Plans training on a TPU with no TPU: will it fit, and how fast could it be.
 The real training step is compiled by libtpu (pip install -e .[tpu]) on this machine's CPU. A
 topology is a generation (v2, v3, v4, v5e, v5p, v6e, tpu7x) and the chips along each side; v2, v3
 and tpu7x have two devices a chip. The times are the compiler's estimates, not measurements.
---sweep compiles the sensible meshes, then the best two with each policy of rematerialisation, and
+--sweep compiles the sensible meshes with remat "dots", then the best of them with the others, and
 ranks them: minutes.
 """
 
@@ -93,10 +93,11 @@ def sweep(config, target):
         print(row(figures), flush=True)
         return figures
 
-    rows = plan.rank([try_one(mesh, config.compute.remat) for mesh in found])
-    for best in rows[:2]:
-        others = [remat for remat in plan.REMAT if remat != config.compute.remat]
-        rows += [try_one(best["mesh"], remat) for remat in others]
+    rows = plan.rank([try_one(mesh, "dots") for mesh in found])
+    if rows[0]["fits"]:
+        rows += [try_one(rows[0]["mesh"], remat) for remat in ("none", "full")]
+    else:
+        rows += [try_one(mesh, "full") for mesh in found]
     rows = plan.rank(rows)
     print("\nBest first, by the compiler's estimate, not a measurement:")
     print("\n".join(row(figures) for figures in rows))

@@ -121,6 +121,8 @@ def _walk(computations, name, times, timed, collectives):
             turns = times * trip_count(computations[condition])
             cycles += _walk(computations, body, turns, timed, collectives)
             continue
+        if opcode in ("async-update", "async-done"):  # of what has started, and is counted there
+            continue
         inner = timed and opcode in ("call", "async-start", "conditional")
         for callee in _called(rest):
             cycles += _walk(computations, callee, times, inner, collectives)

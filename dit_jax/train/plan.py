@@ -101,12 +101,18 @@ def make_target(topology):
     try:
         found = topologies.get_topology_desc(topology, platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
         raise ValueError(wrong) from error
     return Target(topology, chip, found)
 
 
 def _hush_libtpu():
-    """Tells libtpu not to ask for the machine that it would run on; before it is loaded."""
+    """Tells libtpu, before it is loaded, that it only compiles.
+
+    It then asks nobody which machine this is, and takes no lock that a program at work may hold.
+    """
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v3-8")  # any: the topology is told later
@@ -221,10 +227,10 @@ def count_flops(jaxpr):
             (contracted, _), _ = equation.params["dimension_numbers"]
             left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
             total += 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += turns * sum(
-            count_flops(inner) for inner in jax.core.jaxprs_in_params(equation.params)
-        )
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                total += turns * count_flops(inner) if hasattr(inner, "eqns") else 0
     return total
 
 
@@ -252,16 +258,15 @@ def advise(figures, *, mesh, remat, shard_optimizer):
 def meshes(count, *, heads, batch_size):
     """The sensible meshes of so many devices, as dicts of data, fsdp and tensor.
 
-    tensor is at most 8, and divides the heads; the batch is divided evenly. fsdp is a power of two
-    of at most 32 (shards below 36 rows do not align with the tiles of the memory, and copies cost
-    more than the memory is worth), or, where that leaves no choice, whatever is left.
+    tensor is at most 8 and divides the heads; the batch is divided evenly. fsdp is at most 16: of
+    32, each would have 36 of XL's 1152 rows, which are no whole tiles of 8, and copies cost much.
     """
     found = []
     for tensor in (1, 2, 4, 8):
         rest = count // tensor
         if count % tensor or heads % tensor or batch_size % rest:
             continue
-        for fsdp in sorted({1, 4, 8, 16, 32, min(rest, 32)}):
+        for fsdp in sorted({1, 4, 8, 16, min(rest, 16)}):
             if rest % fsdp == 0:
                 found.append({"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor})
     return found
