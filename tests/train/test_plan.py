@@ -197,8 +197,8 @@ def test_the_fastest_that_fits_is_first():
     [
         (imagenet256, "v3:8x16", (8, 8, 4, "dots"), 36),
         (imagenet512, "v3:8x16", (8, 8, 4, "dots"), None),
-        (imagenet256, "v5e:4x4", (1, 4, 4, "dots"), None),
-        (imagenet256, "v6e:2x4", (1, 4, 2, "dots"), None),
+        (imagenet256, "v5e:4x4", (1, 16, 1, "dots"), None),
+        (imagenet256, "v6e:2x4", (1, 8, 1, "dots"), None),
     ],
 )
 def test_the_papers_largest_model_fits(module, topology, choices, milliseconds):
@@ -208,6 +208,7 @@ def test_the_papers_largest_model_fits(module, topology, choices, milliseconds):
     config.compute.remat = choices[3]
     with jax.numpy_dtype_promotion("standard"):
         figures = command.plan_one(config, target)
-    assert figures["fits"] and figures["compile_seconds"] < 60
+    assert figures["fits"]
     if milliseconds:
+        assert figures["compile_seconds"] < 60  # 13 to 30 on two cores
         assert figures["estimated_seconds"]["with_overlap"] <= milliseconds / 1e3
