@@ -242,10 +242,10 @@ def advise(figures, *, mesh, remat, shard_optimizer):
     if figures["fits"]:
         return []
     memory, lines = figures["memory_gb"], []
-    if memory["arguments"] > memory["limit"] / 2:
+    if memory["arguments"] > memory["limit"] / 2 and mesh["data"] > 1:
         size = f"the state takes {memory['arguments']:.1f} of {memory['limit']:.1f} GB"
         lines.append(f"{size}: raise config.mesh.fsdp, which divides all of it")
-        if not shard_optimizer and mesh["data"] > 1:
+        if not shard_optimizer:
             lines.append("set config.mesh.shard_optimizer=true: three quarters of it are divided")
     if remat != REMAT[-1]:
         stronger = REMAT[REMAT.index(remat) + 1]

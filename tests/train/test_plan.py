@@ -142,6 +142,7 @@ def test_what_helps_where_it_does_not_fit():
     assert "10.0 of 16.0 GB: raise config.mesh.fsdp" in lines()
     assert "config.mesh.shard_optimizer=true" in lines()
     assert "config.mesh.shard_optimizer=true" not in lines(shard_optimizer=True)
+    assert "fsdp" not in lines(mesh={"data": 1})  # there is nothing left to give it
     assert "remat=dots" in lines() and "remat=full" in lines(remat="dots")
     assert "remat" not in lines(remat="full") and "accumulation_steps" in lines()
     assert plan.advise({"fits": True}, mesh={}, remat="none", shard_optimizer=False) == []
