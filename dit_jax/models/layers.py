@@ -126,8 +126,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x):
         n, t, d = x.shape
-        qkv = self.qkv(x).reshape(n, t, 3, self.num_heads, -1)  # (N, T, 3, K, D/K)
-        q, k, v = (qkv[:, :, i] for i in range(3))
+        qkv = self.qkv(x)  # (N, T, 3, D)
+        q, k, v = (qkv[:, :, i].reshape(n, t, self.num_heads, -1) for i in range(3))
         x = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
         return self.proj(x.reshape(n, t, d))  # (N, T, D)
 

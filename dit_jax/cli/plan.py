@@ -1,0 +1,170 @@
+r"""Plans training on a TPU with no TPU: will it fit, and how fast could it be.
+
+    dit-plan --config=configs/imagenet256.py:XL/2 --topology=v3:8x16 \
+        --config.mesh.fsdp=16 --config.mesh.tensor=4 --config.compute.remat=dots
+    dit-plan --config=configs/imagenet256.py:XL/2 --topology=v5e:4x4 --sweep --out=plan.json
+
+The real training step is compiled by libtpu (pip install -e .[tpu]) on this machine's CPU. A
+topology is a generation (v2, v3, v4, v5e, v5p, v6e, tpu7x) and the chips along each side; v2, v3
+and tpu7x have two devices a chip. The times are the compiler's estimates, not measurements.
+--sweep compiles the sensible meshes with remat "dots", then the best of them with the others, and
+ranks them: minutes.
+"""
+
+import json
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from dit_jax.cli import build, command
+from dit_jax.models import dit, flops
+from dit_jax.train import plan
+
+CHOICES = ("data", "fsdp", "tensor", "remat")  # what a sweep tries
+
+
+def define(values):
+    config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
+    options = {"flag_values": values}
+    flags.DEFINE_string("topology", None, "As v3:8x16: the TPU to compile for.", **options)
+    flags.DEFINE_boolean("sweep", False, "Try and rank meshes and policies.", **options)
+    flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
+
+
+def main(values):
+    out = values.out and command.output_path(values.out)
+    jax.config.update("jax_platforms", "cpu")  # a TPU or a GPU of this machine is left alone
+    target = plan.make_target(values.topology)
+    if values.sweep:
+        figures = sweep(values.config, target)
+    else:
+        figures = plan_one(values.config, target)
+        show(figures)
+    if out:
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def plan_one(config, target):
+    """The figures of the training step of a config on a Target."""
+    parts = build.parts(config, target.devices)
+    args = plan.arguments(parts.abstract_state(), batch(config), parts.mesh)
+    work = config.train.batch_size * flops.train_flops(parts.model)
+    figures = plan.make(parts.jit_step(), args, target, model_flops=work)
+    mesh = dict(parts.mesh.shape)
+    choice = {
+        "model": f"{config.model.size}/{config.model.patch_size} {config.model.conditioning}",
+        "input_size": list(config.model.input_size),
+        "batch_size": config.train.batch_size,
+        "mesh": mesh,
+        "shard_optimizer": config.mesh.shard_optimizer,
+        "remat": config.compute.remat,
+        "unroll": config.compute.unroll,
+    }
+    told = {name: choice[name] for name in ("mesh", "remat", "shard_optimizer")}
+    return choice | figures | {"advice": plan.advise(figures, **told)}
+
+
+def batch(config):
+    """{name: (shape, dtype)} of a global batch: moments of latents, or pixels."""
+    model, size = config.model, config.train.batch_size
+    height, width = model.input_size
+    if config.data.space == "latents":
+        images = {"moments": ((size, height, width, 2 * model.in_channels), "float32")}
+    else:
+        images = {"image": ((size, height, width, model.in_channels), "uint8")}
+    return images | {"label": ((size,), "int32")}
+
+
+def sweep(config, target):
+    """Figures of the sensible choices, best first; prints them as they come, then the winner."""
+    options = {"heads": dit.SIZES[config.model.size][2], "batch_size": config.train.batch_size}
+    found = plan.meshes(len(target.devices), **options)
+    if not found:  # plan_one says in words why none is possible
+        found = [{name: config.mesh[name] for name in CHOICES[:3]}]
+    print(" ".join(f"{name:>6s}" for name in CHOICES), "    GB of limit  ms, overlapped or not")
+
+    def try_one(mesh, remat):
+        changed = config.copy_and_resolve_references()
+        changed.mesh.update(mesh)
+        changed.compute.remat = remat
+        figures = plan_one(changed, target)
+        print(row(figures), flush=True)
+        return figures
+
+    rows = plan.rank([try_one(mesh, "dots") for mesh in found])
+    if rows[0]["fits"]:
+        rows += [try_one(rows[0]["mesh"], remat) for remat in ("none", "full")]
+    else:
+        rows += [try_one(mesh, "full") for mesh in found]
+    rows = plan.rank(rows)
+    print("\nBest first, by the compiler's estimate, not a measurement:")
+    print("\n".join(row(figures) for figures in rows))
+    print(f"\nThe best: {as_flags(rows[0])}\n" if rows[0]["fits"] else "\nNone fits.\n")
+    show(rows[0])
+    return rows
+
+
+def row(figures):
+    """One line of a sweep."""
+    memory, seconds = figures["memory_gb"], figures.get("estimated_seconds")
+    words = " ".join(f"{size:6d}" for size in figures["mesh"].values()) + f" {figures['remat']:>6s}"
+    size = f"{memory['total']:6.2f}" if "total" in memory else "   ..."
+    words += f" {size} of {memory['limit']:5.1f}"
+    if not figures["fits"] or seconds is None:
+        return f"{words}  does not fit"
+    return f"{words} {seconds['with_overlap'] * 1e3:8.1f} {seconds['without_overlap'] * 1e3:8.1f}"
+
+
+def as_flags(figures):
+    """The flags that ask for what a row of a sweep tried."""
+    sizes = " ".join(f"--config.mesh.{name}={size}" for name, size in figures["mesh"].items())
+    return f"{sizes} --config.compute.remat={figures['remat']}"
+
+
+def show(figures):
+    """Prints the figures of one plan."""
+    memory, seconds = figures["memory_gb"], figures.get("estimated_seconds")
+    mesh = " ".join(f"{name} {size}" for name, size in figures["mesh"].items())
+    lines = {
+        "model": f"{figures['model']}, batch {figures['batch_size']}",
+        "devices": f"{figures['devices']} x {figures['device_kind']} ({figures['topology']})",
+        "mesh": f"{mesh}, remat {figures['remat']}",
+        "memory per device": ", ".join(f"{size:.2f} {name}" for name, size in memory.items())
+        + " (GB)",
+        "fits": "yes" if figures["fits"] else "no",
+        "TFLOPs per step": f"{figures['flops_model'] / 1e12:.1f} of the model, "
+        f"{figures['flops_program'] / 1e12:.1f} with what is computed twice",
+    }
+    if seconds:
+        mfu = figures["estimated_mfu"]
+        for name, words in {
+            "arithmetic": "arithmetic alone",
+            "with_overlap": "with all communication hidden",
+            "without_overlap": "with none hidden",
+        }.items():
+            lines[f"estimated step, {words}"] = f"{seconds[name] * 1e3:.1f} ms, MFU {mfu[name]:.1%}"
+        sent = sum(each["wire_bytes"] for each in figures["collectives"])
+        lines["sent per device and step"] = (
+            f"{sent / 1e9:.2f} GB, {seconds['links'] * 1e3:.1f} ms at "
+            f"{figures['link_bytes_per_second'] / 1e9:.0f} GB/s"
+        )
+        lines["compiled in"] = f"{figures['compile_seconds']:.0f} s"
+    for name, text in lines.items():
+        print(f"{name:48s} {text}")
+    for each in figures.get("collectives", []):
+        sizes = f"{each['bytes'] / 1e6:10.2f} MB of results {each['wire_bytes'] / 1e6:10.2f} sent"
+        print(f"  {each['count']:5d} x {each['kind']:20s} among {each['group']:4d} {sizes}")
+    for line in figures["advice"]:
+        print(f"to make it fit: {line}")
+    if seconds:
+        print("Times are the compiler's estimates, not measurements.")
+
+
+def entry():
+    sys.exit(command.run("dit-plan", define, main, required=["config", "topology"]))
+
+
+if __name__ == "__main__":
+    entry()

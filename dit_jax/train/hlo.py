@@ -1,0 +1,202 @@
+"""Reads the text of a program that XLA compiled for a TPU: its cycles and its collectives.
+
+The text is a list of computations, each a list of instructions `%name = type opcode(...), ...`.
+The compiler notes beside most of them how many cycles it expects ("estimated_cycles"). A loop's
+body stands there once, and the number of its turns is the constant in the loop's condition. The
+TPU compiler notes no cycles for collectives: their bytes are counted instead.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+COLLECTIVES = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+BITS = {"pred": 8, "bf16": 16}  # of types whose name does not end in its bits
+HEADER = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*)$")
+ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+CALLED = re.compile(r"\b(?:calls|to_apply)=%?([^\s,})]+)|\bbranch_computations=\{([^}]*)\}")
+
+
+class Instruction(NamedTuple):
+    """type: as written, of the result. rest: what follows, from the opcode's bracket on."""
+
+    type: str
+    opcode: str
+    rest: str
+
+
+class Collective(NamedTuple):
+    """One collective of the program, which runs `count` times a step.
+
+    num_bytes: of the result on one device, each time. group: how many devices take part together.
+    """
+
+    kind: str
+    num_bytes: int
+    group: int
+    count: int
+
+    @property
+    def wire_bytes(self):
+        """Bytes that a device sends each time, in a ring, as Thakur et al. 2005 count them."""
+        share = (self.group - 1) / self.group
+        factors = {
+            "all-reduce": 2 * share,  # a reduce-scatter and an all-gather
+            "reduce-scatter": self.group - 1,  # the result is one share
+            "collective-permute": 1,
+            "collective-broadcast": 1,
+        }
+        return self.num_bytes * factors.get(self.kind, share)
+
+
+class Program(NamedTuple):
+    """cycles: the compiler's estimate of one run of one device, without its collectives."""
+
+    cycles: int
+    collectives: list
+
+
+def read(text):
+    """The Program of a compiled module's text; ValueError where a loop's turns cannot be read."""
+    computations, entry = parse(text)
+    collectives = []
+    cycles = _walk(computations, entry, 1, True, collectives)
+    return Program(cycles, collectives)
+
+
+def parse(text):
+    """({computation: its Instructions by name}, the name of the entry)."""
+    computations, entry, current = {}, None, None
+    for line in text.splitlines():
+        header = HEADER.match(line)
+        if header:
+            current = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        found = INSTRUCTION.match(line)
+        if found and current is not None:
+            current[found[1]] = _instruction(found[2])
+    if entry is None:
+        raise ValueError("text must be of a compiled module with an ENTRY, found none")
+    return computations, entry
+
+
+def _instruction(text):
+    end = _closing(text) if text.startswith("(") else text.find(" ")
+    opcode, _, rest = text[end:].strip().partition("(")
+    return Instruction(text[:end], opcode, rest)
+
+
+def _closing(text):
+    """The place behind the bracket that closes the first one."""
+    depth = 0
+    for place, letter in enumerate(text, start=1):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return place
+    raise ValueError(f"a tuple must be closed, got {text[:100]!r}")
+
+
+def _walk(computations, name, times, timed, collectives):
+    """Cycles of a computation that runs `times` times; adds its collectives to the list.
+
+    timed: its instructions have cycles of their own; inside a fusion the fusion has them all.
+    """
+    cycles = 0
+    for instruction in computations[name].values():
+        opcode, rest = instruction.opcode, instruction.rest
+        kind = opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            num_bytes = size(_result(instruction))
+            collectives.append(Collective(kind, num_bytes, group_size(rest), times))
+            continue
+        noted = re.search(r'"estimated_cycles":"(\d+)"', rest)
+        cycles += int(noted[1]) * times if noted and timed else 0
+        if opcode == "while":
+            body = re.search(r"\bbody=%?([^\s,})]+)", rest)[1]
+            condition = re.search(r"\bcondition=%?([^\s,})]+)", rest)[1]
+            turns = times * trip_count(computations[condition])
+            cycles += _walk(computations, body, turns, timed, collectives)
+            continue
+        if opcode in ("async-update", "async-done"):  # of what has started, and is counted there
+            continue
+        inner = timed and opcode in ("call", "async-start", "conditional")
+        for callee in _called(rest):
+            cycles += _walk(computations, callee, times, inner, collectives)
+    return cycles
+
+
+def _called(rest):
+    """The computations that an instruction runs; of a conditional all its branches."""
+    for one, branches in CALLED.findall(rest):
+        yield from [one] if one else [name.strip(" %") for name in branches.split(",")]
+
+
+def _result(instruction):
+    """The type of what a collective gives; one that starts has its operands in the tuple too."""
+    name = instruction.opcode
+    if name.endswith("-start") and not name.startswith("all-reduce"):
+        return _members(instruction.type)[1]
+    return instruction.type
+
+
+def _members(type):
+    """The types in a tuple: "(f32[2], (s32[], s32[]))" -> ["f32[2]", "(s32[], s32[])"]."""
+    depth, members = 0, [""]
+    for letter in type[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            members.append("")
+        else:
+            members[-1] += letter
+    return [member.strip() for member in members]
+
+
+def size(type):
+    """Bytes of an array, or of all arrays of a tuple, by its type as f32[2,3]{1,0}."""
+    return sum(
+        _bits(name) * math.prod(int(extent) for extent in shape.split(",") if extent) // 8
+        for name, shape in ARRAY.findall(type)
+    )
+
+
+def _bits(name):
+    digits = re.match(r"[a-z]+(\d+)", name)
+    return BITS.get(name) or (int(digits[1]) if digits else 0)
+
+
+def trip_count(condition):
+    """How often a loop turns whose condition compares a counter from 0 with one constant."""
+    constants = [
+        int(found[1])
+        for instruction in condition.values()
+        if instruction.opcode == "constant"
+        and instruction.type.startswith("s32[]")
+        and (found := re.match(r"(-?\d+)\)", instruction.rest))
+    ]
+    if len(constants) != 1:
+        raise ValueError(f"a loop's condition must have one constant, got {constants}")
+    return constants[0]
+
+
+def group_size(rest):
+    """How many devices take part together in a collective, of its attributes as text.
+
+    Groups are written out, {{0,1},{2,3}}; counted, [2,4]<=[8]; or axes of a mesh,
+    mesh['a'=2,'b'=4] {'b'}, where 'b':(2)2 is the part of an axis that is 2 long behind 2.
+    """
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest)
+    if mesh:
+        sizes = {name: int(extent) for name, extent in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest)
+    if counted:
+        return int(counted[1])
+    written = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", rest)
+    if written:
+        return written[1].count(",") + 1
+    raise ValueError(f"a collective must name its groups, got {rest[:200]!r}")

@@ -1,0 +1,92 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dit_jax.cli import plan
+
+REMAT = ("none", "dots", "full")
+MESHES = [{"data": 4, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 1, "tensor": 2}]
+SMALL = ("--config=configs/digits.py:Ti/2", "--topology=v5e:2x2")
+
+
+@pytest.fixture
+def standard():
+    with plan.jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        yield
+
+
+def test_a_plan_is_printed_and_written(call, tmp_path, standard):
+    out = tmp_path / "plan.json"
+    code, printed, errors = call(plan, *SMALL, "--config.mesh.fsdp=2", f"--out={out}")
+    assert code == 0 and errors == ""
+    figures = json.loads(out.read_text())
+    assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert figures["fits"] and figures["advice"] == [] and figures["devices"] == 4
+    assert figures["estimated_seconds"]["arithmetic"] > 0 and figures["collectives"]
+    assert "4 x TPU v5 lite (v5e:2x2)" in printed and "all-gather" in printed
+    assert "estimates, not measurements" in printed
+
+
+def test_a_sweep_ranks_what_it_tries(call, tmp_path, standard, monkeypatch):
+    monkeypatch.setattr(plan.plan, "meshes", lambda count, **_: MESHES)
+    out = tmp_path / "plan.json"
+    code, printed, _ = call(
+        plan, *SMALL, "--sweep", "--config.compute.dtype=bfloat16", f"--out={out}"
+    )
+    assert code == 0
+    rows = json.loads(out.read_text())
+    tried = [(row["mesh"]["data"], row["remat"]) for row in rows]
+    assert len(tried) == 4 and len(set(tried)) == 4  # both meshes, the better with all policies
+    assert {remat for data, remat in tried if data == rows[0]["mesh"]["data"]} == set(REMAT)
+    times = [row["estimated_seconds"]["with_overlap"] for row in rows]
+    assert times == sorted(times)
+    assert f"The best: {plan.as_flags(rows[0])}" in printed
+
+
+def test_the_command_says_nothing_but_its_plan():
+    command = [sys.executable, "-m", "dit_jax.cli.plan", "--topology=v9:2x2"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "TPU_"))}
+    done = subprocess.run(
+        [*command[:-1], *SMALL], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0 and done.stderr == "" and "memory per device" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--topology=v3:2x2"], "--config must be given"),
+        (["--config=configs/digits.py"], "--topology must be given"),
+        (["--config=configs/digits.py", "--topology=v9:4"], "topology must be one of v2:2x2, "),
+        ([*SMALL, "--config.mesh.fsdp=3"], "mesh must be of 4 devices, got data"),
+        (
+            [*SMALL, "--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=4"],
+            "mesh must be of 4 devices, got data 1 x fsdp 2 x tensor 4",
+        ),
+        (
+            ["--config=configs/imagenet256.py:S/2", "--topology=v5e:2x2"]
+            + ["--config.mesh.tensor=4"],
+            "mesh.tensor must divide the 6 heads of S, got 4",
+        ),
+        (
+            [*SMALL, "--config.train.batch_size=2"],
+            "train.batch_size must be divisible by 4 (mesh.data x mesh.fsdp)",
+        ),
+        (
+            [*SMALL[:1], "--topology=v3:8x16", "--config.train.batch_size=4", "--sweep"],
+            "train.batch_size must be divisible by 256 (mesh.data x mesh.fsdp)",
+        ),
+        ([*SMALL, "--out=no/where"], "out must be in a directory"),
+        ([*SMALL, "--config.compute.remat=some"], "remat must be one of none, dots, full"),
+    ],
+)
+def test_wrong_use_is_one_line(refuse, args, message):
+    assert message in refuse(plan, *args)
+
+
+def test_a_missing_libtpu_is_one_line(refuse, monkeypatch):
+    monkeypatch.setattr(plan.plan.importlib.util, "find_spec", lambda name: None)
+    assert "pip install -e .[tpu]" in refuse(plan, *SMALL)
