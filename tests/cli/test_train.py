@@ -219,7 +219,10 @@ DIGITS = "--config=configs/digits.py"
             "model.num_classes must be 10 for digits, got 5",
         ),
         ([DIGITS, "--config.model.in_channels=3"], "(8, 8, 1) for digits, got (8, 8, 3)"),
-        ([DIGITS, "--config.train.batch_size=100"], "divisible by 8 devices x 1 accum"),
+        (
+            [DIGITS, "--config.train.batch_size=100"],
+            "divisible by 8 (mesh.data x mesh.fsdp) x 1 accum",
+        ),
         ([DIGITS, "--config.train.batch_size=0"], "train.batch_size must be at least 1, got 0"),
         ([DIGITS, "--config.run.total_steps=0"], "run.total_steps must be at least 1, got 0"),
         ([DIGITS, "--config.run.total_steps=-7"], "run.total_steps must be at least 1, got -7"),
