@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 FREQUENCIES = 256  # size of the sinusoidal embedding of t
 MLP_RATIO = 4
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the arithmetic
 ATTENTIONS = ("xla", "cudnn")  # implementations
+LINEAR = "linear"  # the name of what linears give
 REMAT_POLICIES = {  # what a block keeps for the backward pass; none: all, without recomputing
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(LINEAR),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -72,9 +74,12 @@ class Linear(nnx.Linear):
     def __init__(self, in_features, out_features, *, kernel_init=xavier, dtype, rngs):
         super().__init__(in_features, out_features, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
+    def __call__(self, x):
+        return checkpoint_name(super().__call__(x), LINEAR)
+
 
 class JoinedLinear(nnx.LinearGeneral):
-    """Several linears of D to D in one, born as one of D to count * D: (..., D) -> (..., count, D).
+    """Several linears of D to D in one, born as one of D to count * D: (..., D) -> count (..., D).
 
     Their outputs have an axis of their own, so that a split of D keeps heads whole.
     """
@@ -83,6 +88,11 @@ class JoinedLinear(nnx.LinearGeneral):
         super().__init__(
             hidden_size, (count, hidden_size), kernel_init=xavier, dtype=dtype, rngs=rngs
         )
+
+    def __call__(self, x):
+        joined = super().__call__(x)  # (..., count, D)
+        parts = (joined[..., i, :] for i in range(joined.shape[-2]))
+        return [checkpoint_name(part, LINEAR) for part in parts]
 
 
 class PatchEmbedder(nnx.Module):
@@ -126,8 +136,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x):
         n, t, d = x.shape
-        qkv = self.qkv(x)  # (N, T, 3, D)
-        q, k, v = (qkv[:, :, i].reshape(n, t, self.num_heads, -1) for i in range(3))
+        q, k, v = (part.reshape(n, t, self.num_heads, -1) for part in self.qkv(x))  # (N, T, K, D/K)
         x = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
         return self.proj(x.reshape(n, t, d))  # (N, T, D)
 
@@ -144,9 +153,11 @@ class CrossAttention(nnx.Module):
     def __call__(self, x, memory):
         n, t, d = x.shape
         q = self.q(x).reshape(n, t, self.num_heads, -1)  # (N, T, K, D/K)
-        kv = self.kv(memory).reshape(n, memory.shape[1], 2, self.num_heads, -1)
+        k, v = (
+            part.reshape(n, -1, self.num_heads, d // self.num_heads) for part in self.kv(memory)
+        )
         # Two keys are too few for a fused kernel: always XLA.
-        x = jax.nn.dot_product_attention(q, kv[:, :, 0], kv[:, :, 1], implementation="xla")
+        x = jax.nn.dot_product_attention(q, k, v, implementation="xla")
         return self.proj(x.reshape(n, t, d))  # (N, T, D)
 
 

@@ -1,3 +1,5 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,7 +198,7 @@ def test_the_fastest_that_fits_is_first():
 @pytest.mark.parametrize(
     "module, topology, choices, milliseconds",
     [
-        (imagenet256, "v3:8x16", (8, 8, 4, "dots"), 36),
+        (imagenet256, "v3:8x16", (8, 8, 4, "dots"), 35),
         (imagenet512, "v3:8x16", (8, 8, 4, "dots"), None),
         (imagenet256, "v5e:4x4", (1, 16, 1, "dots"), None),
         (imagenet256, "v6e:2x4", (1, 8, 1, "dots"), None),
@@ -207,9 +209,10 @@ def test_the_papers_largest_model_fits(module, topology, choices, milliseconds):
     names = ("data", "fsdp", "tensor")
     config.mesh.update(dict(zip(names, choices, strict=False)))
     config.compute.remat = choices[3]
+    started = time.process_time()
     with jax.numpy_dtype_promotion("standard"):
         figures = command.plan_one(config, target)
     assert figures["fits"]
     if milliseconds:
-        assert figures["compile_seconds"] < 60  # 13 to 30 on two cores
+        assert time.process_time() - started < 60  # of all cores, however busy they are
         assert figures["estimated_seconds"]["with_overlap"] <= milliseconds / 1e3
