@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -66,9 +67,12 @@ def _listen(name, tidies, stopped):
     """Says what SIGINT and SIGTERM do; returns what they did before."""
 
     def stop(signum, frame):
+        if tidies and frame.f_code.co_name == "_xla_gc_callback":  # an exception is lost in there
+            threading.Timer(0.01, os.kill, (os.getpid(), signum)).start()
+            return
         if tidies:
             raise KeyboardInterrupt
-        # An exception may be lost in a callback of XLA's, and its threads may crash at the exit.
+        # Not by an exception either, which XLA may lose; and its threads may crash at the exit.
         os.write(2, f"{name}: interrupted\n".encode())
         os._exit(stopped)
 
