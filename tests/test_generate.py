@@ -88,7 +88,7 @@ def test_an_image_does_not_depend_on_its_batch(params, draw):
 def test_one_device_draws_what_eight_draw(params, draw):
     labels = np.arange(8)
     eight = generate.draw_all(draw, params, labels, seed=0, batch_size=8)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     alone = generate.make_sampler(
         dit.make_apply(CONFIG), CONFIG, schedules.linear(), mesh, **OPTIONS
     )

@@ -107,7 +107,7 @@ def fail(name, message, code=2):
 
 def expand(text):
     """The Path of a text that may start with ~, which a shell leaves alone after --flag=."""
-    if "://" in text:  # a Path would make a folder of that name
+    if "://" in str(text):  # a Path would make a folder of that name
         raise ValueError(f"a path must be on a disk, got {text}: mount the bucket")
     return Path(os.path.expanduser(text))
 

@@ -23,7 +23,9 @@ def random_model(config, seed=0):
     shapes = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
 
     def draw(x):  # of a size that keeps activations near 1
-        fan_in = x.shape[-2] if len(x.shape) > 1 else 100
+        is_joined = len(x.shape) > 2 and x.shape[-2] <= 3  # queries, keys, values in one
+        shape = (*x.shape[:-2], -1) if is_joined else x.shape
+        fan_in = shape[-2] if len(shape) > 1 else 100
         return rng.standard_normal(x.shape, np.float32) * np.float32(0.7 / np.sqrt(fan_in))
 
     params = jax.tree.map(draw, shapes)
