@@ -57,8 +57,8 @@ def start(config, parts, fed, workdir):
         logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
     init_key, train_key = jax.random.split(jax.random.key(np.uint32(config.seed)))
-    state = create_or_restore(parts, init_key, directory, step)
-    while state is None:
+    state = None
+    while state is None:  # once, and again after a step that is set aside
         step = checkpoint.latest_step(directory)
         state = create_or_restore(parts, init_key, directory, step)
     if jax.process_index() == 0:

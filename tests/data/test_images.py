@@ -45,25 +45,25 @@ def test_a_flip_exchanges_left_and_right():
     np.testing.assert_array_equal(images.flip(images.flip(RGB[None])), RGB[None])
 
 
-def expect(data, pixels, atol=0):
+def assert_decodes(data, pixels, atol=0):
     image = images.decode(data)
     assert image.mode == "RGB"
     np.testing.assert_allclose(np.asarray(image).astype(int), pixels, atol=atol)
 
 
 def test_rgb_stays_as_it_is():
-    expect(encode(Image.fromarray(RGB)), RGB)
+    assert_decodes(encode(Image.fromarray(RGB)), RGB)
 
 
 def test_grey_becomes_three_equal_channels():
     grey = Image.fromarray(RGB[..., 0])
-    expect(encode(grey), RGB[..., :1].repeat(3, axis=-1))
-    expect(encode(grey.convert("1")), np.asarray(grey.convert("1").convert("RGB")))
+    assert_decodes(encode(grey), RGB[..., :1].repeat(3, axis=-1))
+    assert_decodes(encode(grey.convert("1")), np.asarray(grey.convert("1").convert("RGB")))
 
 
 def test_a_palette_is_looked_up():
     palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
-    expect(encode(palette, "GIF"), np.asarray(palette.convert("RGB")))
+    assert_decodes(encode(palette, "GIF"), np.asarray(palette.convert("RGB")))
 
 
 def test_cmyk_is_converted():
@@ -71,7 +71,7 @@ def test_cmyk_is_converted():
     data = encode(image.convert("CMYK"), "JPEG", quality=100, subsampling=0)
     with Image.open(io.BytesIO(data)) as file:
         assert file.mode == "CMYK"
-    expect(data, np.asarray(image), atol=12)  # JPEG
+    assert_decodes(data, np.asarray(image), atol=12)  # JPEG
 
 
 def test_what_is_transparent_lies_on_white():
@@ -80,14 +80,16 @@ def test_what_is_transparent_lies_on_white():
     rgba = np.concatenate([RGB, alpha], axis=-1)
     expected = RGB.copy()
     expected[:20] = 255
-    expect(encode(Image.fromarray(rgba)), expected)
+    assert_decodes(encode(Image.fromarray(rgba)), expected)
     grey = Image.fromarray(rgba[..., [0, 3]])
     assert grey.mode == "LA"
-    expect(encode(grey), np.asarray(images.to_rgb(Image.fromarray(rgba[..., [0, 0, 0, 3]]))))
+    assert_decodes(
+        encode(grey), np.asarray(images.to_rgb(Image.fromarray(rgba[..., [0, 0, 0, 3]])))
+    )
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 9, 8, 7])
     palette.putpixel((1, 0), 1)
-    expect(encode(palette, transparency=0), [[[255, 255, 255], [9, 8, 7]]])
+    assert_decodes(encode(palette, transparency=0), [[[255, 255, 255], [9, 8, 7]]])
 
 
 def test_sixteen_bits_become_eight_and_do_not_clip():
@@ -95,8 +97,8 @@ def test_sixteen_bits_become_eight_and_do_not_clip():
     wide = np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)
     image = Image.fromarray(wide)
     expected = (wide // 257)[..., None].repeat(3, axis=-1)
-    expect(encode(image), expected)
-    expect(encode(image, "TIFF"), expected)
+    assert_decodes(encode(image), expected)
+    assert_decodes(encode(image, "TIFF"), expected)
     assert expected.min() == 0 and expected.max() == 255 and len(np.unique(expected)) == 256
 
 
@@ -114,7 +116,7 @@ def test_an_image_stands_upright_by_its_exif(orientation):
     }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    expect(encode(Image.fromarray(RGB), exif=exif), turns[orientation](RGB))
+    assert_decodes(encode(Image.fromarray(RGB), exif=exif), turns[orientation](RGB))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
