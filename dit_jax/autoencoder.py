@@ -61,8 +61,8 @@ def load(path, *, dtype="float32", mesh=None):
 
 def save(path, config, params):
     """Writes the checkpoint that `load` opens."""
-    with checkpoint.open_manager(path, background=False) as manager:
-        checkpoint.save(manager, 0, {"params": params}, {"vae": config._asdict()})
+    with checkpoint.open_writer(background=False) as writer:
+        checkpoint.save(writer, path, 0, {"params": params}, {"vae": config._asdict()})
 
 
 class Autoencoder:

@@ -2,23 +2,29 @@
 
 DIR/STEP/ has an item for every tree and `meta`, which carries what the caller gives (`model`, the
 architecture, and `config`, how to compute, noise and sample with it; or `vae`, the architecture of
-an autoencoder) and what this module adds: the step, the versions of the packages and a digest of
-every leaf.
+an autoencoder) and what this module adds: the step, the versions of the packages, a digest of every
+leaf and one of meta itself.
 """
 
 import asyncio
+import hashlib
 import importlib.metadata
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.tree_util import keystr
 
 ITEMS = ("params", "ema", "opt_state")  # trees; meta is JSON
 KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # names in meta of an architecture
+BLOCK = 2**16  # words that a digest takes at a time: they stay in the cache of a core
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -26,25 +32,22 @@ class Damaged(ValueError):
     """What was saved cannot be read, or is not what was saved; the message names the step."""
 
 
-def open_manager(directory, *, keep=2, background=True):
-    """An Orbax manager that keeps the newest `keep` steps.
+def open_writer(*, background=True):
+    """What `save` writes with, an Orbax checkpointer; it has to be closed.
 
     background: a save goes on while the caller does; it takes a copy of what is saved.
     """
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-        enable_async_checkpointing=background,
-    )
-    handlers = {name: _writer() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
-    path = Path(directory).resolve()
-    return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+    # Compression takes most of the time of a save and its memory, and saves 8 % of such floats.
+    trees = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in ITEMS}
+    handler = ocp.CompositeCheckpointHandler(**trees, meta=ocp.JsonCheckpointHandler())
+    return ocp.AsyncCheckpointer(handler) if background else ocp.Checkpointer(handler)
 
 
-def save(manager, step, items, meta):
-    """Starts to save `items`, a dict of trees, and `meta`, a JSON dict, as number `step`.
+def save(writer, directory, step, items, meta):
+    """Saves `items`, a dict of trees, and `meta`, a JSON dict, as number `step`, whole or not.
 
-    Returns when the arrays are copied: they may be donated then. `manager.wait_until_finished()`
-    and `manager.close()` wait for the disk.
+    A writer in the background returns when the arrays are copied: they may be donated then, and
+    `wait_until_finished()` and `close()` of the writer wait for the disk.
     """
     meta = meta | {
         "step": step,
@@ -52,21 +55,37 @@ def save(manager, step, items, meta):
         "digests": {name: digest(tree) for name, tree in items.items()},
     }
     trees = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-    manager.save(step, args=ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta)), force=True)
+    meta = ocp.args.JsonSave(meta | {"sha256": _digest_of_meta(meta)})
+    path = epath.Path(Path(directory).resolve()) / str(step)
+    writer.save(path, args=ocp.args.Composite(**trees, meta=meta), force=True)
+
+
+def _digest_of_meta(meta):
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def latest_step(directory):
     """The newest step saved in a directory, None where there is none."""
-    return max(_steps(directory), default=None)
+    return max(steps(directory), default=None)
 
 
-def oldest_step(directory):
-    """The oldest step saved in a directory, None where there is none."""
-    return min(_steps(directory), default=None)
+def steps(directory):
+    """The steps saved in a directory, ascending."""
+    return sorted(int(path.name) for path in Path(directory).glob("*") if _is_complete(path))
 
 
-def _steps(directory):
-    return [int(path.name) for path in Path(directory).glob("*") if _is_complete(path)]
+def delete(directory, step):
+    """Deletes a step: at once it is none, whatever happens meanwhile."""
+    gone = Path(directory) / f".deleted-{step}"
+    (Path(directory) / str(step)).rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def clean(directory):
+    """Deletes what saves and deletions that were cut off have left."""
+    for pattern in ("*.orbax-checkpoint-tmp*", ".deleted-*"):
+        for path in Path(directory).glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(directory, step):
@@ -97,41 +116,82 @@ def locate(path):
 
 def read_meta(directory, step, *, of=None):
     """The JSON item of a step; of: the name in `KINDS` of what the checkpoint must be."""
-    meta = _restore(directory, step, {}, meta=ocp.args.JsonRestore())["meta"]
+    path = Path(directory) / str(step)
+    meta = _read(path, "meta", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
     if not isinstance(meta, dict) or "digests" not in meta:
-        raise Damaged(f"checkpoint {Path(directory) / str(step)} is damaged: its meta is empty")
+        raise Damaged(f"checkpoint {path} is damaged: its meta is empty")
+    if meta.pop("sha256", None) not in (None, _digest_of_meta(meta)):
+        raise Damaged(f"checkpoint {path} is damaged: its meta is not what was saved")
     if of and of not in meta:
-        raise ValueError(
-            f"checkpoint must be one of {KINDS[of]}, got {Path(directory) / str(step)}"
-        )
+        raise ValueError(f"checkpoint must be one of {KINDS[of]}, got {path}")
     return meta
 
 
-def restore(directory, step, templates):
+def restore(directory, step, templates, *, verify=True):
     """The items of a step named in `templates`, each a tree of ShapeDtypeStruct with shardings.
 
-    Raises Damaged where an item cannot be read or has not the digest, shape and type of its save.
+    Raises Damaged where an item cannot be read or has not the digest, shape and type of its save;
+    without verify, digests are not compared.
     """
+    path = Path(directory) / str(step)
     digests = read_meta(directory, step)["digests"]
     for name in templates:
         if name not in digests:
             raise ValueError(f"weights must be of {', '.join(digests)} in {directory}, got {name}")
-    args = {
-        name: ocp.args.PyTreeRestore(
-            tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-        )
-        for name, tree in templates.items()
-    }
-    handlers = {name: _reader(tree) for name, tree in templates.items()}
-    items = _restore(directory, step, handlers, **args)
-    for name, tree in items.items():
-        for leaf, found in digest(tree).items():
-            if digests[name].get(leaf) != found:
-                raise Damaged(
-                    f"checkpoint {Path(directory) / str(step)} is damaged: {name}{leaf} has "
-                    f"digest {found}, but {digests[name].get(leaf)} was saved"
-                )
+    items = {}
+    for name, tree in templates.items():
+        places = ocp.checkpoint_utils.construct_restore_args(tree)
+        args = ocp.args.PyTreeRestore(tree, restore_args=places)
+        items[name] = _read(path, name, _reader(tree), args)
+        if verify:
+            for leaf, found in digest(items[name]).items():
+                _compare(path, f"{name}{leaf}", found, digests[name].get(leaf))
     return items
+
+
+def verify(directory, step, *, share=(0, 1)):
+    """Reads a step leaf by leaf, without devices; raises Damaged where one is not as it was saved.
+
+    share: (i, n), the i-th of n parts of the leaves only.
+    """
+    path = Path(directory) / str(step)
+    digests = read_meta(directory, step)["digests"]
+    leaves = [(name, leaf) for name in digests for leaf in digests[name]]
+    readers = {name: _read_leaves(path, name) for name in digests}
+    for name, leaf in leaves[share[0] :: share[1]]:
+        found = digest_on_host(readers[name](leaf))
+        _compare(path, f"{name}{leaf}", found, digests[name][leaf])
+
+
+def _compare(path, leaf, found, saved):
+    if found != saved:
+        raise Damaged(
+            f"checkpoint {path} is damaged: {leaf} has digest {found}, but {saved} was saved"
+        )
+
+
+def _read_leaves(path, name):
+    """read(leaf), the array of a leaf of an item, by its path in the tree that was saved."""
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = _guard(path, lambda: handler.metadata(epath.Path(path) / name).tree)
+    places = {_words(place): place for place, _ in jax.tree.leaves_with_path(tree)}
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+
+    def read(leaf):
+        if _words(leaf) not in places:
+            raise Damaged(f"checkpoint {path} is damaged: {name}{leaf} is missing")
+        one = jax.tree_util.tree_map_with_path(
+            lambda place, x: x if place == places[_words(leaf)] else ocp.PLACEHOLDER, tree
+        )
+        found = _read(path, name, handler, ocp.args.PyTreeRestore(one, restore_args=args))
+        return next(x for x in jax.tree.leaves(found) if x is not ocp.PLACEHOLDER)
+
+    return read
+
+
+def _words(place):
+    """A leaf's path without brackets: a tuple with names comes back from the disk as a dict."""
+    return tuple(re.findall(r"\w+", place if isinstance(place, str) else keystr(place)))
 
 
 def digest(tree):
@@ -146,6 +206,18 @@ def digest(tree):
         # and processes that have several sums under way wait for each other in vain on CPUs.
         digests[keystr(path)] = "".join(f"{word:08x}" for word in np.asarray(_sums(x)))
     return digests
+
+
+def digest_on_host(x):
+    """The digest of one NumPy array."""
+    words, sums = x.reshape(-1).view(f"uint{8 * x.dtype.itemsize}"), np.zeros(2, np.uint32)
+    for start in range(0, words.size, BLOCK):
+        block = words[start : start + BLOCK].astype(np.uint32)
+        place = np.arange(start, start + block.size).astype(np.uint32)
+        mixed = (place ^ (place >> 15)) * np.uint32(0x9E3779B1)
+        factors = 2 * place + 1, mixed | np.uint32(1)
+        sums += [(block * factor).sum(dtype=np.uint32) for factor in factors]
+    return "".join(f"{word:08x}" for word in sums)
 
 
 @jax.jit
@@ -183,11 +255,6 @@ class _WholeReads(ocp.type_handlers.ArrayHandler):
             raise
 
 
-def _writer():
-    # Compression takes most of the time of a save and its memory, and saves 8 % of such floats.
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
-
-
 def _reader(template):
     # What is being read is in memory twice: no more at once than the largest leaf, or 200 MB.
     largest = max((x.size * x.dtype.itemsize for x in jax.tree.leaves(template)), default=0)
@@ -203,11 +270,15 @@ def _is_complete(path):
     return path.name.isdecimal() and (path / "_CHECKPOINT_METADATA").exists()
 
 
-def _restore(directory, step, handlers, **args):
-    path = Path(directory).resolve() / str(step)
+def _read(path, name, handler, args):
+    # Not by a Checkpointer: it waits for the other processes, of which one may have failed.
+    place = epath.Path(Path(path).resolve()) / name
+    return _guard(path, lambda: handler.restore(place, args=args))
+
+
+def _guard(path, read):
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
-            return dict(checkpointer.restore(path, args=ocp.args.Composite(**args)))
+        return read()
     except Exception as error:  # Orbax raises even that, where a file is cut short
         cause = error
         while cause.__cause__ is not None:  # Orbax's own text says which slice, TensorStore's why

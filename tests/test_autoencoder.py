@@ -61,8 +61,8 @@ def test_what_does_not_fit_is_named(model, tmp_path):
         model.decode(np.zeros((1, 4, 4, 3), np.float32))
     with pytest.raises(ValueError, match="images must be divisible by 2, got 8 x 7"):
         model.encode(np.zeros((1, 8, 7, 3), np.uint8))
-    with checkpoint.open_manager(tmp_path) as manager:
-        checkpoint.save(manager, 0, {"params": {"a": np.zeros(2)}}, {"model": {}})
+    with checkpoint.open_writer(background=False) as writer:
+        checkpoint.save(writer, tmp_path, 0, {"params": {"a": np.zeros(2)}}, {"model": {}})
     with pytest.raises(ValueError, match="checkpoint must be one of an autoencoder, got"):
         autoencoder.load(tmp_path)
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, got 'half'"):

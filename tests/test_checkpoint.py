@@ -1,5 +1,8 @@
 import gc
+import json
+import re
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +29,10 @@ def abstract(tree):
     return sharding.abstract(tree, jax.tree.map(lambda _: place, tree))
 
 
-def save(directory, tree, steps=(5,), keep=2):
-    with checkpoint.open_manager(directory, keep=keep) as manager:
+def save(directory, tree, steps=(5,)):
+    with checkpoint.open_writer() as writer:
         for step in steps:
-            checkpoint.save(manager, step, {"params": tree, "ema": tree}, META)
+            checkpoint.save(writer, directory, step, {"params": tree, "ema": tree}, META)
 
 
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
@@ -50,10 +53,22 @@ def test_meta_says_what_and_with_which_versions(tmp_path):
     assert meta["digests"]["params"].keys() == {"['kernel']", "['half']", "['count']"}
 
 
-def test_the_newest_steps_are_kept(tmp_path):
-    save(tmp_path, make_tree(), steps=(5, 10, 15))
-    assert checkpoint.latest_step(tmp_path) == 15
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [10, 15]
+def test_a_changed_meta_is_named(tmp_path):
+    save(tmp_path, make_tree())
+    path = tmp_path / "5" / "meta" / "metadata"
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 2'))
+    with pytest.raises(checkpoint.Damaged, match="is damaged: its meta is not what was saved"):
+        checkpoint.read_meta(tmp_path, 5)
+
+
+def test_a_deleted_step_is_none_even_while_its_files_are_there(tmp_path, monkeypatch):
+    save(tmp_path, make_tree(), steps=(5, 10))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **options: None)
+        checkpoint.delete(tmp_path, 5)
+    assert checkpoint.steps(tmp_path) == [10] and len(list(tmp_path.iterdir())) == 2
+    checkpoint.clean(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["10"]
 
 
 def test_a_directory_without_a_whole_step_has_no_latest(tmp_path):
@@ -83,7 +98,7 @@ def test_a_damaged_meta_is_named(tmp_path, text):
 def test_a_truncated_array_is_named(tmp_path):
     tree = {"kernel": jax.random.normal(jax.random.key(1), (64, 64))}
     save(tmp_path, tree)
-    path = max((tmp_path / "5" / "ema").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    path = largest_file(tmp_path / "5" / "ema")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"^checkpoint {tmp_path}/5 cannot be read: [^\n]*$"):
         checkpoint.restore(tmp_path, 5, {"ema": abstract(tree)})
@@ -92,7 +107,7 @@ def test_a_truncated_array_is_named(tmp_path):
 def test_a_failed_read_leaves_no_other_behind(tmp_path, monkeypatch, caplog):
     tree = {f"layer_{i}": jnp.ones((256, 256)) for i in range(40)}
     save(tmp_path, tree)
-    path = max((tmp_path / "5" / "ema").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    path = largest_file(tmp_path / "5" / "ema")
     path.write_bytes(path.read_bytes()[:100])
     complaints = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
@@ -125,16 +140,74 @@ def test_every_flipped_bit_changes_both_halves_of_the_digest(dtype, word):
             assert before[:8] != after[:8] and before[8:] != after[8:], (place, bit)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (checkpoint.BLOCK + 5,), (2, 300, 500)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_the_host_and_the_devices_have_the_same_digest(shape, dtype):
+    x = jax.random.uniform(jax.random.key(0), shape, maxval=200).astype(dtype)
+    assert checkpoint.digest({"x": x})["['x']"] == checkpoint.digest_on_host(np.asarray(x))
+
+
 def test_swapped_values_change_the_digest():
     a, b = np.float32([1, 2, 3, 4]), np.float32([1, 3, 2, 4])
     assert checkpoint.digest({"x": a}) != checkpoint.digest({"x": b})
+
+
+class State(NamedTuple):
+    mean: dict
+    count: jax.Array
+
+
+def test_verify_reads_all_kinds_of_trees_leaf_by_leaf(tmp_path):
+    tree = {"layer_1": make_tree()}
+    items = {"params": tree, "opt_state": (State(tree, jnp.int32(3)), (), [jnp.ones(2)])}
+    with checkpoint.open_writer(background=False) as writer:
+        checkpoint.save(writer, tmp_path, 5, items, META)
+    checkpoint.verify(tmp_path, 5)
+    path = tmp_path / "5" / "meta" / "metadata"
+    text = path.read_text()
+    for name, leaf in [("params", "['layer_1']['half']"), ("opt_state", "[0].count")]:
+        meta = json.loads(text)
+        saved = meta["digests"][name][leaf]
+        meta["digests"][name][leaf] = "0" * 16
+        meta.pop("sha256")
+        path.write_text(json.dumps(meta))
+        with pytest.raises(checkpoint.Damaged, match=re.escape(f"{name}{leaf} has digest {saved}")):
+            checkpoint.verify(tmp_path, 5)
+        found = []
+        for part in range(3):
+            try:
+                checkpoint.verify(tmp_path, 5, share=(part, 3))
+            except checkpoint.Damaged:
+                found.append(part)
+        assert len(found) == 1  # every leaf is in one share
+
+
+def test_digests_are_not_compared_where_that_is_not_wanted(tmp_path):
+    tree = {"kernel": jax.random.normal(jax.random.key(1), (64, 64))}
+    save(tmp_path, tree)
+    flip(largest_file(tmp_path / "5" / "ema"))
+    with pytest.raises(checkpoint.Damaged, match="ema.'kernel'. has digest"):
+        checkpoint.restore(tmp_path, 5, {"ema": abstract(tree)})
+    checkpoint.restore(tmp_path, 5, {"ema": abstract(tree)}, verify=False)
+    with pytest.raises(checkpoint.Damaged, match="ema.'kernel'. has digest"):
+        checkpoint.verify(tmp_path, 5)
+
+
+def largest_file(folder):
+    return max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
 
 
 def test_a_flipped_bit_on_the_disk_never_passes(tmp_path):
     tree = {"kernel": jax.random.normal(jax.random.key(1), (64, 64))}
     save(tmp_path, tree)
     template = {"ema": abstract(tree)}
-    path = max((tmp_path / "5" / "ema").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    path = largest_file(tmp_path / "5" / "ema")
     whole, named = path.read_bytes(), 0
     for offset in np.linspace(100, len(whole) - 100, 12).astype(int):
         damaged = bytearray(whole)
@@ -155,8 +228,8 @@ def test_a_state_that_is_donated_after_the_save_is_saved_as_it_was(tmp_path):
     tree = {"x": jnp.arange(1_000_000, dtype=jnp.float32)}
     saved = np.asarray(tree["x"]).copy()
     advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
-    with checkpoint.open_manager(tmp_path) as manager:
-        checkpoint.save(manager, 1, {"params": tree}, META)
+    with checkpoint.open_writer() as writer:
+        checkpoint.save(writer, tmp_path, 1, {"params": tree}, META)
         for _ in range(20):
             tree = advance(tree)
     restored = checkpoint.restore(tmp_path, 1, {"params": abstract(tree)})

@@ -32,8 +32,12 @@ RULES = {  # of the numbers of a config
     ),
     "0 or more": (
         lambda x: x >= 0,
-        ["train.warmup_steps", "train.decay_steps", "train.weight_decay"],
+        [
+            *("train.warmup_steps", "train.decay_steps", "train.weight_decay"),
+            *("run.keep_best", "run.max_rollbacks"),
+        ],
     ),
+    "0 or above 1": (lambda x: x == 0 or x > 1, ["run.spike_factor"]),
     "above 0": (lambda x: x > 0, ["train.learning_rate", "train.eps"]),
     "in [0, 1)": (
         lambda x: 0 <= x < 1,

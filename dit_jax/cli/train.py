@@ -12,6 +12,7 @@ import itertools
 import signal
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from dit_jax.cli import build, command, feed
 from dit_jax.cli import workdir as workdirs
 from dit_jax.data import loader
 from dit_jax.models import flops
-from dit_jax.train import loop, record
+from dit_jax.train import divergence, keep, loop, record
 from dit_jax.train import state as states
 from dit_jax.train import step as steps
 
@@ -51,48 +52,93 @@ def main(values):
 
 def start(config, parts, fed, workdir):
     """Trains a new run, or one that goes on; returns the exit code."""
-    directory, total_steps = workdir / "checkpoints", config.run.total_steps
+    directory, run = workdir / "checkpoints", config.run
     step = checkpoint.latest_step(directory)
-    if step and step >= total_steps:
+    if step and step >= run.total_steps:
         logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
-    init_key, train_key = jax.random.split(jax.random.key(np.uint32(config.seed)))
-    state = None
-    while state is None:  # once, and again after a step that is set aside
-        step = checkpoint.latest_step(directory)
-        state = create_or_restore(parts, init_key, directory, step)
+    state, past = resume(config, parts, directory)
     if jax.process_index() == 0:
         workdirs.claim(workdir, build.to_json(config))
-    if step:
-        logging.info("going on from step %d of %s", step, workdir)
-    try:
-        train(config, parts, fed, state, train_key, workdir)
-    except loop.Diverged as error:
-        return command.fail("dit-train", f"{error}; the last good checkpoint is kept", code=3)
-    except loop.Interrupted as error:
-        return command.fail("dit-train", f"{error}: the same command goes on from there", code=42)
-    logging.info("trained to step %d: %s", total_steps, workdir)
+    if int(state.step):
+        logging.info("going on from step %d of %s", state.step, workdir)
+    jitted = parts.jit_step()
+    while True:
+        try:
+            failure = train(config, parts, fed, state, past, jitted, workdir)
+            break
+        except divergence.Diverged as error:
+            message, bad = str(error), error.step
+        except loop.Interrupted as error:
+            saved = checkpoint.latest_step(directory)
+            where = f"step {saved}" if saved else "the beginning"
+            fate = (
+                "is saved" if saved == error.step else f"could not be saved, but {where} is there"
+            )
+            return command.fail(
+                "dit-train", f"{error}, which {fate}: the same command goes on from there", code=42
+            )
+        if len(past.rollbacks) >= run.max_rollbacks:
+            kept = f"{message}; the last good checkpoint is kept"
+            return command.fail("dit-train", kept, code=3)
+        state = None  # its memory is needed
+        state, saved = resume(config, parts, directory)
+        past = saved._replace(rollbacks=[*past.rollbacks, [bad, int(state.step)]])
+        logging.warning(
+            "%s: back to step %d, past the %d batches since; time %d of %d",
+            *(message, state.step, bad - int(state.step)),
+            *(len(past.rollbacks), run.max_rollbacks),
+        )
+    if failure:
+        raise OSError(f"step {run.total_steps} could not be saved: {failure}")
+    logging.info("trained to step %d: %s", run.total_steps, workdir)
     return 0
 
 
-def train(config, parts, fed, state, key, workdir):
-    """Trains from the state to the end of the run."""
+class Past(NamedTuple):
+    """What a run remembers of its way, beside its state.
+
+    rollbacks: [step where it diverged, step that it went back to] of each. losses: of the last
+    logs, as divergence.Spikes has them.
+    """
+
+    rollbacks: list
+    losses: list
+
+    @property
+    def skipped(self):
+        """How many batches were skipped."""
+        return sum(bad - good for bad, good in self.rollbacks)
+
+
+def train(config, parts, fed, state, past, jitted, workdir):
+    """Trains from the state to the end; returns why the last save failed, or None."""
     start, run = int(state.step), config.run
     batch_size = config.train.batch_size
+    key = jax.random.split(jax.random.key(np.uint32(config.seed)))[1]
+    if past.rollbacks:  # other noise too
+        key = jax.random.fold_in(key, len(past.rollbacks))
     batches = loader.batches(
         fed.source,
         batch_size=batch_size,
         seed=config.seed,
-        start=start,
+        start=start + past.skipped,
         sharding=sharding.of_batch(parts.mesh),
         augment=fed.augment,
     )
     batches = map(fed.prepare, batches)
     first = next(batches)
-    train_step = compile_step(parts, state, first, key)
+    train_step = compile_step(jitted, state, first, key)
     if "moments" in first:
         check_latents(first, key)
     batches = itertools.chain([first], batches)
+    spikes = divergence.Spikes(run.spike_factor, past.losses)
+    keeper = keep.Keeper(
+        workdir / "checkpoints",
+        newest=run.keep_checkpoints,
+        best=run.keep_best,
+        verify=run.verify_checkpoints,
+    )
     log = record.make_log(
         workdir / "metrics.jsonl",
         start=start,
@@ -100,17 +146,18 @@ def train(config, parts, fed, state, key, workdir):
         batch_size=batch_size,
         flops_per_step=batch_size * flops.train_flops(parts.model),
         peak_flops=devices.total_peak_flops(),
+        saved=lambda: keeper.saved,
     )
-    manager = checkpoint.open_manager(workdir / "checkpoints", keep=run.keep_checkpoints)
 
-    def save(step, state):
+    def save(step, state, loss, last):
         items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
-        meta = {"model": parts.model._asdict(), "config": build.to_json(config)}
+        meta = {"model": parts.model._asdict(), "config": build.to_json(config), "loss": loss}
+        meta |= {"rollbacks": past.rollbacks, "losses": spikes.losses}
         if fed.vae_digests:
             meta["vae_digests"] = fed.vae_digests
-        checkpoint.save(manager, step, items, meta)
+        (keeper.save_now if last else keeper.save)(step, items, meta)
 
-    with manager:  # waits for what is still being written, also when an error passes
+    with keeper:  # waits for what is still being written, also when an error passes
         loop.run(
             state,
             train_step,
@@ -119,30 +166,46 @@ def train(config, parts, fed, state, key, workdir):
             total_steps=run.total_steps,
             log_every=run.log_every,
             checkpoint_every=run.checkpoint_every,
+            spikes=spikes,
             log=log,
             save=save,
+            save_again=keeper.poll,
             hooks=[(run.sample_every, make_hook(config, parts.draw, fed.decoder, workdir))],
             stop_requested=cluster.agree(listen_for_stop()),
         )
+    return keeper.failure
 
 
-def create_or_restore(parts, key, directory, step):
+def resume(config, parts, directory):
+    """(state, Past) of the newest step that is whole; of a new run where there is none."""
+    state = None
+    while state is None:  # once, and again after a step that is set aside
+        step = checkpoint.latest_step(directory)
+        state = create_or_restore(config, parts, directory, step)
+    if step is None:
+        return state, Past([], [])
+    meta = checkpoint.read_meta(directory, step)
+    return state, Past(*(meta.get(name, []) for name in Past._fields))
+
+
+def create_or_restore(config, parts, directory, step):
     """The state saved in the directory as number `step`; a new one where step is None.
 
     None where it was damaged and is set aside; the last one that is left is never set aside.
     """
     if step is None:
-        return parts.create_state(key)
+        return parts.create_state(jax.random.split(jax.random.key(np.uint32(config.seed)))[0])
     templates = parts.abstract_state()._asdict()
     place = templates.pop("step").sharding
     damage = None
     try:
-        items = checkpoint.restore(directory, step, templates)
+        verify = config.run.verify_checkpoints
+        items = checkpoint.restore(directory, step, templates, verify=verify)
     except checkpoint.Damaged as error:
         damage = error
     if cluster.any_of(damage is not None):
         damage = damage or checkpoint.Damaged("another process cannot read its part")
-        if checkpoint.oldest_step(directory) == step:
+        if checkpoint.steps(directory) == [step]:
             raise damage
         if jax.process_index() == 0:
             place = checkpoint.set_aside(directory, step)
@@ -161,10 +224,10 @@ def check_latents(batch, key):
         logging.warning("latents should have mean 0 and standard deviation 1: is it the right vae?")
 
 
-def compile_step(parts, state, batch, key):
-    """The step compiled before it is timed."""
+def compile_step(jitted, state, batch, key):
+    """The step compiled before it is timed; a second time, JAX still has it."""
     started = time.perf_counter()
-    step = parts.jit_step().lower(state, batch, key).compile()
+    step = jitted.lower(state, batch, key).compile()
     logging.info("compiled the step in %.1f s", time.perf_counter() - started)
     return step
 
@@ -176,16 +239,24 @@ def make_hook(config, draw, decoder, workdir):
 
     def hook(step, state):
         if jax.process_index() == 0:
-            record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png")
+            show(lambda: record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png"))
         if config.data.space != "pixels" and not decoder:
             return  # latents cannot be shown without a decoder
         images = generate.draw_all(draw, state.ema, labels, seed=0, batch_size=len(labels))
         images = decoder.decode(images) if decoder else images
+        grid = generate.grid(images, scale=generate.grid_scale(images.shape[1:3]))
         if jax.process_index() == 0:
-            scale = generate.grid_scale(images.shape[1:3])
-            generate.grid(images, scale=scale).save(workdir / "samples" / f"{step:07d}.png")
+            show(lambda: grid.save(workdir / "samples" / f"{step:07d}.png"))
 
     return hook
+
+
+def show(write):
+    """Calls write(), which makes a picture that training does not need."""
+    try:
+        write()
+    except OSError as error:
+        logging.warning("a picture could not be written: %s", error)
 
 
 def listen_for_stop():

@@ -25,7 +25,7 @@ def check(workdir, config):
     if (workdir / "config.json").exists():
         old = _read_config(workdir / "config.json")
         _check_same(workdir, old, config)
-        _check_saved(workdir, old["run"]["checkpoint_every"])
+        _check_saved(workdir)
     elif workdir.exists() and any(not _is_left_over(path) for path in workdir.iterdir()):
         raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
 
@@ -51,7 +51,7 @@ def _is_left_over(path):
 def _read_config(path):
     try:
         config = json.loads(path.read_bytes())
-        int(config["run"]["checkpoint_every"])
+        config["run"]["total_steps"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} must be the config of a run, but it is damaged: restore it or use another "
@@ -84,19 +84,18 @@ def _differences(old, new):
             yield ".".join(filter(None, (topic, name))), a, b
 
 
-def _check_saved(workdir, checkpoint_every):
+def _check_saved(workdir):
     """ValueError where steps were saved and are gone: starting at 0 would drop the record.
 
-    A run that was killed before its first save starts at 0 by itself. Its record ends at step
-    2 * checkpoint_every or before: there the second save waits for the first one to be on the
-    disk. And a step's folder gets its number, in one move, when all is in it.
+    A run that was killed before its first save was whole starts at 0 by itself. A step's folder
+    gets its number, in one move, when all is in it.
     """
-    steps = workdir / "checkpoints"
-    records = record.read(workdir / "metrics.jsonl")
-    last = records[-1]["step"] if records else 0
-    was_saved = last > 2 * checkpoint_every or any(p.name.isdecimal() for p in steps.glob("*"))
-    if was_saved and checkpoint.latest_step(steps) is None:
+    directory = workdir / "checkpoints"
+    saved = [line.get("saved") for line in record.read(workdir / "metrics.jsonl")]
+    was_saved = any(saved) or any(path.name.isdecimal() for path in directory.glob("*"))
+    if was_saved and checkpoint.latest_step(directory) is None:
+        last = max((step for step in saved if step), default="?")
         raise ValueError(
-            f"workdir must not have lost its saved steps: {workdir} holds a record up to step "
-            f"{last}, but no whole step in checkpoints; restore one or use another workdir"
+            f"workdir must not have lost its saved steps: {workdir} had saved step {last}, but "
+            "there is no whole step in checkpoints; restore one or use another workdir"
         )

@@ -70,8 +70,8 @@ def write(path, model, settings, params):
     for name in flat:
         flat[name] = jax.device_put(flat[name])
     meta = {"model": model._asdict(), "config": settings}
-    with checkpoint.open_manager(path, background=False) as manager:
-        checkpoint.save(manager, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
+    with checkpoint.open_writer(background=False) as writer:
+        checkpoint.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 
 
 def settings_of(model, *, space="latents", schedule="linear"):

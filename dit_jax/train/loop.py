@@ -1,17 +1,18 @@
 """The training loop: step, look, save, show."""
 
-import math
 import time
 
 import jax
 
-
-class Diverged(Exception):
-    """A loss or a gradient is not finite; the message names the step."""
+from dit_jax.train import divergence
 
 
 class Interrupted(Exception):
-    """Training was asked to stop and has saved; the message names the step."""
+    """Training was asked to stop, after the step `step`, which was handed to save."""
+
+    def __init__(self, step):
+        super().__init__(f"stopped after step {step}")
+        self.step = step
 
 
 def run(
@@ -23,8 +24,10 @@ def run(
     total_steps,
     log_every,
     checkpoint_every,
+    spikes,
     log,
     save,
+    save_again,
     hooks,
     stop_requested,
 ):
@@ -32,12 +35,17 @@ def run(
 
     train_step(state, batch, key) -> state, metrics. log(step, means, seconds) gets the means of
     the metrics, among them data_wait, the share of the time in which the next batch was not there,
-    and the seconds a step took since the last log. save(step, state) is called only
-    after every metric up to that step was found finite. hooks are (every, hook): hook(step, state)
-    is called every so many steps and at the end. stop_requested() is asked after each step.
+    and the seconds a step took since the last log. Raises divergence.Diverged where a metric is
+    not finite, or where `spikes`, a divergence.Spikes, says so of the mean loss.
+
+    save(step, state, loss, last) is called only after every metric up to that step was checked;
+    loss is the mean since the save before, last: nothing follows. save_again() says, at every log,
+    whether a save is to be tried again. hooks are (every, hook): hook(step, state) is called every
+    so many steps and at the end. stop_requested() is asked after each step.
     """
     step = int(state.step)
     recent, started = [], time.perf_counter()  # the metrics since the last log stay on the device
+    losses = []  # since the last save
     waited = 0.0
     while step < total_steps:
         asked = time.perf_counter()
@@ -50,13 +58,17 @@ def run(
         saving = stopping or _due(step, checkpoint_every, total_steps)
         looking = saving or _due(step, log_every, total_steps)
         if looking:
-            means = _means(recent, step)  # waits for the device
+            recent = _read(recent, step)  # waits for the device
             seconds = time.perf_counter() - started
+            means = {name: _mean([m[name] for m in recent]) for name in recent[0]}
+            spikes.check(means["loss"], step)
+            losses += [m["loss"] for m in recent]
             log(step, means | {"data_wait": waited / seconds}, seconds / len(recent))
-        if saving:
-            save(step, state)
+        if saving or (looking and save_again()):
+            save(step, state, _mean(losses), stopping or step == total_steps)
+            losses = []
         if stopping and step < total_steps:
-            raise Interrupted(f"stopped after step {step}, which is saved")
+            raise Interrupted(step)
         for every, hook in hooks:
             if _due(step, every, total_steps):
                 hook(step, state)
@@ -69,10 +81,13 @@ def _due(step, every, total_steps):
     return step % every == 0 or step == total_steps
 
 
-def _means(recent, step):
-    recent = jax.device_get(recent)
+def _read(recent, step):
+    """The metrics {name: float} of the steps up to `step`, all of them finite."""
+    recent = [{name: float(x) for name, x in m.items()} for m in jax.device_get(recent)]
     for i, metrics in enumerate(recent, start=step - len(recent) + 1):
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise Diverged(f"{name} is {value} at step {i}")
-    return {name: sum(float(m[name]) for m in recent) / len(recent) for name in recent[0]}
+        divergence.check_finite(metrics, i)
+    return recent
+
+
+def _mean(values):
+    return sum(values) / len(values)

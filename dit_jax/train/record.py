@@ -9,18 +9,22 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from dit_jax import disk
 
-def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops):
+
+def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops, saved):
     """log(step, means, seconds) for `loop.run`: one JSON line, and progress on the terminal.
 
     Lines of steps after `start`, left by a run that was killed, are dropped first. peak_flops
-    (FLOP/s of all devices) is None where it is not known: then there is no MFU.
+    (FLOP/s of all devices) is None where it is not known: then there is no MFU. saved() is the
+    newest saved step, None before the first.
     """
     if jax.process_index() != 0:
         return lambda step, means, seconds: None
     path = Path(path)
     records = [record for record in read(path) if record["step"] <= start] if start else []
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    disk.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    unwritten = []  # lines that a full disk has refused
     bar = tqdm(total=total_steps, initial=start, unit="step", disable=None)  # on a terminal only
 
     def log(step, means, seconds):
@@ -29,8 +33,13 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
         if peak_flops:
             record["mfu"] = flops_per_step / seconds / peak_flops
         record["seconds_left"] = (total_steps - step) * seconds
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        record["saved"] = saved()
+        unwritten.append(json.dumps(record) + "\n")
+        try:
+            _append(path, "".join(unwritten))
+            unwritten.clear()
+        except OSError as error:
+            logging.warning("%s could not be written: %s", path, error)
         bar.set_postfix_str(f"loss {means['loss']:.4f}, {batch_size / seconds:.0f} images/s")
         bar.update(step - bar.n)
         if bar.disable:
@@ -44,6 +53,19 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
             bar.close()
 
     return log
+
+
+def _append(path, lines):
+    """Writes lines behind those of a file, or none of them."""
+    data = lines.encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError("the disk took a part of the lines only")
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read(path):

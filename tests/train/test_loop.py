@@ -1,13 +1,31 @@
 import jax.numpy as jnp
 import pytest
 
-from dit_jax.train import loop
+from dit_jax.train import divergence, loop
 from dit_jax.train.state import TrainState
 
 
-def train(*, total_steps, start=0, bad_step=None, stop_at=None, log_every=4, checkpoint_every=6):
+def train(
+    *,
+    total_steps,
+    start=0,
+    bad_step=None,
+    stop_at=None,
+    log_every=4,
+    checkpoint_every=6,
+    spikes=None,
+    failed_saves=(),
+):
     """Runs the loop with a step that only counts; returns what it did, in order."""
-    events = []
+    events, failed_saves = [], list(failed_saves)
+
+    def save(step, state, loss, last):
+        events.append(("save", step, loss, last))
+
+    def save_again():
+        failed = any(event[0] == "save" and event[1] in failed_saves for event in events)
+        failed_saves.clear() if failed else None
+        return failed
 
     def train_step(state, batch, key):
         assert batch == int(state.step)  # the batch of this step, whatever the start
@@ -25,7 +43,9 @@ def train(*, total_steps, start=0, bad_step=None, stop_at=None, log_every=4, che
             log_every=log_every,
             checkpoint_every=checkpoint_every,
             log=lambda step, means, seconds: events.append(("log", step, means["loss"])),
-            save=lambda step, state: events.append(("save", step)),
+            spikes=spikes or divergence.Spikes(0),
+            save=save,
+            save_again=save_again,
             hooks=[(5, lambda step, state: events.append(("hook", step)))],
             stop_requested=lambda: ran() == stop_at,
         )
@@ -45,10 +65,10 @@ def test_everything_happens_in_its_step():
     assert events == [
         ("log", 4, 2.5),  # the mean of 1 .. 4
         ("hook", 5),
-        *[("log", 6, 5.5), ("save", 6)],
+        *[("log", 6, 5.5), ("save", 6, 3.5, False)],
         ("log", 8, 7.5),
         ("hook", 10),
-        *[("log", 12, 10.5), ("save", 12), ("hook", 12)],
+        *[("log", 12, 10.5), ("save", 12, 9.5, True), ("hook", 12)],
     ]
 
 
@@ -64,22 +84,37 @@ def test_a_resumed_run_keeps_the_rhythm():
 @pytest.mark.parametrize("bad_step", [5, 6])
 def test_a_loss_that_is_not_finite_stops_before_the_save(bad_step):
     run, events = train(total_steps=12, bad_step=bad_step, log_every=100)
-    with pytest.raises(loop.Diverged, match=f"loss is nan at step {bad_step}$"):
+    with pytest.raises(divergence.Diverged, match=f"loss is nan at step {bad_step}$") as error:
         run()
-    assert ("save", 6) not in events
+    assert error.value.step == bad_step
+    assert not any(event[0] in ("log", "save") for event in events)
+
+
+def test_a_spike_stops_before_the_log_and_the_save():
+    run, events = train(total_steps=12, log_every=1, spikes=divergence.Spikes(1.9))
+    with pytest.raises(divergence.Diverged, match="loss 6 is above 1.9 times 3, .* at step 6$"):
+        run()
+    assert events[-2:] == [("log", 5, 5), ("hook", 5)]
+
+
+def test_a_failed_save_is_tried_again_at_the_next_log():
+    run, events = train(total_steps=20, checkpoint_every=10, log_every=4, failed_saves=[10])
+    run()
+    saves = [event[1:] for event in events if event[0] == "save"]
+    assert saves == [(10, 5.5, False), (12, 11.5, False), (20, 16.5, True)]
 
 
 def test_a_request_to_stop_saves_first():
     run, events = train(total_steps=12, stop_at=3)
-    with pytest.raises(loop.Interrupted, match="step 3"):
+    with pytest.raises(loop.Interrupted, match="stopped after step 3"):
         run()
-    assert events == [("log", 3, 2.0), ("save", 3)]
+    assert events == [("log", 3, 2.0), ("save", 3, 2.0, True)]
 
 
 def test_a_request_to_stop_after_the_last_step_changes_nothing():
     run, events = train(total_steps=3, stop_at=3)
     assert int(run().step) == 3
-    assert ("save", 3) in events
+    assert ("save", 3, 2.0, True) in events
 
 
 def test_a_finished_run_does_nothing():

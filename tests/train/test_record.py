@@ -1,4 +1,5 @@
 import json
+import resource
 
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ def make_log(path, *, start=0, peak_flops=None):
         batch_size=32,
         flops_per_step=4e12,
         peak_flops=peak_flops,
+        saved=lambda: 3,
     )
 
 
@@ -30,6 +32,7 @@ def test_a_record_has_the_metrics_and_the_speed(tmp_path):
         "model_tflops_per_second": 8,
         "mfu": 0.4,
         "seconds_left": 3,
+        "saved": 3,
     }
 
 
@@ -49,6 +52,24 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     assert [line["step"] for line in record.read(path)] == [2, 4]
     log(6, MEANS, 0.5)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 6]
+
+
+def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    log = make_log(path)
+    log(2, MEANS, 0.5)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))  # a part of a line fits
+    try:
+        log(4, MEANS, 0.5)
+        log(6, MEANS, 0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert "metrics.jsonl could not be written" in caplog.text
+    log(8, MEANS, 0.5)
+    assert [line["step"] for line in record.read(path)] == [2, 4, 6, 8]
 
 
 def test_a_new_run_starts_an_empty_record(tmp_path):

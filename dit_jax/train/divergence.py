@@ -1,0 +1,43 @@
+"""When training has gone wrong: what is not finite, and losses that jump."""
+
+import math
+import statistics
+
+WINDOW = 20  # losses that a new one is compared with
+FEWEST = 5  # with fewer than so many nothing is compared
+
+
+class Diverged(Exception):
+    """Training has gone wrong; the message says how. step: the one where it was seen."""
+
+    def __init__(self, message, step):
+        super().__init__(message)
+        self.step = step
+
+
+def check_finite(metrics, step):
+    """Raises Diverged where a metric {name: value} of a step is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise Diverged(f"{name} is {value} at step {step}", step)
+
+
+class Spikes:
+    """Raises Diverged where a loss is above `factor` times the median of the last ones.
+
+    Each loss is a mean between two logs. factor 0: never. losses: those before, oldest first.
+    """
+
+    def __init__(self, factor, losses=()):
+        self.factor, self.losses = factor, list(losses)
+
+    def check(self, loss, step):
+        if self.factor and len(self.losses) >= FEWEST:
+            usual = statistics.median(self.losses)
+            if loss > self.factor * usual:
+                raise Diverged(
+                    f"loss {loss:.4g} is above {self.factor:g} times {usual:.4g}, the median of "
+                    f"the last {len(self.losses)}, at step {step}",
+                    step,
+                )
+        self.losses = [*self.losses, loss][-WINDOW:]

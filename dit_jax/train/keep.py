@@ -1,0 +1,142 @@
+"""The saved steps of a run: written in the background, read back, and only then are others deleted.
+
+A save that fails harms nothing that was saved before, and does not stop the training.
+"""
+
+import threading
+import time
+
+import jax
+from absl import logging
+
+from dit_jax import checkpoint, cluster
+
+ATTEMPTS = 3  # of the last save of a run, with pauses between them
+PAUSE = 2  # seconds; twice as long after every attempt
+
+
+class Keeper:
+    """Saves steps to a directory and keeps the `newest` of them, and the `best`: of lowest loss.
+
+    verify: every step is read back and compared with its digests before an older one is deleted;
+    one that is not as it was saved is set aside. With several processes all of them call every
+    method, equally often. `saved` is the newest step that is known to be whole, None at first.
+    """
+
+    def __init__(self, directory, *, newest, best=0, verify=True):
+        self._directory, self._newest, self._best = directory, newest, best
+        self._verify, self._writer = verify, checkpoint.open_writer()
+        self._step = self._thread = self._error = None
+        self.saved = checkpoint.latest_step(directory)
+        self.failure = None  # in words, of the last save
+        if jax.process_index() == 0:
+            checkpoint.clean(directory)
+
+    def save(self, step, items, meta):
+        """Starts to save and returns when the arrays are copied; `poll` tells what became of it."""
+        self._settle()
+        self._step, self.failure = step, None
+        self._error = self._probe()
+        if cluster.any_of(self._error is not None):  # Orbax would wait for the one that failed
+            self._error = self._error or OSError("another process cannot write")
+            self._conclude()
+            return
+        try:
+            checkpoint.save(self._writer, self._directory, step, items, meta)
+        except Exception as error:  # of whatever it is that writes: files, TensorStore, a bucket
+            self._error = error
+        self._thread = threading.Thread(target=self._finish, name="read back")
+        self._thread.start()
+
+    def save_now(self, step, items, meta):
+        """Saves and waits for it, several times where it fails; `failure` says how it ended."""
+        for attempt in range(ATTEMPTS):
+            self.save(step, items, meta)
+            self._settle()
+            if self.failure is None:
+                return
+            if attempt + 1 < ATTEMPTS:
+                time.sleep(PAUSE * 2**attempt)
+
+    def poll(self):
+        """Whether a save has failed and should be tried again; deletes what need not be kept."""
+        if self._thread and not cluster.any_of(self._thread.is_alive()):
+            self._settle()
+        return self.failure is not None
+
+    def close(self):
+        """Waits for what is under way."""
+        self._settle()
+        self._writer.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _probe(self):
+        """The OSError of a directory where this process cannot write, else None."""
+        if jax.process_index() != 0:
+            return None
+        probe = self._directory / ".probe"
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(bytes(4096))
+            probe.unlink()
+        except OSError as error:
+            return error
+        return None
+
+    def _finish(self):
+        """What the thread does: waits for the disk, and reads this process's share back."""
+        try:
+            self._writer.wait_until_finished()
+            if self._verify and self._error is None:
+                share = jax.process_index(), jax.process_count()
+                checkpoint.verify(self._directory, self._step, share=share)
+        except Exception as error:
+            self._error = self._error or error
+
+    def _settle(self):
+        """Waits for the save that is under way, and draws the consequences of its end."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+            self._conclude()
+
+    def _conclude(self):
+        error, self._error = self._error, None
+        if not cluster.any_of(error is not None):
+            self.saved = self._step
+            if jax.process_index() == 0:
+                self._delete_old()
+            return
+        self.failure = " ".join(str(error or "another process failed").split())[:200]
+        logging.warning("step %d could not be saved: %s", self._step, self.failure)
+        if jax.process_index() == 0:
+            self._clear(self._step)
+
+    def _clear(self, step):
+        """Takes away what a save that failed has left."""
+        checkpoint.clean(self._directory)
+        if step in checkpoint.steps(self._directory):
+            try:
+                checkpoint.set_aside(self._directory, step)
+            except OSError as error:
+                logging.warning("step %d could not be set aside: %s", step, error)
+
+    def _delete_old(self):
+        steps = checkpoint.steps(self._directory)
+        kept = {*steps[-self._newest :], *sorted(steps, key=self._loss)[: self._best]}
+        for step in set(steps) - kept:
+            try:
+                checkpoint.delete(self._directory, step)
+            except OSError as error:
+                logging.warning("step %d could not be deleted: %s", step, error)
+
+    def _loss(self, step):
+        try:
+            return checkpoint.read_meta(self._directory, step).get("loss", float("inf"))
+        except checkpoint.Damaged:
+            return float("inf")
