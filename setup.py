@@ -4,7 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-COMMANDS = ("train", "sample", "evaluate", "bench", "convert", "prepare", "encode", "plan")
+COMMANDS = (
+    *("train", "sample", "evaluate", "bench", "convert", "prepare", "encode", "plan", "verify"),
+)
 # 0.10.2 of jaxlib computes wrong numbers on CPUs without an error:
 # https://github.com/jax-ml/jax/issues/39103
 JAX = ">=0.7.2,!=0.10.2"

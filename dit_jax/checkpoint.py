@@ -71,7 +71,12 @@ def latest_step(directory):
 
 def steps(directory):
     """The steps saved in a directory, ascending."""
-    return sorted(int(path.name) for path in Path(directory).glob("*") if _is_complete(path))
+    return sorted(int(path.name) for path in Path(directory).glob("*") if is_complete(path))
+
+
+def is_complete(path):
+    """Whether a path is the folder of a step of which everything is there."""
+    return path.name.isdecimal() and (path / "_CHECKPOINT_METADATA").exists()
 
 
 def delete(directory, step):
@@ -104,7 +109,7 @@ def locate(path):
     The step is the newest one, or the one whose own folder `path` is.
     """
     path = Path(os.path.expanduser(path))
-    if _is_complete(path):
+    if is_complete(path):
         return path.parent, int(path.name)
     inside = path / "checkpoints"
     directory = inside if inside.is_dir() else path
@@ -172,7 +177,7 @@ def _compare(path, leaf, found, saved):
 
 def _read_leaves(path, name):
     """read(leaf), the array of a leaf of an item, by its path in the tree that was saved."""
-    handler = ocp.PyTreeCheckpointHandler()
+    handler = _reader()
     tree = _guard(path, lambda: handler.metadata(epath.Path(path) / name).tree)
     places = {_words(place): place for place, _ in jax.tree.leaves_with_path(tree)}
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -239,35 +244,45 @@ def _sums(x):
     return jnp.stack(jax.lax.reduce(terms, (jnp.uint32(0),) * 2, add, range(x.ndim)))
 
 
-class _WholeReads(ocp.type_handlers.ArrayHandler):
+class _WholeReads:
     """Reads arrays, and lets every read end where one fails.
 
     Orbax closes the event loop at the first failure: what still reads then complains into it.
     """
 
     async def deserialize(self, infos, args=None):
+        return await self._whole(super().deserialize(infos, args))
+
+    async def metadata(self, infos):
+        return await self._whole(super().metadata(infos))
+
+    async def _whole(self, reading):
         before = asyncio.all_tasks()
         try:
-            return await super().deserialize(infos, args)
+            return await reading
         except Exception:
             if reads := asyncio.all_tasks() - before:
                 await asyncio.wait(reads)
             raise
 
 
-def _reader(template):
+class _DeviceReads(_WholeReads, ocp.type_handlers.ArrayHandler):
+    """To the devices."""
+
+
+class _HostReads(_WholeReads, ocp.type_handlers.NumpyHandler):
+    """To NumPy."""
+
+
+def _reader(template=None):
     # What is being read is in memory twice: no more at once than the largest leaf, or 200 MB.
     largest = max((x.size * x.dtype.itemsize for x in jax.tree.leaves(template)), default=0)
     return ocp.PyTreeCheckpointHandler(
         restore_concurrent_gb=max(0.2, 1.01 * largest / 1e9),  # must be above what is asked for
         type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-            (jax.Array, _WholeReads())
+            (jax.Array, _DeviceReads()), (np.ndarray, _HostReads())
         ),
     )
-
-
-def _is_complete(path):
-    return path.name.isdecimal() and (path / "_CHECKPOINT_METADATA").exists()
 
 
 def _read(path, name, handler, args):
@@ -280,8 +295,14 @@ def _guard(path, read):
     try:
         return read()
     except Exception as error:  # Orbax raises even that, where a file is cut short
-        cause = error
-        while cause.__cause__ is not None:  # Orbax's own text says which slice, TensorStore's why
-            cause = cause.__cause__
-        reason = " ".join(str(cause).split())[:200]
-        raise Damaged(f"checkpoint {path} cannot be read: {reason}") from error
+        raise Damaged(f"checkpoint {path} cannot be read: {explain(error)}") from error
+
+
+def explain(error):
+    """Why Orbax could not read or write, in a line."""
+    if isinstance(error, Damaged):  # says it already
+        return str(error)
+    while error.__cause__ is not None:  # Orbax's own text says which slice, TensorStore's why
+        error = error.__cause__
+    text = re.sub(r"(\s*\[\w+='[^']*'\])+$", "", " ".join(str(error).split()))
+    return text if len(text) <= 250 else f"... {text[-250:]}"  # the reason is at the end

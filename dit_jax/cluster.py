@@ -7,6 +7,10 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import sys
+import threading
+import time
+import urllib.request
 from pathlib import Path
 
 import jax
@@ -15,6 +19,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+NOTICES = {  # of Google's metadata server: what it says when the machine will be taken away
+    "maintenance-event": ("TERMINATE_ON_HOST_MAINTENANCE",),
+    "preempted": ("TRUE",),
+}
+SECONDS = 5  # between two questions for them
 LAG = 2  # steps after which the processes read what they asked each other
 
 
@@ -104,3 +113,31 @@ def agree(asked):
         return len(pending) > LAG and bool(pending.popleft())
 
     return answer
+
+
+def watch_maintenance(tell):
+    """Calls tell(notice), once, when Google's cloud says that it takes this machine away.
+
+    On TPU VMs, or where GCE_METADATA_HOST names a metadata server; a thread asks it. See
+    https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice.
+    """
+    host = os.environ.get("GCE_METADATA_HOST") or (_is_on_pod() and "metadata.google.internal")
+    if host:
+        threading.Thread(target=_ask, args=(host, tell), daemon=True).start()
+
+
+def _ask(host, tell):
+    while True:
+        for name, notices in NOTICES.items():
+            url = f"http://{host}/computeMetadata/v1/instance/{name}"
+            request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+            try:
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    said = answer.read().decode().strip()
+            except OSError:  # it is asked again
+                continue
+            if said in notices:
+                print(f"\n{name} {said}: stopping after this step", file=sys.stderr)
+                tell(said)
+                return
+        time.sleep(SECONDS)

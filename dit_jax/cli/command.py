@@ -217,4 +217,19 @@ def _set_up_logging():
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
-    handler.addFilter(lambda record: record.levelno > 20 or record.pathname.startswith(PACKAGE))
+    handler.addFilter(_is_for_users)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _tell_unraisable
+
+
+def _tell_unraisable(unraisable):
+    """As Python does; but where one write fails, Orbax has the others complain of it one by one."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _is_for_users(record):
+    """Ours, and warnings of libraries; Orbax logs the traceback of what it raises to us too."""
+    if record.pathname.startswith(PACKAGE):
+        return True
+    return record.levelno > 20 and not record.exc_info

@@ -67,17 +67,10 @@ def start(config, parts, fed, workdir):
         try:
             failure = train(config, parts, fed, state, past, jitted, workdir)
             break
+        except loop.Interrupted as error:
+            return command.fail("dit-train", tell_of_stop(error, directory), code=42)
         except divergence.Diverged as error:
             message, bad = str(error), error.step
-        except loop.Interrupted as error:
-            saved = checkpoint.latest_step(directory)
-            where = f"step {saved}" if saved else "the beginning"
-            fate = (
-                "is saved" if saved == error.step else f"could not be saved, but {where} is there"
-            )
-            return command.fail(
-                "dit-train", f"{error}, which {fate}: the same command goes on from there", code=42
-            )
         if len(past.rollbacks) >= run.max_rollbacks:
             kept = f"{message}; the last good checkpoint is kept"
             return command.fail("dit-train", kept, code=3)
@@ -93,6 +86,13 @@ def start(config, parts, fed, workdir):
         raise OSError(f"step {run.total_steps} could not be saved: {failure}")
     logging.info("trained to step %d: %s", run.total_steps, workdir)
     return 0
+
+
+def tell_of_stop(error, directory):
+    saved = checkpoint.latest_step(directory)
+    if saved == error.step:
+        return f"{error}, which is saved: the same command goes on from there"
+    return f"{error}, which could not be saved: the same command goes on from step {saved or 0}"
 
 
 class Past(NamedTuple):
@@ -118,15 +118,7 @@ def train(config, parts, fed, state, past, jitted, workdir):
     key = jax.random.split(jax.random.key(np.uint32(config.seed)))[1]
     if past.rollbacks:  # other noise too
         key = jax.random.fold_in(key, len(past.rollbacks))
-    batches = loader.batches(
-        fed.source,
-        batch_size=batch_size,
-        seed=config.seed,
-        start=start + past.skipped,
-        sharding=sharding.of_batch(parts.mesh),
-        augment=fed.augment,
-    )
-    batches = map(fed.prepare, batches)
+    batches = make_batches(config, parts, fed, start + past.skipped)
     first = next(batches)
     train_step = compile_step(jitted, state, first, key)
     if "moments" in first:
@@ -174,6 +166,19 @@ def train(config, parts, fed, state, past, jitted, workdir):
             stop_requested=cluster.agree(listen_for_stop()),
         )
     return keeper.failure
+
+
+def make_batches(config, parts, fed, start):
+    """The batches of the run from number `start` on, on the devices."""
+    batches = loader.batches(
+        fed.source,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=start,
+        sharding=sharding.of_batch(parts.mesh),
+        augment=fed.augment,
+    )
+    return map(fed.prepare, batches)
 
 
 def resume(config, parts, directory):
@@ -260,7 +265,10 @@ def show(write):
 
 
 def listen_for_stop():
-    """stop_requested() is true after SIGINT or SIGTERM; a second one ends the process at once."""
+    """stop_requested() is true after SIGINT or SIGTERM, or where the machine will be taken away.
+
+    A second signal ends the process at once.
+    """
     asked = []
 
     def handle(signum, frame):
@@ -270,6 +278,7 @@ def listen_for_stop():
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, handle)
+    cluster.watch_maintenance(asked.append)
     return lambda: bool(asked)
 
 

@@ -237,6 +237,13 @@ def check_files(path, known):
             )
 
 
+def check_digest(path, known):
+    """ValueError where the bytes of a shard {"file_bytes", "sha256"} are not those written."""
+    check_files(path.parent, {path.name: known})
+    if disk.sha256(path) != known["sha256"]:
+        raise ValueError(f"{path} is damaged: its sha256 is not {known['sha256']}")
+
+
 def read_record(records, index, path):
     """Record `index` of a data source; ValueError where the bytes on the disk are damaged."""
     try:

@@ -34,11 +34,10 @@ class Keeper:
 
     def save(self, step, items, meta):
         """Starts to save and returns when the arrays are copied; `poll` tells what became of it."""
-        self._settle()
+        self.wait()
         self._step, self.failure = step, None
         self._error = self._probe()
         if cluster.any_of(self._error is not None):  # Orbax would wait for the one that failed
-            self._error = self._error or OSError("another process cannot write")
             self._conclude()
             return
         try:
@@ -52,7 +51,7 @@ class Keeper:
         """Saves and waits for it, several times where it fails; `failure` says how it ended."""
         for attempt in range(ATTEMPTS):
             self.save(step, items, meta)
-            self._settle()
+            self.wait()
             if self.failure is None:
                 return
             if attempt + 1 < ATTEMPTS:
@@ -61,12 +60,22 @@ class Keeper:
     def poll(self):
         """Whether a save has failed and should be tried again; deletes what need not be kept."""
         if self._thread and not cluster.any_of(self._thread.is_alive()):
-            self._settle()
+            self.wait()
         return self.failure is not None
 
+    def wait(self):
+        """Waits for the save that is under way, and deletes what need not be kept."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+            self._conclude()
+
     def close(self):
-        """Waits for what is under way."""
-        self._settle()
+        """Waits for this process's part of what is under way, also where another has failed."""
+        if self._thread:
+            self._thread.join()
+            if self._error:
+                logging.warning("step %d could not be saved: %s", self._step, self._error)
         self._writer.close()
 
     def __enter__(self):
@@ -98,13 +107,6 @@ class Keeper:
         except Exception as error:
             self._error = self._error or error
 
-    def _settle(self):
-        """Waits for the save that is under way, and draws the consequences of its end."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-            self._conclude()
-
     def _conclude(self):
         error, self._error = self._error, None
         if not cluster.any_of(error is not None):
@@ -112,7 +114,7 @@ class Keeper:
             if jax.process_index() == 0:
                 self._delete_old()
             return
-        self.failure = " ".join(str(error or "another process failed").split())[:200]
+        self.failure = checkpoint.explain(error or OSError("another process could not write"))
         logging.warning("step %d could not be saved: %s", self._step, self.failure)
         if jax.process_index() == 0:
             self._clear(self._step)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +35,11 @@ def refuse(call):
         return line
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """A small run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "reference"
+    small_run.finish(small_run.start(workdir))
+    return workdir

@@ -18,7 +18,7 @@ import processes
 import pytest
 
 from dit_jax import autoencoder, disk, sharding
-from dit_jax.cli import encode, feed, train
+from dit_jax.cli import encode, feed, train, verify
 from dit_jax.data import imagefolder, latents, loader, records, shards
 from dit_jax.models import vae
 
@@ -46,6 +46,15 @@ def places(tmp_path_factory):
     options = ("--size=16", f"--vae={path}/vae", "--examples_per_shard=5")
     subprocess.run([*COMMAND, path / "data", path / "cache", *options], check=True)
     return path
+
+
+def test_dit_verify_reads_a_cache(call, places, tmp_path):
+    cache = shutil.copytree(places / "cache", tmp_path / "cache")
+    assert call(verify, cache)[0] == 0
+    shard = max(cache.glob("*array_record*"))
+    shard.write_bytes(bytes(100))
+    code, said, _ = call(verify, cache)
+    assert code == 1 and f"DAMAGED: {shard} must have" in said
 
 
 @pytest.mark.parametrize("dtype, bound", [("float16", 5e-4), ("float32", 0)])

@@ -1,91 +1,28 @@
 """Whole runs in processes of their own: killed, interrupted, resumed, diverged, refused."""
 
+import http.server
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from small_run import (
+    LAST,
+    SMALL,
+    assert_same_end,
+    finish,
+    losses,
+    start,
+    wait_for_step,
+)
 
 from dit_jax import checkpoint, disk
 from dit_jax.cli import train
 from dit_jax.train import record
-
-ROOT = Path(__file__).parents[2]
-LAST = 60  # steps: two epochs and a half of 1,500 digits
-SMALL = (
-    "--config=configs/digits.py:Ti/4",
-    "--config.train.batch_size=64",
-    "--config.train.accumulation_steps=2",
-    "--config.sampling.num_steps=ddim5",
-    f"--config.run.total_steps={LAST}",
-    "--config.run.log_every=1",
-    "--config.run.checkpoint_every=8",
-    "--config.run.sample_every=25",
-    "--config.run.num_samples=10",
-)
-
-
-def start(workdir, *options):
-    command = [sys.executable, "-m", "dit_jax.cli.train", *SMALL, f"--workdir={workdir}", *options]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ)
-
-
-def finish(process, code=0):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == code, errors
-    return errors
-
-
-def wait_for_step(process, workdir, step):
-    """Returns as soon as the record holds that step."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        records = record.read(workdir / "metrics.jsonl")
-        if records and records[-1]["step"] >= step:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"step {step} did not come: {process.communicate()[1]}")
-
-
-def losses(workdir):
-    return {r["step"]: (r["loss"], r["grad_norm"]) for r in record.read(workdir / "metrics.jsonl")}
-
-
-def assert_same_end(workdir, reference):
-    """Parameters, average and optimizer state are bit-identical, and so was the whole way."""
-    metas = [checkpoint.read_meta(path / "checkpoints", LAST) for path in (workdir, reference)]
-    assert metas[0]["digests"] == metas[1]["digests"]
-    assert metas[0]["digests"].keys() == {"params", "ema", "opt_state"}
-    for name in ("params", "ema"):
-        a, b = (train_state(path, name) for path in (workdir, reference))
-        assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
-    assert losses(workdir) == losses(reference)
-    assert list(losses(workdir)) == list(range(1, LAST + 1))
-
-
-def train_state(workdir, name):
-    """{path: array} of an item, read back from the disk and checked against its digests."""
-    import jax
-
-    import dit_jax
-
-    params = dit_jax.load(workdir, weights=name).params
-    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(params)}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """A run that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("runs") / "reference"
-    finish(start(workdir))
-    return workdir
 
 
 def test_a_run_leaves_what_it_promises(reference):
@@ -126,6 +63,32 @@ def test_a_signal_saves_and_the_same_command_goes_on(reference, tmp_path, signum
     assert_same_end(tmp_path / "run", reference)
 
 
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """Google's metadata server: no notice at first, then one."""
+
+    def do_GET(self):
+        assert self.headers["Metadata-Flavor"] == "Google"
+        self.server.asked += 1
+        notice = self.server.asked > 4 and self.path.endswith("/instance/maintenance-event")
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"TERMINATE_ON_HOST_MAINTENANCE" if notice else b"NONE")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_notice_of_maintenance_saves_as_a_signal_does(tmp_path, monkeypatch):
+    with http.server.ThreadingHTTPServer(("localhost", 0), Metadata) as server:
+        server.asked = 0
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"localhost:{server.server_port}")
+        errors = finish(start(tmp_path / "run", "--config.run.total_steps=100000"), code=42)
+        server.shutdown()
+    assert "maintenance-event TERMINATE_ON_HOST_MAINTENANCE: stopping after this step" in errors
+    assert "which is saved: the same command goes on from there" in errors
+
+
 def test_a_signal_before_the_first_step_asks_to_be_started_again(tmp_path):
     process = start(tmp_path / "run")
     while process.poll() is None and not (tmp_path / "run" / ".lock").exists():
@@ -159,17 +122,6 @@ def test_an_unreachable_end_is_trained_already_without_a_restore(reference, tmp_
     errors = finish(start(run, "--config.run.total_steps=20"))
     assert f"is trained already: it is at step {LAST}" in errors and "compiled" not in errors
     assert (run / "config.json").read_bytes() == before
-
-
-def test_a_run_that_diverges_stops_with_3_and_keeps_its_last_good_step(tmp_path):
-    options = ("--config.train.learning_rate=1e30", "--config.train.warmup_steps=0")
-    errors = finish(start(tmp_path / "run", *options, "--config.run.checkpoint_every=1"), code=3)
-    message = errors.strip().splitlines()[-1]
-    assert message.startswith("dit-train: ") and " at step " in message
-    bad = int(message.split(" at step ")[1].split(";")[0])
-    good = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
-    assert good == bad - 1 >= 1
-    assert all(np.isfinite(x).all() for x in train_state(tmp_path / "run", "params").values())
 
 
 DIGITS = "--config=configs/digits.py"

@@ -1,0 +1,98 @@
+"""Reads everything that was saved in a directory, and says whether it is as it was saved.
+
+    dit-verify runs/xl2
+
+DIR is a training run, its checkpoints, one step, a converted checkpoint, or what dit-prepare or
+dit-encode wrote. Every array is compared with its digest, every shard with its sha256. Nothing is
+written. Exit code 0: all is well; 1: something is damaged, and named.
+"""
+
+import sys
+from pathlib import Path
+
+from dit_jax import checkpoint, disk
+from dit_jax.cli import command
+from dit_jax.data import shards
+from dit_jax.train import record
+
+
+def main(values, path):
+    path = command.expand(path)
+    parts = list(find(path))
+    if not parts:
+        raise ValueError(
+            "DIR must hold saved steps, or what dit-prepare or dit-encode wrote: "
+            f"there is nothing of the kind in {path}"
+        )
+    damaged = 0
+    for name, check in parts:
+        try:
+            print(f"{name:40s} {check()}", flush=True)
+        except (ValueError, OSError) as error:
+            damaged += 1
+            print(f"{name:40s} DAMAGED: {error}", flush=True)
+    print(f"{damaged} of {len(parts)} are damaged" if damaged else "all is as it was saved")
+    return 1 if damaged else 0
+
+
+def define(values):
+    """There are no flags."""
+
+
+def find(path):
+    """(name, check) of everything in a directory; check() says what is there, or raises."""
+    if (path / "manifest.json").is_file():
+        yield from find_shards(path)
+        return
+    if (path / "config.json").is_file():
+        yield "config.json", lambda: f"{len(disk.read_json(path / 'config.json'))} topics"
+    if (path / "metrics.jsonl").is_file():
+        yield "metrics.jsonl", lambda: describe_record(path / "metrics.jsonl")
+    yield from find_steps(path)
+    for aside in sorted((path / "damaged").glob("*")):
+        yield f"damaged/{aside.name}", lambda: "was set aside before, and is not used"
+
+
+def find_steps(path):
+    if checkpoint.is_complete(path):
+        directory, steps = path.parent, [int(path.name)]
+    else:
+        directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        steps = checkpoint.steps(directory)
+    for step in steps:
+        name = Path(directory.name) / str(step)
+        yield str(name), lambda step=step: describe_step(directory, step)
+
+
+def describe_step(directory, step):
+    checkpoint.verify(directory, step)
+    meta = checkpoint.read_meta(directory, step)
+    count = sum(len(leaves) for leaves in meta["digests"].values())
+    words = f"{count} arrays of {', '.join(meta['digests'])}"
+    return f"{words}; loss {meta['loss']:.4f}" if "loss" in meta else words
+
+
+def describe_record(path):
+    records = record.read(path)
+    return f"{len(records)} records" + (f" to step {records[-1]['step']}" if records else "")
+
+
+def find_shards(path):
+    """Of every split, or of a cache of latents."""
+    manifest = disk.read_json(path / "manifest.json")
+    for group in manifest.get("splits", {"": manifest}).values():
+        for name, known in group["shards"].items():
+            yield name, lambda name=name, known=known: describe_shard(path / name, known)
+
+
+def describe_shard(path, known):
+    shards.check_digest(path, known)
+    return f"{known['file_bytes'] / 1e6:.1f} MB"
+
+
+def entry():
+    sys.exit(command.run("dit-verify", define, main, takes=("DIR",)))
+
+
+if __name__ == "__main__":
+    entry()

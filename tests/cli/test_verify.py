@@ -1,0 +1,94 @@
+"""dit-verify: what is whole is called so, what is damaged is named, and nothing is written."""
+
+import shutil
+
+import pictures
+import pytest
+import random_run
+
+from dit_jax.cli import prepare, verify
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A training run with two steps and one that was set aside."""
+    for step in (20, 30):
+        random_run.save(tmp_path / "run", step=step)
+    (tmp_path / "run" / "config.json").write_text('{"seed": 0}')
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 30}\n')
+    (tmp_path / "run" / "damaged" / "10").mkdir(parents=True)
+    return tmp_path / "run"
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_whole_run_is_called_so_and_left_alone(call, run):
+    before = contents(run)
+    code, said, _ = call(verify, run)
+    assert code == 0 and contents(run) == before
+    lines = [line.split(maxsplit=1) for line in said.splitlines()]
+    assert [name for name, _ in lines[:5]] == [
+        *("config.json", "metrics.jsonl", "checkpoints/20", "checkpoints/30", "damaged/10")
+    ]
+    assert said.splitlines()[-1] == "all is as it was saved"
+    assert "arrays of params, ema" in lines[3][1] and "1 records to step 30" in lines[1][1]
+
+
+@pytest.mark.parametrize("inside", ["checkpoints", "checkpoints/30"])
+def test_a_part_of_a_run_can_be_read_alone(call, run, inside):
+    code, said, _ = call(verify, run / inside)
+    assert code == 0 and "checkpoints/30" in said and "config.json" not in said
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda run: flip(largest(run)), "is damaged: params["),
+        (lambda run: largest(run).write_bytes(b"cut"), "cannot be read: "),
+        (lambda run: largest(run).unlink(), "cannot be read: "),
+        (lambda run: shutil.rmtree(run / "checkpoints" / "30" / "ema"), "cannot be read: "),
+        (lambda run: (run / "checkpoints/30/meta/metadata").write_text("{"), "cannot be read: "),
+        (lambda run: (run / "config.json").write_text("{"), "config.json must be JSON"),
+        (lambda run: (run / "metrics.jsonl").write_text("x\n"), "line 1 of "),
+    ],
+    ids=["flipped", "cut", "deleted", "item deleted", "meta", "config", "record"],
+)
+def test_damage_is_named(call, run, damage, message):
+    damage(run)
+    code, said, _ = call(verify, run)
+    assert code == 1 and said.splitlines()[-1] == "1 of 5 are damaged"
+    (line,) = (line for line in said.splitlines() if "DAMAGED" in line)
+    assert message in line
+
+
+def largest(run):
+    """The file with most of the newest step's parameters."""
+    files = (path for path in (run / "checkpoints" / "30" / "params").rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_shards_are_compared_with_their_digests(call, tmp_path):
+    pictures.draw(tmp_path / "tree", per_class=4)
+    images = tmp_path / "images"
+    assert call(prepare, tmp_path / "tree", images, "--num_shards=2")[0] == 0
+    code, said, _ = call(verify, images)
+    assert code == 0 and said.count(" MB") == 2
+    shard = max(images.glob("*array_record*"))
+    flip(shard)
+    code, said, _ = call(verify, images)
+    assert code == 1 and f"{shard} is damaged: its sha256 is not" in said
+    shard.unlink()
+    assert f"{shard} must have" in call(verify, images)[1]
+
+
+def test_what_holds_nothing_of_the_kind_is_refused(refuse, tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        assert f"there is nothing of the kind in {path}" in refuse(verify, path)
