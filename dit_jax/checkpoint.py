@@ -8,8 +8,6 @@ every leaf.
 
 import asyncio
 import importlib.metadata
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.tree_util import keystr
 
+from dit_jax import disk
+
 ITEMS = ("params", "ema", "opt_state")  # trees; meta is JSON
 KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # names in meta of an architecture
+COMMIT = "commit_success.txt"  # Orbax's last object of a step in a bucket
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -36,7 +37,7 @@ def open_manager(directory, *, keep=2, background=True):
         enable_async_checkpointing=background,
     )
     handlers = {name: _writer() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
-    path = Path(directory).resolve()
+    path = disk.absolute(directory)
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
 
@@ -66,17 +67,20 @@ def oldest_step(directory):
 
 
 def _steps(directory):
-    return [int(path.name) for path in Path(directory).glob("*") if _is_complete(path)]
+    paths = disk.children(disk.path(directory))
+    return [int(path.name) for path in paths if _is_complete(path)]
 
 
 def set_aside(directory, step):
     """Moves a step to damaged/STEP beside the directory of the steps; returns where it is then."""
-    place = Path(directory).parent / "damaged"
+    directory = disk.path(directory)
+    place = directory.parent / "damaged"
     place.mkdir(exist_ok=True)
     target = place / str(step)
-    while target.exists():
+    while disk.exists(target):
         target = target.with_name(f"{target.name}-again")
-    return (Path(directory) / str(step)).rename(target)
+    disk.move(directory / str(step), target)
+    return target
 
 
 def locate(path):
@@ -84,11 +88,11 @@ def locate(path):
 
     The step is the newest one, or the one whose own folder `path` is.
     """
-    path = Path(os.path.expanduser(path))
+    path = disk.path(path)
     if _is_complete(path):
         return path.parent, int(path.name)
     inside = path / "checkpoints"
-    directory = inside if inside.is_dir() else path
+    directory = inside if disk.exists(inside) else path
     step = latest_step(directory)
     if step is None:
         raise ValueError(f"checkpoint must be a directory with a saved step, got {path}")
@@ -99,10 +103,10 @@ def read_meta(directory, step, *, of=None):
     """The JSON item of a step; of: the name in `KINDS` of what the checkpoint must be."""
     meta = _restore(directory, step, {}, meta=ocp.args.JsonRestore())["meta"]
     if not isinstance(meta, dict) or "digests" not in meta:
-        raise Damaged(f"checkpoint {Path(directory) / str(step)} is damaged: its meta is empty")
+        raise Damaged(f"checkpoint {disk.path(directory) / str(step)} is damaged: its meta is empty")
     if of and of not in meta:
         raise ValueError(
-            f"checkpoint must be one of {KINDS[of]}, got {Path(directory) / str(step)}"
+            f"checkpoint must be one of {KINDS[of]}, got {disk.path(directory) / str(step)}"
         )
     return meta
 
@@ -128,7 +132,7 @@ def restore(directory, step, templates):
         for leaf, found in digest(tree).items():
             if digests[name].get(leaf) != found:
                 raise Damaged(
-                    f"checkpoint {Path(directory) / str(step)} is damaged: {name}{leaf} has "
+                    f"checkpoint {disk.path(directory) / str(step)} is damaged: {name}{leaf} has "
                     f"digest {found}, but {digests[name].get(leaf)} was saved"
                 )
     return items
@@ -200,11 +204,13 @@ def _reader(template):
 
 
 def _is_complete(path):
-    return path.name.isdecimal() and (path / "_CHECKPOINT_METADATA").exists()
+    # On a disk a step gets its name when all is in it; in a bucket this file, last.
+    last = "_CHECKPOINT_METADATA" if disk.is_on_disk(path) else COMMIT
+    return path.name.isdecimal() and disk.exists(path / last)
 
 
 def _restore(directory, step, handlers, **args):
-    path = Path(directory).resolve() / str(step)
+    path = disk.absolute(directory) / str(step)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
             return dict(checkpointer.restore(path, args=ocp.args.Composite(**args)))

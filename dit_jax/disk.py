@@ -1,19 +1,118 @@
-"""Files and folders: written whole or not at all, read or named, held by one run at a time."""
+"""Files and folders: written whole or not at all, read or named, held by one run at a time.
+
+They lie on a disk, or in a bucket of Google Cloud Storage (gs://BUCKET/NAME), which has objects
+and no folders: an object is written whole or not at all, and nothing can be renamed, added to or
+locked.
+"""
 
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 
+BUCKETS = "gs://"
 
-def write_text(path, text):
+
+def path(text):
+    """The path of a text, on a disk, where it may start with ~, or in a bucket: like a Path there.
+
+    A path stays what it is.
+    """
+    text = os.fspath(text)
+    if "://" not in text:
+        return Path(os.path.expanduser(text))
+    if not re.match(f"{BUCKETS}[^/]", text):
+        raise ValueError(f"a path must be on a disk or start with gs://BUCKET, got {text}")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ValueError(f"a path in a bucket needs gcsfs: pip install -e .[gcs], got {text}")
+    import fsspec  # here, since only buckets need it
+    from etils import epath
+
+    # What another process writes has to be seen, and gcsfs keeps its listings for ever.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(text)
+
+
+def is_on_disk(path):
+    return isinstance(path, Path)
+
+
+def absolute(text):
+    """The path of a text, from the root of its disk or from its bucket."""
+    place = path(text)
+    return place.resolve() if is_on_disk(place) else place
+
+
+def bucket_of(place):
+    """The path of the bucket in which a path lies."""
+    return path(BUCKETS + str(place).removeprefix(BUCKETS).split("/")[0])
+
+
+def is_refusal(error):
+    """Whether an exception is one by which a bucket's client says that it cannot be reached."""
+    return type(error).__module__.startswith(("gcsfs.", "google.", "aiohttp."))
+
+
+def exists(place):
+    """Whether there is such a file or folder; raises where a bucket does not answer.
+
+    There a path's own exists() and is_dir() say no, and a run would begin anew.
+    """
+    try:
+        place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def children(folder):
+    """The paths in a folder, [] where there is none; raises where a bucket does not answer."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def move(source, target):
+    """Moves a folder to a name that is free; in a bucket object by object, `source` to the end."""
+    if is_on_disk(source):
+        source.rename(target)
+        return
+    import fsspec
+
+    fsspec.filesystem("gcs").copy(str(source), str(target), recursive=True)
+    source.rmtree()
+
+
+def write_text(place, text):
     """Writes a whole file or none."""
-    path = Path(path)
-    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    place = path(place)
+    if not is_on_disk(place):
+        place.write_text(text)
+        return
+    aside = place.with_name(f".partial-{os.getpid()}-{place.name}")
     aside.write_text(text)
-    aside.replace(path)
+    aside.replace(place)
+
+
+def append(place, line, *, after):
+    """Adds a line to a file whose text is `after`; returns its new text.
+
+    In a bucket the whole object is written anew, and it is a ValueError that names the workdir
+    where another run has written to it.
+    """
+    if is_on_disk(place):
+        with place.open("a") as file:
+            file.write(line)
+    elif place.read_text() != after:
+        raise ValueError(f"workdir must not be written by another run, got {place.parent}")
+    else:
+        place.write_text(after + line)
+    return after + line
 
 
 def read_json(path):
@@ -37,7 +136,7 @@ def sha256(path):
 
 @contextlib.contextmanager
 def locked(folder, name):
-    """Holds the folder; ValueError that names the argument where another run does."""
+    """Holds a folder on a disk; ValueError that names the argument where another run does."""
     path = Path(folder) / ".lock"
     with path.open("w") as file:
         try:

@@ -7,11 +7,13 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bucket
 import jax
 import numpy as np
 import pytest
 from testdata import weights
 
+from dit_jax import disk
 from dit_jax.convert import torch_dit
 from dit_jax.models import dit
 
@@ -98,6 +100,22 @@ def check_close():
         assert error <= bound  # NaN is not
 
     return check
+
+
+@pytest.fixture(scope="session")
+def storage():
+    """A bucket.Storage, to which gs:// leads in this process and in those that it starts."""
+    with bucket.serve() as (storage, environment), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield storage
+
+
+@pytest.fixture
+def bucket_path(storage, request):
+    """A path in a bucket, new to every test."""
+    yield disk.path(f"gs://tests/{request.node.name}")
+    storage.before_write = lambda name: True
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-from dit_jax import checkpoint, cluster, devices, generate, sharding
+from dit_jax import checkpoint, cluster, devices, disk, generate, sharding
 from dit_jax.cli import build, command, feed
 from dit_jax.cli import workdir as workdirs
 from dit_jax.data import loader
@@ -35,7 +35,7 @@ def define(values):
 
 
 def main(values):
-    config, workdir = values.config, command.expand(values.workdir)
+    config, workdir = values.config, disk.path(values.workdir)
     parts = build.parts(config)
     fed = feed.make(config, parts.mesh)
     workdirs.check(workdir, build.to_json(config))
@@ -183,7 +183,8 @@ def make_hook(config, draw, decoder, workdir):
         images = decoder.decode(images) if decoder else images
         if jax.process_index() == 0:
             scale = generate.grid_scale(images.shape[1:3])
-            generate.grid(images, scale=scale).save(workdir / "samples" / f"{step:07d}.png")
+            with (workdir / "samples" / f"{step:07d}.png").open("wb") as file:
+                generate.grid(images, scale=scale).save(file, format="png")
 
     return hook
 

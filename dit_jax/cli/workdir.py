@@ -17,23 +17,24 @@ FREE = ("run", "mesh")  # topics of a config that may change when a run goes on
 
 def check(workdir, config):
     """ValueError where no run of this config can start or go on in the workdir; writes nothing."""
-    nearest = next(place for place in (workdir, *workdir.parents) if place.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"workdir must not be or lie under a file, got {workdir}")
-    if not os.access(nearest, os.W_OK):
-        raise ValueError(f"workdir must be where you may write, got {workdir}")
-    if (workdir / "config.json").exists():
+    _check_place(workdir)
+    if disk.exists(workdir / "config.json"):
         old = _read_config(workdir / "config.json")
         _check_same(workdir, old, config)
         _check_saved(workdir, old["run"]["checkpoint_every"])
-    elif workdir.exists() and any(not _is_left_over(path) for path in workdir.iterdir()):
+    elif any(not _is_left_over(path) for path in disk.children(workdir)):
         raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
 
 
 def held(workdir):
-    """A context in which no other run writes to the workdir; ValueError where one does."""
+    """A context in which no other run writes to the workdir; ValueError where one does.
+
+    In a bucket, where nothing can be locked, the record of the run finds that out, and later.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    return disk.locked(workdir, "workdir") if jax.process_index() == 0 else contextlib.nullcontext()
+    if jax.process_index() == 0 and disk.is_on_disk(workdir):
+        return disk.locked(workdir, "workdir")
+    return contextlib.nullcontext()
 
 
 def claim(workdir, config):
@@ -41,6 +42,18 @@ def claim(workdir, config):
     for path in workdir.glob(".partial-*"):
         path.unlink()  # of a run that was killed
     disk.write_text(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _check_place(workdir):
+    if not disk.is_on_disk(workdir):
+        if not disk.exists(disk.bucket_of(workdir)):
+            raise ValueError(f"workdir must be in a bucket that exists, got {workdir}")
+        return
+    nearest = next(place for place in (workdir, *workdir.parents) if place.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"workdir must not be or lie under a file, got {workdir}")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"workdir must be where you may write, got {workdir}")
 
 
 def _is_left_over(path):
@@ -94,7 +107,7 @@ def _check_saved(workdir, checkpoint_every):
     steps = workdir / "checkpoints"
     records = record.read(workdir / "metrics.jsonl")
     last = records[-1]["step"] if records else 0
-    was_saved = last > 2 * checkpoint_every or any(p.name.isdecimal() for p in steps.glob("*"))
+    was_saved = last > 2 * checkpoint_every or any(p.name.isdecimal() for p in disk.children(steps))
     if was_saved and checkpoint.latest_step(steps) is None:
         raise ValueError(
             f"workdir must not have lost its saved steps: {workdir} holds a record up to step "

@@ -1,13 +1,14 @@
 """The record of a run: metrics.jsonl, a progress bar, and the loss curve."""
 
 import json
-from pathlib import Path
 
 import jax
 import matplotlib.figure
 import numpy as np
 from absl import logging
 from tqdm import tqdm
+
+from dit_jax import disk
 
 
 def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops):
@@ -18,19 +19,20 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
     """
     if jax.process_index() != 0:
         return lambda step, means, seconds: None
-    path = Path(path)
+    path = disk.path(path)
     records = [record for record in read(path) if record["step"] <= start] if start else []
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    disk.write_text(path, text)
     bar = tqdm(total=total_steps, initial=start, unit="step", disable=None)  # on a terminal only
 
     def log(step, means, seconds):
+        nonlocal text
         record = {"step": step, **means, "images_per_second": batch_size / seconds}
         record["model_tflops_per_second"] = flops_per_step / seconds / 1e12
         if peak_flops:
             record["mfu"] = flops_per_step / seconds / peak_flops
         record["seconds_left"] = (total_steps - step) * seconds
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        text = disk.append(path, json.dumps(record) + "\n", after=text)
         bar.set_postfix_str(f"loss {means['loss']:.4f}, {batch_size / seconds:.0f} images/s")
         bar.update(step - bar.n)
         if bar.disable:
@@ -48,8 +50,8 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
 
 def read(path):
     """The records of a metrics.jsonl, without a last line that was cut short."""
-    path = Path(path)
-    text = path.read_text(errors="replace") if path.exists() else ""
+    path = disk.path(path)
+    text = path.read_bytes().decode(errors="replace") if disk.exists(path) else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [_parse(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
 
@@ -76,7 +78,8 @@ def plot_losses(metrics_path, png_path):
         axes.plot(*curve(records, name))
         axes.set(title=titles[name], xlabel="step", yscale="log")
         axes.grid(alpha=0.3, which="both")
-    figure.savefig(png_path, dpi=120)
+    with disk.path(png_path).open("wb") as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def curve(records, name):
