@@ -103,7 +103,9 @@ def read_meta(directory, step, *, of=None):
     """The JSON item of a step; of: the name in `KINDS` of what the checkpoint must be."""
     meta = _restore(directory, step, {}, meta=ocp.args.JsonRestore())["meta"]
     if not isinstance(meta, dict) or "digests" not in meta:
-        raise Damaged(f"checkpoint {disk.path(directory) / str(step)} is damaged: its meta is empty")
+        raise Damaged(
+            f"checkpoint {disk.path(directory) / str(step)} is damaged: its meta is empty"
+        )
     if of and of not in meta:
         raise ValueError(
             f"checkpoint must be one of {KINDS[of]}, got {disk.path(directory) / str(step)}"

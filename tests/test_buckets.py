@@ -136,7 +136,9 @@ def test_a_path_stays_what_it_is(storage, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("text", ["s3://bucket/run", "gs://", "gs:///run", "https://a/b"])
 def test_another_scheme_is_refused(text):
-    with pytest.raises(ValueError, match=f"must be on a disk or start with gs://BUCKET, got {text}"):
+    with pytest.raises(
+        ValueError, match=f"must be on a disk or start with gs://BUCKET, got {text}"
+    ):
         disk.path(text)
 
 
