@@ -221,4 +221,6 @@ def _restore(directory, step, handlers, **args):
         while cause.__cause__ is not None:  # Orbax's own text says which slice, TensorStore's why
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:200]
+        if not disk.is_on_disk(path) and disk.is_refusal(cause):  # it may be whole all the same
+            raise OSError(f"checkpoint {path} cannot be reached: {reason}") from error
         raise Damaged(f"checkpoint {path} cannot be read: {reason}") from error

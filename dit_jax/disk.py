@@ -15,6 +15,12 @@ import re
 from pathlib import Path
 
 BUCKETS = "gs://"
+REFUSALS = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+)  # TensorStore
 
 
 def path(text):
@@ -53,8 +59,12 @@ def bucket_of(place):
 
 
 def is_refusal(error):
-    """Whether an exception is one by which a bucket's client says that it cannot be reached."""
-    return type(error).__module__.startswith(("gcsfs.", "google.", "aiohttp."))
+    """Whether an exception of a bucket's clients says that it was refused or not reached."""
+    return (
+        type(error).__module__.startswith(("gcsfs.", "google.", "aiohttp."))
+        or str(error).startswith(REFUSALS)
+        or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
+    )
 
 
 def exists(place):

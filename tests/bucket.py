@@ -23,8 +23,7 @@ ROUTES = (
     ("GET", r"/storage/v1/b/([^/]+)/o", "list"),
     ("GET", OBJECT, "read"),
     ("DELETE", OBJECT, "delete"),
-    ("POST", OBJECT + r"/(?:rewriteTo|copyTo)/b/([^/]+)/o/([^/]+)", "copy"),
-    ("POST", OBJECT + r"/moveTo/o/([^/]+)", "move"),
+    ("POST", OBJECT + r"/rewriteTo/b/([^/]+)/o/([^/]+)", "copy"),
     ("POST", r"/upload/storage/v1/b/([^/]+)/o", "upload"),
     ("P(?:OS|U)T", r"/session/(\d+)", "go_on_with_upload"),
 )
@@ -42,14 +41,18 @@ class Storage:
     def __init__(self):
         self.objects, self.sessions, self.lock = {}, {}, threading.Lock()
         self.numbers = itertools.count(1)
-        self.before_write = lambda name: True  # False: the write is refused for good
+        self.allow()
+
+    def allow(self, read=lambda name: True, write=lambda name: True):
+        """Asks these from now on whether an object of a name may be read and written."""
+        self.may_read, self.may_write = read, write
 
     def names(self, bucket):
         return sorted(name for b, name in list(self.objects) if b == bucket)
 
     def write(self, key, content, if_generation=None):
         """Writes a whole object; its resource, or the status of a refusal."""
-        if not self.before_write(key[1]):
+        if not self.may_write(key[1]):
             return 403
         with self.lock:
             old = self.objects.get(key)
@@ -63,11 +66,9 @@ class Storage:
         item = self.objects[key]
         return {
             "kind": "storage#object",
-            "id": f"{key[0]}/{key[1]}/{item.generation}",
             "bucket": key[0],
             "name": key[1],
             "generation": str(item.generation),
-            "metageneration": "1",
             "size": str(len(item.content)),
             "md5Hash": base64.b64encode(hashlib.md5(item.content).digest()).decode(),
             "timeCreated": item.updated,
@@ -148,10 +149,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def list(self, body, bucket):
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
-        start, end = self.query.get("startOffset", ""), self.query.get("endOffset")
         found = {}  # by name: an object, or a prefix that ends with the delimiter
         for name in self.storage.names(bucket):
-            if not name.startswith(prefix) or name < start or (end and name >= end):
+            if not name.startswith(prefix):
                 continue
             head, found_one, _ = name[len(prefix) :].partition(delimiter or "\0")
             found[prefix + head + found_one if found_one else name] = bool(found_one)
@@ -164,6 +164,8 @@ class Handler(BaseHTTPRequestHandler):
         return {"kind": "storage#objects", "items": items, "prefixes": prefixes} | more
 
     def read(self, body, *key):
+        if not self.storage.may_read(key[1]):
+            return 403
         item = self.storage.objects.get(key)
         if item is None:
             return 404
@@ -194,13 +196,6 @@ class Handler(BaseHTTPRequestHandler):
         content = self.storage.objects[keys[:2]].content
         resource = self.storage.write(keys[2:], content, self.query.get("ifGenerationMatch"))
         return resource if isinstance(resource, int) else {"done": True, "resource": resource}
-
-    def move(self, body, bucket, old, new):
-        answer = self.copy(body, bucket, old, bucket, new)
-        if isinstance(answer, int):
-            return answer
-        self.storage.objects.pop((bucket, old))
-        return answer["resource"]
 
     def upload(self, body, bucket):
         kind, name = self.query["uploadType"], self.query.get("name")

@@ -4,6 +4,7 @@ Here too: the golden numbers of the official PyTorch code, and a table of how cl
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,8 +115,8 @@ def storage():
 @pytest.fixture
 def bucket_path(storage, request):
     """A path in a bucket, new to every test."""
-    yield disk.path(f"gs://tests/{request.node.name}")
-    storage.before_write = lambda name: True
+    yield disk.path("gs://tests/" + re.sub(r"\W+", "-", request.node.name))
+    storage.allow()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -62,12 +62,23 @@ def test_a_bit_that_flips_is_found(storage, bucket_path):
         restore(bucket_path, 1)
 
 
+@pytest.mark.parametrize("name", ["meta/metadata", "params/manifest.ocdbt"])
+def test_a_bucket_that_refuses_is_not_taken_for_damage(storage, bucket_path, name):
+    save(bucket_path, 1)
+    storage.allow(read=lambda read: not read.endswith(name))
+    with pytest.raises(OSError, match=f"checkpoint {bucket_path}/1 cannot be reached: (PERM|Forb)"):
+        restore(bucket_path, 1)
+    storage.allow(read=lambda read: False)
+    with pytest.raises(OSError, match="403"):
+        checkpoint.latest_step(bucket_path)
+
+
 def test_a_step_without_its_last_object_does_not_count_and_is_saved_again(storage, bucket_path):
     save(bucket_path, 1)
-    storage.before_write = lambda name: not name.endswith("/2/commit_success.txt")
+    storage.allow(write=lambda name: not name.endswith("/2/commit_success.txt"))
     with pytest.raises(Exception, match="403"):
         save(bucket_path, 2)
-    storage.before_write = lambda name: True
+    storage.allow()
     assert "2/_CHECKPOINT_METADATA" in names(storage, bucket_path)
     assert checkpoint.latest_step(bucket_path) == 1
     with pytest.raises(ValueError, match="checkpoint must be a directory with a saved step, got"):

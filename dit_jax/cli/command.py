@@ -223,4 +223,5 @@ def _set_up_logging():
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
     handler.addFilter(lambda record: record.levelno > 20 or record.pathname.startswith(PACKAGE))
-    handler.addFilter(lambda record: not record.name.startswith("gcsfs"))  # what it logs, it raises
+    # What these log, with tracebacks, they raise too, or it went well at another try.
+    handler.addFilter(lambda record: not record.name.startswith(("gcsfs", "fsspec")))

@@ -69,30 +69,30 @@ def finish(workers, code=0):
 def kill_at(storage, workers, name):
     """Kills the processes as they begin to write an object of this name; it is not written."""
 
-    def before_write(written):
+    def may_write(written):
         if not written.endswith(name):
             return True
         for worker in workers:
             worker.kill()
         return False
 
-    storage.before_write = before_write
+    storage.allow(write=may_write)
     for worker in workers:
         worker.communicate(timeout=280)
         assert worker.returncode == -signal.SIGKILL
-    storage.before_write = lambda name: True
+    storage.allow()
 
 
 def stop_at(storage, worker, lines):
     """Has a process be stopped as it writes so many lines of the record."""
     writes = itertools.count()  # the first one drops lines, and adds none
 
-    def before_write(written):
+    def may_write(written):
         if written.endswith("metrics.jsonl") and next(writes) == lines:
             worker.send_signal(signal.SIGTERM)
         return True
 
-    storage.before_write = before_write
+    storage.allow(write=may_write)
 
 
 def damage(storage, path):
