@@ -149,6 +149,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def list(self, body, bucket):
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
+        if not self.storage.may_read(prefix):
+            return 403
         found = {}  # by name: an object, or a prefix that ends with the delimiter
         for name in self.storage.names(bucket):
             if not name.startswith(prefix):
