@@ -15,12 +15,10 @@ import re
 from pathlib import Path
 
 BUCKETS = "gs://"
-REFUSALS = (
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-)  # TensorStore
+# How TensorStore's exceptions begin where a bucket was refused to it or not reached.
+REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+# Where TensorFlow is installed, etils would reach buckets by it, with exceptions of its own.
+os.environ.setdefault("EPATH_USE_TF", "no")
 
 
 def path(text):

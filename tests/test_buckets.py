@@ -99,13 +99,18 @@ def test_a_step_is_set_aside_whole(storage, bucket_path):
     assert checkpoint.set_aside(steps, 2) == bucket_path / "damaged" / "2-again"
 
 
-def test_a_step_that_was_copied_from_a_disk_counts(bucket_path, tmp_path):
+def test_a_step_may_be_copied_into_a_bucket_and_out_of_it(storage, bucket_path, tmp_path):
     save(tmp_path, 1)
     for file in (tmp_path / "1").rglob("*"):
         if file.is_file():
             (bucket_path / str(file.relative_to(tmp_path))).write_bytes(file.read_bytes())
     assert checkpoint.latest_step(bucket_path) == 1
     np.testing.assert_array_equal(restore(bucket_path, 1), tree(1)["w"])
+    for name in names(storage, bucket_path):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_bytes((bucket_path / name).read_bytes())
+    assert checkpoint.latest_step(tmp_path / "out") == 1
+    np.testing.assert_array_equal(restore(tmp_path / "out", 1), tree(1)["w"])
 
 
 def test_what_another_process_writes_is_seen(storage, bucket_path):

@@ -5,7 +5,8 @@
 configs/base.py explains every field. To a run that is taken up again, only --config.run.* and
 --config.mesh.* may be new. On a pod of TPUs, or in a job of Slurm, start it on every host: they
 find each other; elsewhere --coordinator, --num_processes and --process_id tell. All see one
-workdir: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
+workdir, which may be gs://BUCKET/NAME: config.json, metrics.jsonl, loss.png, samples/STEP.png,
+checkpoints/STEP/.
 """
 
 import itertools
