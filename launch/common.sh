@@ -14,6 +14,11 @@ need() {
   done
 }
 
+check_workdir() {  # a bucket, or a path that is the same wherever it is read
+  [[ $WORKDIR =~ ^(/|gs://[^/]) ]] \
+    || fail "WORKDIR must be an absolute path or start with gs://BUCKET, got $WORKDIR"
+}
+
 find_commit() {  # prints it
   git -C "$root" rev-parse --verify --quiet "${COMMIT:-HEAD}^{commit}" \
     || fail "COMMIT must be a commit of the clone $root, got ${COMMIT:-HEAD}"

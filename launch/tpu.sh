@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU pod or a single TPU VM: one queued resource, the same commit on all workers.
 #
-#   NAME=dit ZONE=europe-west4-a PROJECT=my-project TYPE=v3-32 WORKDIR=/mnt/my-bucket/xl2 \
+#   NAME=dit ZONE=europe-west4-a PROJECT=my-project TYPE=v3-32 WORKDIR=gs://my-bucket/xl2 \
 #     bash launch/tpu.sh babysit --config=configs/imagenet256.py:XL/2
 #
 # Commands:
@@ -24,8 +24,8 @@
 #   PROJECT   of Google Cloud
 #   TYPE      for create, babysit: v3-32, v5litepod-16, v6e-8, ...
 #   WORKDIR   for run, babysit: where the run lives. A pod needs one place for all workers that also
-#             outlives them: a share or a bucket, mounted there. A path on the worker's own disk
-#             is for a single VM, and lost with it.
+#             outlives them: a bucket, gs://my-bucket/xl2, or a share that is mounted there. A path
+#             on the worker's own disk is for a single VM, and lost with it.
 #   CAPACITY  spot (if not set), reserved or on-demand
 #   RUNTIME   the image; if not set, the one that Google names for TYPE
 #   COMMIT    what to train; if not set, HEAD
@@ -91,10 +91,6 @@ choose_machine() {  # https://cloud.google.com/tpu/docs/runtimes
     v6e-*) RUNTIME=v2-alpha-tpuv6e ;;
     *) fail "RUNTIME must be set for TYPE $TYPE" ;;
   esac
-}
-
-check_workdir() {
-  [[ $WORKDIR = /* ]] || fail "WORKDIR must be an absolute path, got $WORKDIR"
 }
 
 # The commands.

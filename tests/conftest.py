@@ -4,14 +4,17 @@ Here too: the golden numbers of the official PyTorch code, and a table of how cl
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bucket
 import jax
 import numpy as np
 import pytest
 from testdata import weights
 
+from dit_jax import disk
 from dit_jax.convert import torch_dit
 from dit_jax.models import dit
 
@@ -98,6 +101,22 @@ def check_close():
         assert error <= bound  # NaN is not
 
     return check
+
+
+@pytest.fixture(scope="session")
+def storage():
+    """A bucket.Storage, to which gs:// leads in this process and in those that it starts."""
+    with bucket.serve() as (storage, environment), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield storage
+
+
+@pytest.fixture
+def bucket_path(storage, request):
+    """A path in a bucket, new to every test."""
+    yield disk.path("gs://tests/" + re.sub(r"\W+", "-", request.node.name))
+    storage.allow()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from absl import flags, logging
 
-from dit_jax import cluster
+from dit_jax import cluster, disk
 
 PACKAGE = str(Path(__file__).parents[1])
 
@@ -27,8 +27,9 @@ def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130)
     None any. tidies: main has something to tidy up after SIGINT or SIGTERM, which then raise
     KeyboardInterrupt; else the process ends at once, with the exit code `stopped`.
 
-    A ValueError raised by this package is a user's mistake, an OSError one of the place that was
-    named: one line on stderr and 2. Any other exception is a fault and keeps its traceback.
+    A ValueError raised by this package is a user's mistake, an OSError and what a bucket refuses
+    one of the place that was named: one line on stderr and 2. Any other exception is a fault and
+    keeps its traceback.
     """
     _set_up_logging()
     values = flags.FlagValues()
@@ -58,6 +59,10 @@ def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130)
         return fail(name, error)
     except KeyboardInterrupt:
         return fail(name, "interrupted", code=130)
+    except Exception as error:
+        if not disk.is_refusal(error):
+            raise
+        return fail(name, error)
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
@@ -106,10 +111,10 @@ def fail(name, message, code=2):
 
 
 def expand(text):
-    """The Path of a text that may start with ~, which a shell leaves alone after --flag=."""
+    """The Path on a disk of a text that may start with ~, as a shell leaves it after --flag=."""
     if "://" in str(text):  # a Path would make a folder of that name
         raise ValueError(f"a path must be on a disk, got {text}: mount the bucket")
-    return Path(os.path.expanduser(text))
+    return disk.path(text)
 
 
 def output_folder(text):
@@ -229,7 +234,8 @@ def _tell_unraisable(unraisable):
 
 
 def _is_for_users(record):
-    """Ours, and warnings of libraries; Orbax logs the traceback of what it raises to us too."""
+    """Ours, and warnings of libraries, but none that tells with a traceback what is raised too."""
     if record.pathname.startswith(PACKAGE):
         return True
-    return record.levelno > 20 and not record.exc_info
+    told_twice = record.exc_info or record.name.startswith(("gcsfs", "fsspec"))
+    return record.levelno > 20 and not told_twice

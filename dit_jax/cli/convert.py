@@ -96,7 +96,7 @@ def main(values, *words):
             raise ValueError(f"{word} takes {have}, got --{name}")
     _give_memory_back()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left aside
-    return convert(values, *(str(Path(path)) for path in paths))
+    return convert(values, *(str(command.expand(path)) for path in paths))
 
 
 def from_torch(values, source, out):

@@ -12,7 +12,7 @@ import time
 from absl import flags
 
 import dit_jax
-from dit_jax import checkpoint, devices
+from dit_jax import checkpoint, devices, disk
 from dit_jax.cli import command
 from dit_jax.evals import digits
 
@@ -31,7 +31,9 @@ def define(values):
 def main(values):
     directory, _ = checkpoint.locate(values.checkpoint)
     home = directory.parent if directory.name == "checkpoints" else directory
-    out = command.output_path(values.out or home / "judgments.json")
+    out = disk.path(values.out or home / "judgments.json")
+    if disk.is_on_disk(out):
+        command.output_path(out)
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
     if dit.source != "digits":
         raise ValueError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
@@ -53,7 +55,7 @@ def main(values):
         "devices": devices.describe(),
         "judgments": judgments,
     }
-    out.write_text(json.dumps(receipt, indent=2) + "\n")
+    disk.write_text(out, json.dumps(receipt, indent=2) + "\n")
 
 
 def entry():

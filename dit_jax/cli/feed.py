@@ -33,6 +33,8 @@ def make(config, mesh=None):
             "data.path must be given: what dit-prepare or dit-encode wrote; "
             "or train on random latents with --config.data.source=synthetic"
         )
+    if "://" in config.data.path:
+        raise ValueError(f"data.path must be on a disk, got {config.data.path}: mount the bucket")
     if config.data.vae and (kind not in ("images", "latents") or config.data.space == "pixels"):
         raise ValueError(f"data.vae must be '' where there are no latents, got {config.data.vae!r}")
     return FEEDS[kind](config, mesh)

@@ -5,7 +5,8 @@
 configs/base.py explains every field. To a run that is taken up again, only --config.run.* and
 --config.mesh.* may be new. On a pod of TPUs, or in a job of Slurm, start it on every host: they
 find each other; elsewhere --coordinator, --num_processes and --process_id tell. All see one
-workdir: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
+workdir, which may be gs://BUCKET/NAME: config.json, metrics.jsonl, loss.png, samples/STEP.png,
+checkpoints/STEP/.
 """
 
 import itertools
@@ -19,7 +20,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-from dit_jax import checkpoint, cluster, devices, generate, sharding
+from dit_jax import checkpoint, cluster, devices, disk, generate, sharding
 from dit_jax.cli import build, command, feed
 from dit_jax.cli import workdir as workdirs
 from dit_jax.data import loader
@@ -36,7 +37,7 @@ def define(values):
 
 
 def main(values):
-    config, workdir = values.config, command.expand(values.workdir)
+    config, workdir = values.config, disk.path(values.workdir)
     parts = build.parts(config)
     fed = feed.make(config, parts.mesh)
     workdirs.check(workdir, build.to_json(config))
@@ -244,24 +245,19 @@ def make_hook(config, draw, decoder, workdir):
 
     def hook(step, state):
         if jax.process_index() == 0:
-            show(lambda: record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png"))
+            with disk.only_warned("the loss curve could not be drawn"):
+                record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png")
         if config.data.space != "pixels" and not decoder:
             return  # latents cannot be shown without a decoder
         images = generate.draw_all(draw, state.ema, labels, seed=0, batch_size=len(labels))
         images = decoder.decode(images) if decoder else images
         grid = generate.grid(images, scale=generate.grid_scale(images.shape[1:3]))
         if jax.process_index() == 0:
-            show(lambda: grid.save(workdir / "samples" / f"{step:07d}.png"))
+            path = workdir / "samples" / f"{step:07d}.png"
+            with disk.only_warned("samples could not be written"), path.open("wb") as file:
+                grid.save(file, format="png")
 
     return hook
-
-
-def show(write):
-    """Calls write(), which makes a picture that training does not need."""
-    try:
-        write()
-    except OSError as error:
-        logging.warning("a picture could not be written: %s", error)
 
 
 def listen_for_stop():

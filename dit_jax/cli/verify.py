@@ -8,7 +8,6 @@ written. Exit code 0: all is well; 1: something is damaged, and named.
 """
 
 import sys
-from pathlib import Path
 
 from dit_jax import checkpoint, disk
 from dit_jax.cli import command
@@ -17,7 +16,7 @@ from dit_jax.train import record
 
 
 def main(values, path):
-    path = command.expand(path)
+    path = disk.path(path)
     parts = list(find(path))
     if not parts:
         raise ValueError(
@@ -41,15 +40,15 @@ def define(values):
 
 def find(path):
     """(name, check) of everything in a directory; check() says what is there, or raises."""
-    if (path / "manifest.json").is_file():
+    if disk.exists(path / "manifest.json"):
         yield from find_shards(path)
         return
-    if (path / "config.json").is_file():
+    if disk.exists(path / "config.json"):
         yield "config.json", lambda: f"{len(disk.read_json(path / 'config.json'))} topics"
-    if (path / "metrics.jsonl").is_file():
+    if disk.exists(path / "metrics.jsonl"):
         yield "metrics.jsonl", lambda: describe_record(path / "metrics.jsonl")
     yield from find_steps(path)
-    for aside in sorted((path / "damaged").glob("*")):
+    for aside in sorted(disk.children(path / "damaged")):
         yield f"damaged/{aside.name}", lambda: "was set aside before, and is not used"
 
 
@@ -57,11 +56,10 @@ def find_steps(path):
     if checkpoint.is_complete(path):
         directory, steps = path.parent, [int(path.name)]
     else:
-        directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        directory = path / "checkpoints" if disk.exists(path / "checkpoints") else path
         steps = checkpoint.steps(directory)
     for step in steps:
-        name = Path(directory.name) / str(step)
-        yield str(name), lambda step=step: describe_step(directory, step)
+        yield f"{directory.name}/{step}", lambda step=step: describe_step(directory, step)
 
 
 def describe_step(directory, step):

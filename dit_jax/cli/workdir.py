@@ -17,23 +17,24 @@ FREE = ("run", "mesh")  # topics of a config that may change when a run goes on
 
 def check(workdir, config):
     """ValueError where no run of this config can start or go on in the workdir; writes nothing."""
-    nearest = next(place for place in (workdir, *workdir.parents) if place.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"workdir must not be or lie under a file, got {workdir}")
-    if not os.access(nearest, os.W_OK):
-        raise ValueError(f"workdir must be where you may write, got {workdir}")
-    if (workdir / "config.json").exists():
+    _check_place(workdir)
+    if disk.exists(workdir / "config.json"):
         old = _read_config(workdir / "config.json")
         _check_same(workdir, old, config)
         _check_saved(workdir)
-    elif workdir.exists() and any(not _is_left_over(path) for path in workdir.iterdir()):
+    elif any(not _is_left_over(path) for path in disk.children(workdir)):
         raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
 
 
 def held(workdir):
-    """A context in which no other run writes to the workdir; ValueError where one does."""
+    """A context in which no other run writes to the workdir; ValueError where one does.
+
+    In a bucket, where nothing can be locked, the record of the run finds that out, and later.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    return disk.locked(workdir, "workdir") if jax.process_index() == 0 else contextlib.nullcontext()
+    if jax.process_index() == 0 and disk.is_on_disk(workdir):
+        return disk.locked(workdir, "workdir")
+    return contextlib.nullcontext()
 
 
 def claim(workdir, config):
@@ -41,6 +42,18 @@ def claim(workdir, config):
     for path in workdir.glob(".partial-*"):
         path.unlink()  # of a run that was killed
     disk.write_text(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _check_place(workdir):
+    if not disk.is_on_disk(workdir):
+        if not disk.exists(disk.bucket_of(workdir)):
+            raise ValueError(f"workdir must be in a bucket that exists, got {workdir}")
+        return
+    nearest = next(place for place in (workdir, *workdir.parents) if place.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"workdir must not be or lie under a file, got {workdir}")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"workdir must be where you may write, got {workdir}")
 
 
 def _is_left_over(path):
@@ -87,13 +100,15 @@ def _differences(old, new):
 def _check_saved(workdir):
     """ValueError where steps were saved and are gone: starting at 0 would drop the record.
 
-    A run that was killed before its first save was whole starts at 0 by itself. A step's folder
-    gets its number, in one move, when all is in it.
+    A run that was killed before its first save was whole starts at 0 by itself. On a disk
+    a step's folder gets its number, in one move, when all is in it.
     """
     directory = workdir / "checkpoints"
     saved = [line.get("saved") for line in record.read(workdir / "metrics.jsonl")]
-    was_saved = any(saved) or any(path.name.isdecimal() for path in directory.glob("*"))
-    if was_saved and checkpoint.latest_step(directory) is None:
+    named = disk.is_on_disk(directory) and any(
+        path.name.isdecimal() for path in disk.children(directory)
+    )
+    if (any(saved) or named) and checkpoint.latest_step(directory) is None:
         last = max((step for step in saved if step), default="?")
         raise ValueError(
             f"workdir must not have lost its saved steps: {workdir} had saved step {last}, but "

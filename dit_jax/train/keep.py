@@ -9,7 +9,7 @@ import time
 import jax
 from absl import logging
 
-from dit_jax import checkpoint, cluster
+from dit_jax import checkpoint, cluster, disk
 
 ATTEMPTS = 3  # of the last save of a run, with pauses between them
 PAUSE = 2  # seconds; twice as long after every attempt
@@ -24,7 +24,7 @@ class Keeper:
     """
 
     def __init__(self, directory, *, newest, best=0, verify=True):
-        self._directory, self._newest, self._best = directory, newest, best
+        self._directory, self._newest, self._best = disk.path(directory), newest, best
         self._verify, self._writer = verify, checkpoint.open_writer()
         self._step = self._thread = self._error = None
         self.saved = checkpoint.latest_step(directory)
@@ -85,7 +85,7 @@ class Keeper:
         self.close()
 
     def _probe(self):
-        """The OSError of a directory where this process cannot write, else None."""
+        """What a directory says where this process cannot write, else None."""
         if jax.process_index() != 0:
             return None
         probe = self._directory / ".probe"
@@ -93,7 +93,7 @@ class Keeper:
             self._directory.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(bytes(4096))
             probe.unlink()
-        except OSError as error:
+        except Exception as error:
             return error
         return None
 
@@ -123,19 +123,15 @@ class Keeper:
         """Takes away what a save that failed has left."""
         checkpoint.clean(self._directory)
         if step in checkpoint.steps(self._directory):
-            try:
+            with disk.only_warned(f"step {step} could not be set aside"):
                 checkpoint.set_aside(self._directory, step)
-            except OSError as error:
-                logging.warning("step %d could not be set aside: %s", step, error)
 
     def _delete_old(self):
         steps = checkpoint.steps(self._directory)
         kept = {*steps[-self._newest :], *sorted(steps, key=self._loss)[: self._best]}
         for step in set(steps) - kept:
-            try:
+            with disk.only_warned(f"step {step} could not be deleted"):
                 checkpoint.delete(self._directory, step)
-            except OSError as error:
-                logging.warning("step %d could not be deleted: %s", step, error)
 
     def _loss(self, step):
         try:

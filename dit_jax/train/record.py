@@ -1,7 +1,6 @@
 """The record of a run: metrics.jsonl, a progress bar, and the loss curve."""
 
 import json
-from pathlib import Path
 
 import jax
 import matplotlib.figure
@@ -21,25 +20,24 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
     """
     if jax.process_index() != 0:
         return lambda step, means, seconds: None
-    path = Path(path)
+    path = disk.path(path)
     records = [record for record in read(path) if record["step"] <= start] if start else []
-    disk.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-    unwritten = []  # lines that a full disk has refused
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    disk.write_text(path, text)
+    unwritten = ""  # lines that a full disk has refused
     bar = tqdm(total=total_steps, initial=start, unit="step", disable=None)  # on a terminal only
 
     def log(step, means, seconds):
+        nonlocal text, unwritten
         record = {"step": step, **means, "images_per_second": batch_size / seconds}
         record["model_tflops_per_second"] = flops_per_step / seconds / 1e12
         if peak_flops:
             record["mfu"] = flops_per_step / seconds / peak_flops
         record["seconds_left"] = (total_steps - step) * seconds
         record["saved"] = saved()
-        unwritten.append(json.dumps(record) + "\n")
-        try:
-            _append(path, "".join(unwritten))
-            unwritten.clear()
-        except OSError as error:
-            logging.warning("%s could not be written: %s", path, error)
+        unwritten += json.dumps(record) + "\n"
+        with disk.only_warned(f"{path} could not be written"):
+            text, unwritten = disk.append(path, unwritten, after=text), ""
         bar.set_postfix_str(f"loss {means['loss']:.4f}, {batch_size / seconds:.0f} images/s")
         bar.update(step - bar.n)
         if bar.disable:
@@ -55,23 +53,10 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
     return log
 
 
-def _append(path, lines):
-    """Writes lines behind those of a file, or none of them."""
-    data = lines.encode()
-    with path.open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            if file.write(data) != len(data):
-                raise OSError("the disk took a part of the lines only")
-        except OSError:
-            file.truncate(end)
-            raise
-
-
 def read(path):
     """The records of a metrics.jsonl, without a last line that was cut short."""
-    path = Path(path)
-    text = path.read_text(errors="replace") if path.exists() else ""
+    path = disk.path(path)
+    text = path.read_bytes().decode(errors="replace") if disk.exists(path) else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [_parse(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
 
@@ -98,7 +83,8 @@ def plot_losses(metrics_path, png_path):
         axes.plot(*curve(records, name))
         axes.set(title=titles[name], xlabel="step", yscale="log")
         axes.grid(alpha=0.3, which="both")
-    figure.savefig(png_path, dpi=120)
+    with disk.path(png_path).open("wb") as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def curve(records, name):

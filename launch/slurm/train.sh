@@ -7,7 +7,8 @@
 #
 # The words after the script go to dit-train; options of sbatch stand before it and win over those
 # below. The clone and the workdir have to be the same on all nodes. A node without 8 GPUs takes
-# --gpus-per-node=N --ntasks-per-node=N.
+# --gpus-per-node=N --ntasks-per-node=N. For a workdir in a bucket of Google's, gs://my-bucket/xl2,
+# EXTRAS is cuda,gcs in both lines.
 #
 # 300 s before the time limit dit-train is told to save, ends with 42, and the job is queued again,
 # as Slurm does with a job that it preempts itself. Another exit code is that of the job.
@@ -37,7 +38,7 @@ main() {
   # Slurm runs a copy of this script elsewhere, so it is the submit directory that has to be ours.
   [ -e "$SLURM_SUBMIT_DIR/launch/environment.sh" ] \
     || fail "must be submitted from the clone, got $SLURM_SUBMIT_DIR"
-  EXTRAS=cuda
+  EXTRAS=${EXTRAS:-cuda}
   # shellcheck source=launch/environment.sh
   source "$SLURM_SUBMIT_DIR/launch/environment.sh"
   train "$@"

@@ -3,7 +3,7 @@
 # Needs no Dockerfile: XPK lays the commit on a base image, and every worker installs it there.
 #
 #   NAME=xl2 CLUSTER=my-cluster ZONE=us-east5-b PROJECT=my-project TYPE=v6e-16 \
-#     WORKDIR=/mnt/my-bucket/xl2 bash launch/xpk/train.sh --config=configs/imagenet256.py:XL/2
+#     WORKDIR=gs://my-bucket/xl2 bash launch/xpk/train.sh --config=configs/imagenet256.py:XL/2
 #
 # The flags go to dit-train. --dry-run prints the lines and runs nothing.
 # `xpk workload list --cluster=...` shows the workload, `xpk workload delete` ends it.
@@ -12,8 +12,8 @@
 #   NAME          of the workload
 #   CLUSTER, ZONE, PROJECT
 #   TYPE          as v5litepod-16 or v6e-16; XPK has no v3
-#   WORKDIR       a path of a share or bucket that the workload mounts (xpk storage attach): where
-#                 the run lives, and goes on after a restart
+#   WORKDIR       where the run lives, and goes on after a restart: a bucket, gs://my-bucket/xl2, or
+#                 a path of a share that the workload mounts (xpk storage attach)
 #   MAX_RESTARTS  50 if not set. XPK restarts where a machine vanished and on the exit codes 42
 #                 (dit-train was preempted and has saved) and 127 to 255, not on 1, 2 and 3.
 #   GRACE         seconds from the notice of a preemption to the end: 180 if not set
@@ -38,7 +38,7 @@ main() {
     esac
   done
   need NAME CLUSTER ZONE PROJECT TYPE WORKDIR
-  [[ $WORKDIR = /* ]] || fail "WORKDIR must be an absolute path, got $WORKDIR"
+  check_workdir
   [ "$dry_run" ] || command -v xpk > /dev/null || fail "xpk must be on the PATH: pip install xpk"
   export_commit
   submit "$(training "${flags[@]}")"

@@ -97,11 +97,6 @@ def test_a_signal_before_the_first_step_asks_to_be_started_again(tmp_path):
     assert finish(process, code=42).splitlines()[-1] == "dit-train: interrupted"
 
 
-def test_a_bucket_is_no_folder(refuse):
-    line = refuse(train, *SMALL, "--workdir=gs://bucket/run")
-    assert "a path must be on a disk, got gs://bucket/run: mount the bucket" in line
-
-
 def test_two_runs_do_not_write_one_workdir(refuse, tmp_path):
     (tmp_path / "run").mkdir()
     with disk.locked(tmp_path / "run", "workdir"):

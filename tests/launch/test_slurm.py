@@ -18,14 +18,14 @@ def job(put, run, tmp_path):
     spool = shutil.copy(SCRIPT, tmp_path / "slurm_script")
     put("scontrol", 'echo "$*" > "$FAKE/scontrol"\n')
 
-    def call(code, *flags):
+    def call(code, *flags, **more):
         put("srun", f'printf "%s\\n" "$@" > "$FAKE/srun"; exit {code}\n')
         settings = {
             "SLURM_JOB_ID": "17",
             "SLURM_CPUS_PER_TASK": "8",
             "SLURM_SUBMIT_DIR": str(clone),
         }
-        return run(spool, *flags, **settings)
+        return run(spool, *flags, **settings, **more)
 
     return call
 
@@ -42,6 +42,12 @@ def test_training_runs_in_every_task_of_the_step(job, tmp_path):
     ]
     assert (tmp_path / "extras").read_text() == "cuda\n"
     assert not (tmp_path / "scontrol").exists()
+
+
+def test_a_workdir_in_a_bucket_has_its_packages(job, tmp_path):
+    assert job(0, "--workdir=gs://my-bucket/xl2", EXTRAS="cuda,gcs").returncode == 0
+    assert (tmp_path / "extras").read_text() == "cuda,gcs\n"
+    assert "--workdir=gs://my-bucket/xl2" in (tmp_path / "srun").read_text().splitlines()
 
 
 def test_a_preempted_training_is_queued_again(job, tmp_path):

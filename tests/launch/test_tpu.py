@@ -16,7 +16,7 @@ SETTINGS = {
     "ZONE": "europe-west4-a",
     "PROJECT": "my-project",
     "TYPE": "v3-32",
-    "WORKDIR": "/mnt/my-bucket/xl2",
+    "WORKDIR": "gs://my-bucket/xl2",
     "COMMIT": "HEAD",
     "POLL": "0",
 }
@@ -148,7 +148,12 @@ def test_every_machine_has_its_image_and_price(run, kind, capacity, runtime):
         (["create"], {"TYPE": ""}, "TYPE must be set: see --help"),
         (["run"], {"WORKDIR": ""}, "WORKDIR must be set: see --help"),
         (["status"], {"ZONE": ""}, "ZONE must be set: see --help"),
-        (["run"], {"WORKDIR": "runs/a"}, "WORKDIR must be an absolute path, got runs/a"),
+        (
+            ["run"],
+            {"WORKDIR": "runs/a"},
+            "WORKDIR must be an absolute path or start with gs://BUCKET, got runs/a",
+        ),
+        (["run"], {"WORKDIR": "gs:///a"}, "or start with gs://BUCKET, got gs:///a"),
         (
             ["create"],
             {"CAPACITY": "free"},
@@ -196,12 +201,17 @@ def test_a_pod_is_made_set_up_and_trained_on(pod, tmp_path):
     for worker in "01":
         flags = (tmp_path / f"trainings-{worker}").read_text()
         assert (
-            flags == "--workdir=/mnt/my-bucket/xl2 --config=configs/digits.py --config.name='a b'\n"
+            flags == "--workdir=gs://my-bucket/xl2 --config=configs/digits.py --config.name='a b'\n"
         )
         assert (tmp_path / "workers" / worker / "dit_jax" / "dit_jax" / "__init__.py").exists()
-    assert pod("logs").stdout.startswith("dit-train --workdir=/mnt/my-bucket/xl2")
+    assert pod("logs").stdout.startswith("dit-train --workdir=gs://my-bucket/xl2")
     assert pod("delete").returncode == 0
     assert pod("status").stdout == "pod: not there\n"
+
+
+def test_the_workdir_may_be_a_path(run):
+    settings = {**SETTINGS, "WORKDIR": "/mnt/share/xl2"}
+    assert "--workdir=/mnt/share/xl2" in run("tpu.sh", "run", "--dry-run", **settings).stdout
 
 
 def test_a_training_is_stopped(pod, tmp_path):

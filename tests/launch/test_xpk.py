@@ -8,7 +8,7 @@ SETTINGS = {
     "ZONE": "us-east5-b",
     "PROJECT": "my-project",
     "TYPE": "v6e-16",
-    "WORKDIR": "/mnt/my-bucket/xl2",
+    "WORKDIR": "gs://my-bucket/xl2",
     "COMMIT": "HEAD",
 }
 FLAG = "--config=configs/imagenet256.py:XL/2"
@@ -54,14 +54,17 @@ def test_the_command_ends_as_dit_train_does(put, run, tmp_path, installs, code):
     assert run(worker).returncode == code
     if installs:
         flags = (tmp_path / "flags").read_text().splitlines()
-        assert flags == ["--workdir=/mnt/my-bucket/xl2", "--config.name='a b'"]
+        assert flags == ["--workdir=gs://my-bucket/xl2", "--config.name='a b'"]
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"CLUSTER": ""}, "CLUSTER must be set: see --help"),
-        ({"WORKDIR": "gs://b/x"}, "WORKDIR must be an absolute path, got gs://b/x"),
+        (
+            {"WORKDIR": "s3://b/x"},
+            "WORKDIR must be an absolute path or start with gs://BUCKET, got s3://b/x",
+        ),
         ({}, "xpk must be on the PATH: pip install xpk"),
     ],
 )
