@@ -330,5 +330,5 @@ def explain(error):
     if isinstance(error, Damaged):  # says it already
         return str(error)
     error = _root(error)
-    text = re.sub(r"(\s*\[\w+='[^']*'\])+$", "", " ".join(str(error).split()))
+    text = re.sub(r"\s*\[\w+='.*$", "", " ".join(str(error).split()))
     return text if len(text) <= 250 else f"... {text[-250:]}"  # the reason is at the end

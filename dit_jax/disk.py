@@ -146,17 +146,17 @@ def _append(place, data):
             raise
 
 
-def read_json(path):
+def read_json(place):
     """The JSON object in a file, {} where there is no file."""
-    path = Path(path)
-    if not path.is_file():
+    place = path(place)
+    if not exists(place):
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(place.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} must be JSON, but it is damaged: {error}") from error
+        raise ValueError(f"{place} must be JSON, but it is damaged: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(content).__name__}")
+        raise ValueError(f"{place} must be a JSON object, got {type(content).__name__}")
     return content
 
 

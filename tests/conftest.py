@@ -103,6 +103,15 @@ def check_close():
     return check
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What processes that the tests start compile is compiled once; in here nothing changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def storage():
     """A bucket.Storage, to which gs:// leads in this process and in those that it starts."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dit_jax import checkpoint, disk
-from dit_jax.train import record
+from dit_jax.train import keep, record
 
 TEMPLATE = {"w": jax.ShapeDtypeStruct((8, 100), jnp.float32)}
 
@@ -16,9 +16,11 @@ def tree(step):
 
 
 def save(directory, *steps):
-    with checkpoint.open_manager(directory) as manager:
+    with checkpoint.open_writer() as writer:
         for step in steps:
-            checkpoint.save(manager, step, {"params": tree(step)}, {"model": {"size": "Ti"}})
+            checkpoint.save(
+                writer, directory, step, {"params": tree(step)}, {"model": {"size": "Ti"}}
+            )
 
 
 def restore(directory, step):
@@ -38,8 +40,11 @@ def names(storage, path):
 def test_the_newest_steps_are_kept_and_restored_bit_for_bit(storage, bucket_path):
     steps = bucket_path / "checkpoints"
     assert checkpoint.latest_step(steps) is None
-    save(steps, 1, 2, 3)
-    assert (checkpoint.oldest_step(steps), checkpoint.latest_step(steps)) == (2, 3)
+    with keep.Keeper(steps, newest=2) as keeper:
+        for step in (1, 2, 3):
+            keeper.save(step, {"params": tree(step)}, {"model": {"size": "Ti"}})
+        keeper.wait()
+    assert checkpoint.steps(steps) == [2, 3]
     assert {name.split("/")[1] for name in names(storage, bucket_path)} == {"2", "3"}
     np.testing.assert_array_equal(restore(steps, 2), tree(2)["w"])
     assert checkpoint.locate(str(bucket_path)) == (steps, 3)
@@ -58,8 +63,9 @@ def test_a_bit_that_flips_is_found(storage, bucket_path):
     content = bytearray(old.content)
     content[at] ^= 1
     storage.objects[name] = old._replace(content=bytes(content), generation=old.generation + 1000)
-    with pytest.raises(checkpoint.Damaged, match="is damaged|cannot be read"):
-        restore(bucket_path, 1)
+    for read in (restore, checkpoint.verify):
+        with pytest.raises(checkpoint.Damaged, match="is damaged|cannot be read"):
+            read(bucket_path, 1)
 
 
 @pytest.mark.parametrize("name", ["meta/metadata", "params/manifest.ocdbt"])
@@ -83,6 +89,8 @@ def test_a_step_without_its_last_object_does_not_count_and_is_saved_again(storag
     assert checkpoint.latest_step(bucket_path) == 1
     with pytest.raises(ValueError, match="checkpoint must be a directory with a saved step, got"):
         checkpoint.locate(f"{bucket_path}/2")
+    checkpoint.clean(bucket_path)
+    assert {name.split("/")[0] for name in names(storage, bucket_path)} == {"1"}
     save(bucket_path, 2)
     assert checkpoint.latest_step(bucket_path) == 2
     np.testing.assert_array_equal(restore(bucket_path, 2), tree(2)["w"])
@@ -124,7 +132,28 @@ def test_what_another_process_writes_is_seen(storage, bucket_path):
 
 def make_log(path, start=0):
     options = {"total_steps": 9, "batch_size": 1, "flops_per_step": 1, "peak_flops": None}
-    return record.make_log(path, start=start, **options)
+    return record.make_log(path, start=start, saved=lambda: None, **options)
+
+
+def test_a_save_that_a_bucket_refuses_is_tried_again_and_harms_nothing(storage, bucket_path):
+    steps = bucket_path / "checkpoints"
+    with keep.Keeper(steps, newest=1) as keeper:
+        keeper.save(1, {"params": tree(1)}, {})
+        keeper.wait()
+        storage.allow(write=lambda name: False)
+        keeper.save(2, {"params": tree(2)}, {})
+        keeper.wait()
+        assert keeper.poll() and "403" in keeper.failure and keeper.saved == 1
+        storage.allow(write=lambda name: "/params/" not in name)
+        keeper.save(3, {"params": tree(3)}, {})
+        keeper.wait()
+        assert keeper.poll() and keeper.saved == 1
+        storage.allow()
+        keeper.save(4, {"params": tree(4)}, {})
+        keeper.wait()
+    assert checkpoint.steps(steps) == [4]
+    assert {name.split("/")[0] for name in names(storage, steps)} == {"4"}
+    checkpoint.verify(steps, 4)
 
 
 def test_the_record_grows_and_a_run_that_is_not_alone_ends(bucket_path):

@@ -1,10 +1,8 @@
 """Runs whose workdir lies in a bucket: killed, stopped, gone on with, sampled from, refused."""
 
-import functools
 import io
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -34,24 +32,14 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """start(workdir, count=1): the processes of a run; what they compile is compiled once."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    return functools.partial(_start, cache)
-
-
-def _start(cache, workdir, count=1):
+def start(workdir, count=1):
+    """The processes of a run."""
     command = [sys.executable, "-m", "dit_jax.cli.train", *SMALL, f"--workdir={workdir}"]
     address = processes.free_address()
     return [
         subprocess.Popen(
             [*command, *(processes.flags(address, count, i) if count > 1 else [])],
             cwd=ROOT,
-            env=os.environ | cache,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -111,7 +99,7 @@ def assert_same_end(workdir, reference):
 
 
 def test_a_run_in_a_bucket_is_killed_and_stopped_and_ends_as_one_on_a_disk(
-    start, storage, bucket_path, tmp_path
+    storage, bucket_path, tmp_path
 ):
     finish(start(tmp_path / "run"))
     workers = start(bucket_path)
@@ -140,7 +128,7 @@ def test_a_run_in_a_bucket_is_killed_and_stopped_and_ends_as_one_on_a_disk(
 
 
 @pytest.mark.slow
-def test_two_processes_of_a_run_in_a_bucket(start, storage, bucket_path, tmp_path):
+def test_two_processes_of_a_run_in_a_bucket(storage, bucket_path, tmp_path):
     finish(start(tmp_path / "run", 2))
     workers = start(bucket_path, 2)
     kill_at(storage, workers, "checkpoints/16/commit_success.txt")
