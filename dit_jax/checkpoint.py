@@ -331,4 +331,6 @@ def explain(error):
         return str(error)
     error = _root(error)
     text = re.sub(r"\s*\[\w+='.*$", "", " ".join(str(error).split()))
-    return text if len(text) <= 300 else f"{text[:80]} ... {text[-200:]}"  # the reason is at the end
+    return (
+        text if len(text) <= 300 else f"{text[:80]} ... {text[-200:]}"
+    )  # the reason is at the end

@@ -109,29 +109,28 @@ class Keeper:
 
     def _conclude(self):
         error, self._error = self._error, None
-        if not cluster.any_of(error is not None):
+        failed = cluster.any_of(error is not None)
+        if failed:
+            error = error or OSError("another process could not write")
+            self.failure = checkpoint.explain(error)
+            logging.warning("step %d could not be saved: %s", self._step, self.failure)
+        else:
             self.saved = self._step
-            if jax.process_index() == 0:
-                self._delete_old()
-            return
-        self.failure = checkpoint.explain(error or OSError("another process could not write"))
-        logging.warning("step %d could not be saved: %s", self._step, self.failure)
         if jax.process_index() == 0:
-            self._clear(self._step)
+            with disk.only_warned(f"{self._directory} could not be tidied"):
+                self._clear(self._step) if failed else self._delete_old()
 
     def _clear(self, step):
         """Takes away what a save that failed has left."""
         checkpoint.clean(self._directory)
         if step in checkpoint.steps(self._directory):
-            with disk.only_warned(f"step {step} could not be set aside"):
-                checkpoint.set_aside(self._directory, step)
+            checkpoint.set_aside(self._directory, step)
 
     def _delete_old(self):
         steps = checkpoint.steps(self._directory)
         kept = {*steps[-self._newest :], *sorted(steps, key=self._loss)[: self._best]}
         for step in set(steps) - kept:
-            with disk.only_warned(f"step {step} could not be deleted"):
-                checkpoint.delete(self._directory, step)
+            checkpoint.delete(self._directory, step)
 
     def _loss(self, step):
         try:
