@@ -39,6 +39,16 @@ def finish(process, code=0):
     return errors
 
 
+def read_until(process, text):
+    """The lines that a process says on stderr up to one with this text."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError(f"{text!r} was not said: {''.join(lines)}")
+
+
 def wait_for_step(process, workdir, step):
     """Returns as soon as the record holds that step."""
     deadline = time.monotonic() + 120

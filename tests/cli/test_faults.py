@@ -9,7 +9,17 @@ import time
 
 import numpy as np
 import pytest
-from small_run import LAST, ROOT, SMALL, assert_same_end, finish, start, train_state, wait_for_step
+from small_run import (
+    LAST,
+    ROOT,
+    SMALL,
+    assert_same_end,
+    finish,
+    read_until,
+    start,
+    train_state,
+    wait_for_step,
+)
 
 from dit_jax import checkpoint
 
@@ -49,16 +59,6 @@ def test_a_run_that_spikes_goes_back_and_past_the_batches_also_when_it_is_killed
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
     again = checkpoint.read_meta(tmp_path / "killed" / "checkpoints", LAST)
     assert again["rollbacks"] == meta["rollbacks"]
-
-
-def read_until(process, text):
-    """The lines that a process says on stderr up to one with this text."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError(f"{text!r} was not said: {''.join(lines)}")
 
 
 def wait_for_a_save(process, workdir):

@@ -16,6 +16,7 @@ from small_run import (
     assert_same_end,
     finish,
     losses,
+    read_until,
     start,
     wait_for_step,
 )
@@ -61,6 +62,16 @@ def test_a_signal_saves_and_the_same_command_goes_on(reference, tmp_path, signum
     assert 26 <= stopped < LAST
     assert f"going on from step {stopped}" in finish(start(tmp_path / "run"))
     assert_same_end(tmp_path / "run", reference)
+
+
+def test_a_second_signal_leaves_at_once(tmp_path):
+    process = start(tmp_path / "run", "--config.run.checkpoint_every=1000")
+    wait_for_step(process, tmp_path / "run", 3)
+    process.send_signal(signal.SIGTERM)
+    read_until(process, "stopping after this step; once more leaves without saving")
+    process.send_signal(signal.SIGTERM)
+    finish(process, code=-signal.SIGTERM)
+    assert checkpoint.latest_step(tmp_path / "run" / "checkpoints") is None
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
