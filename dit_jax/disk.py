@@ -88,7 +88,7 @@ def children(folder):
 
 
 def move(source, target):
-    """Moves a folder to a name that is free; in a bucket object by object, `source` to the end."""
+    """Moves a folder to a name that is free; in a bucket it is copied there, then deleted."""
     if is_on_disk(source):
         source.rename(target)
         return
