@@ -93,13 +93,15 @@ def exists(place):
 def children(folder):
     """The paths in a folder, [] where there is none; raises where a bucket does not answer."""
     try:
-        return list(folder.iterdir())
+        paths = sorted(set(folder.iterdir()))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    # Google's console marks a folder that one makes there by an object, which lists as its child.
+    return [path for path in paths if path.name != folder.name or exists(path)]
 
 
 def move(source, target):
-    """Moves a folder to a name that is free; in a bucket object by object, `source` to the end."""
+    """Moves a folder to a name that is free; in a bucket it is copied there, then deleted."""
     if is_on_disk(source):
         source.rename(target)
         return

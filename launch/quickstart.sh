@@ -4,9 +4,13 @@
 #
 #   bash launch/quickstart.sh [--config.field=value ...]
 #
-# WORKDIR says where the run lives: runs/digits if it is not set.
+# WORKDIR says where on a disk the run lives: runs/digits if it is not set.
 set -euo pipefail
 here=$PWD
+if [[ ${WORKDIR:-} = *://* ]]; then
+  echo "quickstart.sh: WORKDIR must be on a disk, got $WORKDIR" >&2
+  exit 2
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 workdir=${WORKDIR:+$(cd "$here" && realpath -m "$WORKDIR")}
 workdir=${workdir:-runs/digits}

@@ -3,9 +3,7 @@
 Those are gcsfs, google-cloud-storage and the gcs driver of TensorStore. There is one bucket, tests.
 """
 
-import base64
 import contextlib
-import hashlib
 import itertools
 import json
 import re
@@ -70,7 +68,6 @@ class Storage:
             "name": key[1],
             "generation": str(item.generation),
             "size": str(len(item.content)),
-            "md5Hash": base64.b64encode(hashlib.md5(item.content).digest()).decode(),
             "timeCreated": item.updated,
             "updated": item.updated,
         }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dit_jax import checkpoint, disk
+from dit_jax.cli import workdir as workdirs
 from dit_jax.train import keep, record
 
 TEMPLATE = {"w": jax.ShapeDtypeStruct((8, 100), jnp.float32)}
@@ -128,6 +129,14 @@ def test_what_another_process_writes_is_seen(storage, bucket_path):
     assert [path.name for path in bucket_path.iterdir()] == ["a", "b"]
     storage.write(("tests", f"{bucket_path.name}/b"), b"longer")
     assert (bucket_path / "b").read_text() == "longer"
+
+
+def test_a_folder_that_was_made_by_hand_is_empty(storage, bucket_path):
+    storage.write(("tests", f"{bucket_path.name}/"), b"")
+    assert disk.exists(bucket_path) and disk.children(bucket_path) == []
+    workdirs.check(bucket_path, {})
+    (bucket_path / bucket_path.name).write_text("x")
+    assert disk.children(bucket_path) == [bucket_path / bucket_path.name]
 
 
 def make_log(path, start=0):

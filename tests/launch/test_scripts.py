@@ -37,6 +37,12 @@ def test_an_old_python_is_named(tmp_path, name):
     assert done.stderr == "PYTHON must be Python 3.11 or newer, got Python 3.8.1\n"
 
 
+def test_the_quickstart_stays_on_a_disk(run):
+    done = run("quickstart.sh", WORKDIR="gs://my-bucket/digits")
+    assert done.returncode == 2
+    assert done.stderr == "quickstart.sh: WORKDIR must be on a disk, got gs://my-bucket/digits\n"
+
+
 def test_ci_runs_what_the_readme_says():
     assert "bash launch/test.sh" in (LAUNCH.parent / ".ci" / "run").read_text()
     assert "bash launch/test.sh" in (LAUNCH.parent / "README.md").read_text()
