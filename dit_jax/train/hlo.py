@@ -3,7 +3,8 @@
 The text is a list of computations, each a list of instructions `%name = type opcode(...), ...`.
 The compiler notes beside most of them how many cycles it expects ("estimated_cycles"). A loop's
 body stands there once, and the number of its turns is the constant in the loop's condition. The
-TPU compiler notes no cycles for collectives: their bytes are counted instead.
+TPU compiler notes no cycles for collectives: their bytes are counted instead. Its reduce-scatters
+are fusions of an all-reduce with the slice of it that a device keeps.
 """
 
 import math
@@ -125,6 +126,12 @@ def _walk(computations, name, times, timed, collectives):
             continue
         inner = timed and opcode in ("call", "async-start", "conditional")
         for callee in _called(rest):
+            if callee.startswith("all-reduce-scatter"):
+                summed = [x for x in computations[callee].values() if x.opcode == "all-reduce"]
+                group = group_size(summed[0].rest)
+                each = Collective("reduce-scatter", size(instruction.type), group, times)
+                collectives.append(each)
+                continue
             cycles += _walk(computations, callee, times, inner, collectives)
     return cycles
 

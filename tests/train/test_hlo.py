@@ -123,6 +123,20 @@ def test_what_an_asynchronous_call_wraps_counts_once():
     assert program.cycles == 0  # links have their own time
 
 
+def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():
+    fused = """
+%all-reduce-scatter.1 (q: f32[16]) -> f32[4] {
+  %q = f32[16] parameter(0)
+  %r = f32[16]{0} all-reduce(%q), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %s = f32[4]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={4}
+}
+"""
+    text = entry(
+        "%f = f32[4]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1", before=fused
+    )
+    assert hlo.read(text).collectives == [hlo.Collective("reduce-scatter", 16, 4, 1)]
+
+
 @pytest.mark.parametrize(
     "type, size",
     [("f32[2,3]{1,0}", 24), ("bf16[]", 2), ("pred[5]", 5), ("s4[4]", 2), ("f8e4m3fn[3]", 3)]
