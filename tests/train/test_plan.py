@@ -154,10 +154,10 @@ def test_times_of_a_known_program():
     target = plan.make_target("v3:2x2")
     program = hlo.Program(
         round(target.clock),  # a second
-        [hlo.Collective("all-gather", 164 * 10**9, 2, 3), hlo.Collective("all-gather", 8, 2, 1)],
+        [hlo.Collective("all-gather", 140 * 10**9, 2, 3), hlo.Collective("all-gather", 8, 2, 1)],
     )
     figures = plan.estimate(program, target, 8 * devices.peak_flops("TPU v3") / 4)
-    assert figures["link_bytes_per_second"] == 164e9  # half of a chip's
+    assert figures["link_bytes_per_second"] == 140e9  # half of a chip's
     assert figures["estimated_seconds"] == pytest.approx(
         {"arithmetic": 1, "links": 1.5, "with_overlap": 1.5, "without_overlap": 2.5}
     )
@@ -166,8 +166,8 @@ def test_times_of_a_known_program():
     )
     (total,) = figures["collectives"]
     assert total == {"kind": "all-gather", "group": 2, "count": 4} | {
-        "bytes": 3 * 164 * 10**9 + 8,
-        "wire_bytes": 3 * 82 * 10**9 + 4,
+        "bytes": 3 * 140 * 10**9 + 8,
+        "wire_bytes": 3 * 70 * 10**9 + 4,
     }
 
 
