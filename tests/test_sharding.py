@@ -76,6 +76,18 @@ def test_the_optimizer_is_divided_over_data_too():
     assert places["blocks"]["mlp"]["fc1"]["kernel"] == PartitionSpec(None, None, ("fsdp", "data"))
 
 
+@pytest.mark.parametrize(
+    "features, spec", [(24, (None, "data", None, ("tensor", "fsdp"))), (6, (None, "data"))]
+)
+def test_a_modulation_is_made_where_its_weights_are(features, spec):
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    shape = (3, 4, 1, features)  # (L, N, 1, F)
+    found = sharding._even(sharding.ACTIVATIONS["modulation"][0], shape, mesh)
+    assert sharding.NamedSharding(mesh, found).is_equivalent_to(
+        sharding.NamedSharding(mesh, PartitionSpec(*spec)), 4
+    )
+
+
 def test_rows_of_this_process_become_the_global_batch():
     place = sharding.of_batch(sharding.make_mesh(fsdp=2, tensor=2))
     rows = sharding.local_rows(place, 16)
