@@ -87,8 +87,9 @@ def replicated(mesh):
 def of_params(tree, mesh, *, over_data=False):
     """The shardings of parameters, or of a tree with their paths in it, as an optimizer's state.
 
-    Each axis of the mesh divides the largest axis of a leaf that it divides evenly; where there is
-    none, the leaf is copied along it. over_data: also by `data`.
+    Each axis of the mesh divides that axis of a leaf of which a device has most, if evenly, so that
+    no side of a shard is thin; where there is none, the leaf is copied along it. over_data: also by
+    `data`.
     """
     axes = ("fsdp", "data") if over_data else ("fsdp",)
     return _map_names(lambda name, x: NamedSharding(mesh, _spec(name, x.shape, mesh, axes)), tree)
@@ -142,12 +143,15 @@ def _spec(name, shape, mesh, axes):
     for pattern, axis in TENSOR.items():
         if is_block and mesh.shape["tensor"] > 1 and re.search(f"{pattern}$", name):
             divided[len(shape) + axis] = ("tensor",)
+
+    def left(axis):
+        return shape[axis] // math.prod(mesh.shape[name] for name in divided.get(axis, ()))
+
     layers = 1 if is_block else 0  # that axis stays whole: a loop walks along it
     for extra in (extra for extra in axes if mesh.shape[extra] > 1):
-        for axis in sorted(range(layers, len(shape)), key=lambda axis: -shape[axis]):
-            names = (*divided.get(axis, ()), extra)
-            if shape[axis] % math.prod(mesh.shape[name] for name in names) == 0:
-                divided[axis] = names
+        for axis in sorted(range(layers, len(shape)), key=left, reverse=True):
+            if left(axis) % mesh.shape[extra] == 0:
+                divided[axis] = (*divided.get(axis, ()), extra)
                 break
     return PartitionSpec(*(divided.get(axis) for axis in range(len(shape))))
 

@@ -64,7 +64,7 @@ def test_tensor_divides_heads_and_mlp_of_the_blocks_alone():
     block = places["blocks"]
     assert block["attn"]["qkv"]["kernel"] == PartitionSpec(None, "fsdp", None, "tensor")
     assert block["attn"]["qkv"]["bias"][-1][0] == "tensor"
-    assert "tensor" in block["attn"]["proj"]["kernel"][1]
+    assert block["attn"]["proj"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
     assert "tensor" in block["mlp"]["fc1"]["kernel"][2]
     assert "tensor" in block["mlp"]["fc2"]["kernel"][1]
     del places["blocks"]
