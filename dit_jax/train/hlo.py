@@ -181,7 +181,7 @@ def trip_count(condition):
         int(found[1])
         for instruction in condition.values()
         if instruction.opcode == "constant"
-        and instruction.type.startswith("s32[]")
+        and instruction.type.startswith(("s32[]", "u32[]"))
         and (found := re.match(r"(-?\d+)\)", instruction.rest))
     ]
     if len(constants) != 1:

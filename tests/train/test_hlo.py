@@ -146,6 +146,11 @@ def test_the_bytes_of_a_type(type, size):
     assert hlo.size(type) == size
 
 
+@pytest.mark.parametrize("type", ["s32[]{:T(128)}", "u32[]"])
+def test_the_turns_of_a_loop(type):
+    assert hlo.trip_count({"limit": hlo.Instruction(type, "constant", "8), metadata={}")}) == 8
+
+
 @pytest.mark.parametrize("constants", [[], [3, 4]])
 def test_a_loop_of_unknown_turns_is_refused(constants):
     lines = {
