@@ -34,12 +34,14 @@ class Collective(NamedTuple):
     """One collective of the program, which runs `count` times a step.
 
     num_bytes: of the result on one device, each time. group: how many devices take part together.
+    channel: its number; what runs beside several fusions stands in each of them.
     """
 
     kind: str
     num_bytes: int
     group: int
     count: int
+    channel: str | None = None
 
     @property
     def wire_bytes(self):
@@ -66,7 +68,8 @@ def read(text):
     computations, entry = parse(text)
     collectives = []
     cycles = _walk(computations, entry, 1, True, collectives)
-    return Program(cycles, collectives)
+    once = {(each.channel or place, each.count): each for place, each in enumerate(collectives)}
+    return Program(cycles, list(once.values()))
 
 
 def parse(text):
@@ -112,7 +115,7 @@ def _walk(computations, name, times, timed, collectives):
         kind = opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             num_bytes = size(_result(instruction))
-            collectives.append(Collective(kind, num_bytes, group_size(rest), times))
+            collectives.append(Collective(kind, num_bytes, group_size(rest), times, _channel(rest)))
             continue
         noted = re.search(r'"estimated_cycles":"(\d+)"', rest)
         cycles += int(noted[1]) * times if noted and timed else 0
@@ -128,12 +131,17 @@ def _walk(computations, name, times, timed, collectives):
         for callee in _called(rest):
             if callee.startswith("all-reduce-scatter"):
                 summed = [x for x in computations[callee].values() if x.opcode == "all-reduce"]
-                group = group_size(summed[0].rest)
-                each = Collective("reduce-scatter", size(instruction.type), group, times)
-                collectives.append(each)
+                group, channel = group_size(summed[0].rest), _channel(summed[0].rest)
+                num_bytes = size(instruction.type)
+                collectives.append(Collective("reduce-scatter", num_bytes, group, times, channel))
                 continue
             cycles += _walk(computations, callee, times, inner, collectives)
     return cycles
+
+
+def _channel(rest):
+    found = re.search(r"channel_id=(\d+)", rest)
+    return found and found[1]
 
 
 def _called(rest):

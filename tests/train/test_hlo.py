@@ -146,6 +146,21 @@ def test_the_bytes_of_a_type(type, size):
     assert hlo.size(type) == size
 
 
+def test_what_runs_beside_several_fusions_counts_once():
+    part = """
+%%async_collective_fusion.%d (q: f32[4]) -> f32[16] {
+  %%q = f32[4] parameter(0)
+  ROOT %%g = f32[16]{0} all-gather(%%q), channel_id=7, replica_groups=[1,4]<=[4]
+}
+"""
+    text = entry(
+        "%f = f32[16]{0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.1",
+        "%g = f32[16]{0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.2",
+        before=part % 1 + part % 2,
+    )
+    assert hlo.read(text).collectives == [hlo.Collective("all-gather", 64, 4, 1, "7")]
+
+
 @pytest.mark.parametrize("type", ["s32[]{:T(128)}", "u32[]"])
 def test_the_turns_of_a_loop(type):
     assert hlo.trip_count({"limit": hlo.Instruction(type, "constant", "8), metadata={}")}) == 8
