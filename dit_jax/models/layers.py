@@ -146,9 +146,8 @@ def _attend(q, k, v):
     top = logits.max(-1, keepdims=True)  # (N, K, T, 1)
     weights = jnp.exp(logits - top)
     total = weights.sum(-1, keepdims=True)
-    weights = weights.astype(v.dtype)
-    x = jnp.einsum("nkts,nskd->ntkd", weights, v, preferred_element_type=jnp.float32)
-    x = checkpoint_name((x / total.swapaxes(1, 2)).astype(v.dtype), KEPT)  # (N, T, K, D/K)
+    weights = (weights / total).astype(v.dtype)
+    x = checkpoint_name(jnp.einsum("nkts,nskd->ntkd", weights, v), KEPT)  # (N, T, K, D/K)
     log_sum = checkpoint_name(top + jnp.log(total), KEPT)
     return x, (q, k, v, x, log_sum)
 
@@ -158,7 +157,8 @@ def _attend_backward(kept, d_x):
     weights = jnp.exp(_logits(q, k) - log_sum).astype(v.dtype)  # (N, K, T, T)
     d_v = jnp.einsum("nkts,ntkd->nskd", weights, d_x)
     d_weights = jnp.einsum("ntkd,nskd->nkts", d_x, v, preferred_element_type=jnp.float32)
-    mean = jnp.einsum("ntkd,ntkd->nkt", d_x, x, preferred_element_type=jnp.float32)[..., None]
+    mean = (d_x.astype(jnp.float32) * x.astype(jnp.float32)).sum(-1)  # (N, T, K)
+    mean = mean.swapaxes(1, 2)[..., None]  # (N, K, T, 1)
     d_logits = weights.astype(jnp.float32) * (d_weights - mean) * q.shape[-1] ** -0.5
     d_logits = d_logits.astype(v.dtype)
     d_q = jnp.einsum("nkts,nskd->ntkd", d_logits, k)
