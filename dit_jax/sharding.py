@@ -26,6 +26,16 @@ TENSOR = {  # the axis, from the end, that `tensor` divides of a parameter of th
     r"adaLN_modulation/(kernel|bias)": -1,
 }
 
+ACTIVATIONS = {  # how they are divided, once and once more, on their way to their use
+    # Of (L, N, 1, F), whose weights are large beside N: made where these lie, sent to its rows.
+    "modulation": [
+        (None, ("data",), None, ("tensor", "fsdp")),
+        (None, ("data", "fsdp"), None, ("tensor",)),
+        (None, ("data", "fsdp")),
+    ],
+    "chunks": [(None, ("data", "fsdp"), None, None, ("tensor",))],  # (L, N, 1, chunks, D)
+}
+
 
 def make_mesh(*, data=-1, fsdp=1, tensor=1, devices=None):
     """The mesh over all devices, or those given; -1 stands for what the other axes leave.
@@ -77,28 +87,36 @@ def replicated(mesh):
 def of_params(tree, mesh, *, over_data=False):
     """The shardings of parameters, or of a tree with their paths in it, as an optimizer's state.
 
-    Each axis of the mesh divides the largest axis of a leaf that it divides evenly; where there is
-    none, the leaf is copied along it. over_data: also by `data`.
+    Each axis of the mesh divides that axis of a leaf of which a device has most, if evenly, so that
+    no side of a shard is thin; where there is none, the leaf is copied along it. over_data: also by
+    `data`.
     """
     axes = ("fsdp", "data") if over_data else ("fsdp",)
     return _map_names(lambda name, x: NamedSharding(mesh, _spec(name, x.shape, mesh, axes)), tree)
 
 
 def make_gather(mesh):
-    """gather(params, dtype), the parameters as they are used: divided by `tensor` alone.
+    """gather(tree, dtype), the parameters as they are used: divided by `tensor` alone.
 
-    params is a nested dict with the paths of a DiT; in `blocks` it has one of them. They are sent
-    in the type of the arithmetic, and so are their gradients. None where nothing is gathered.
+    tree is a nested dict with the paths of a DiT; in `blocks` it has one of them. They are sent
+    in the type of the arithmetic, and so are their gradients. Under a name of ACTIVATIONS it has
+    one of these. None where nothing is gathered.
     """
     if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
         return None
 
-    def gather(params, dtype):
+    def gather(tree, dtype):
         def put(name, x):
-            place = NamedSharding(mesh, _spec(name, x.shape, mesh, ()))
-            return jax.lax.with_sharding_constraint(x.astype(dtype), place)
+            if name not in ACTIVATIONS:
+                return jax.lax.with_sharding_constraint(
+                    x.astype(dtype), NamedSharding(mesh, _spec(name, x.shape, mesh, ()))
+                )
+            for spec in ACTIVATIONS[name]:
+                place = NamedSharding(mesh, _even(spec, x.shape, mesh))
+                x = jax.lax.with_sharding_constraint(x, place)
+            return x
 
-        return _map_names(put, params)
+        return _map_names(put, tree)
 
     return gather
 
@@ -125,14 +143,24 @@ def _spec(name, shape, mesh, axes):
     for pattern, axis in TENSOR.items():
         if is_block and mesh.shape["tensor"] > 1 and re.search(f"{pattern}$", name):
             divided[len(shape) + axis] = ("tensor",)
+
+    def left(axis):
+        return shape[axis] // math.prod(mesh.shape[name] for name in divided.get(axis, ()))
+
     layers = 1 if is_block else 0  # that axis stays whole: a loop walks along it
     for extra in (extra for extra in axes if mesh.shape[extra] > 1):
-        for axis in sorted(range(layers, len(shape)), key=lambda axis: -shape[axis]):
-            names = (*divided.get(axis, ()), extra)
-            if shape[axis] % math.prod(mesh.shape[name] for name in names) == 0:
-                divided[axis] = names
+        for axis in sorted(range(layers, len(shape)), key=left, reverse=True):
+            if left(axis) % mesh.shape[extra] == 0:
+                divided[axis] = (*divided.get(axis, ()), extra)
                 break
     return PartitionSpec(*(divided.get(axis) for axis in range(len(shape))))
+
+
+def _even(spec, shape, mesh):
+    """The PartitionSpec of an array, whole along the axes that would not be divided evenly."""
+    parts = [math.prod(mesh.shape[name] for name in names or ()) for names in spec]
+    entries = zip(spec, parts, shape, strict=False)
+    return PartitionSpec(*(None if size % count else names for names, count, size in entries))
 
 
 def abstract(tree, shardings):

@@ -64,7 +64,7 @@ def test_tensor_divides_heads_and_mlp_of_the_blocks_alone():
     block = places["blocks"]
     assert block["attn"]["qkv"]["kernel"] == PartitionSpec(None, "fsdp", None, "tensor")
     assert block["attn"]["qkv"]["bias"][-1][0] == "tensor"
-    assert "tensor" in block["attn"]["proj"]["kernel"][1]
+    assert block["attn"]["proj"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
     assert "tensor" in block["mlp"]["fc1"]["kernel"][2]
     assert "tensor" in block["mlp"]["fc2"]["kernel"][1]
     del places["blocks"]
@@ -74,6 +74,18 @@ def test_tensor_divides_heads_and_mlp_of_the_blocks_alone():
 def test_the_optimizer_is_divided_over_data_too():
     places = specs(data=4, fsdp=2, over_data=True)
     assert places["blocks"]["mlp"]["fc1"]["kernel"] == PartitionSpec(None, None, ("fsdp", "data"))
+
+
+@pytest.mark.parametrize(
+    "features, spec", [(24, (None, "data", None, ("tensor", "fsdp"))), (6, (None, "data"))]
+)
+def test_a_modulation_is_made_where_its_weights_are(features, spec):
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    shape = (3, 4, 1, features)  # (L, N, 1, F)
+    found = sharding._even(sharding.ACTIVATIONS["modulation"][0], shape, mesh)
+    assert sharding.NamedSharding(mesh, found).is_equivalent_to(
+        sharding.NamedSharding(mesh, PartitionSpec(*spec)), 4
+    )
 
 
 def test_rows_of_this_process_become_the_global_batch():

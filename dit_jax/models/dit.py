@@ -80,16 +80,8 @@ def configure(
     for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    return DiTConfig(
-        tuple(input_size),
-        patch_size,
-        in_channels,
-        *SIZES[size],
-        num_classes,
-        null_label,
-        learn_sigma,
-        conditioning,
-    )
+    image = tuple(input_size), patch_size, in_channels
+    return DiTConfig(*image, *SIZES[size], num_classes, null_label, learn_sigma, conditioning)
 
 
 def _is_size(size):
@@ -125,7 +117,7 @@ class CrossAttentionBlock(InContextBlock):
 
 
 class AdaLNBlock(InContextBlock):
-    """Attention and MLP, each shifted and scaled by the condition."""
+    """Attention and MLP, each shifted and scaled by the condition: c (N, 1, chunks, D)."""
 
     chunks = 4
 
@@ -135,13 +127,8 @@ class AdaLNBlock(InContextBlock):
             hidden_size, self.chunks * hidden_size, kernel_init=layers.zeros, dtype=dtype, rngs=rngs
         )
 
-    def modulation(self, c):
-        """c (N, 2, D) -> `chunks` arrays of (N, 1, D)."""
-        c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
-        return jnp.split(self.adaLN_modulation(c), self.chunks, axis=-1)
-
     def __call__(self, x, c):
-        shift_msa, scale_msa, shift_mlp, scale_mlp = self.modulation(c)
+        shift_msa, scale_msa, shift_mlp, scale_mlp = jnp.unstack(c, axis=2)  # (N, 1, D)
         x = x + self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
         return x + self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
 
@@ -152,7 +139,7 @@ class AdaLNZeroBlock(AdaLNBlock):
     chunks = 6
 
     def __call__(self, x, c):
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(c)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = jnp.unstack(c, axis=2)
         x = x + gate_msa * self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
         return x + gate_mlp * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
 
@@ -170,7 +157,7 @@ class DiT(nnx.Module):
 
     dtype: of the arithmetic. attention: "xla" or "cudnn". remat: one of `REMAT_POLICIES`.
     unroll: compile every block apart (slower to compile) instead of one block in a loop.
-    gather: None, or gather(params, dtype), which brings divided parameters to their use.
+    gather: None, or gather(tree, dtype), which brings what is divided to its use, by names.
     """
 
     def __init__(self, config, *, dtype, attention, remat, unroll, gather, rngs):
@@ -192,6 +179,17 @@ class DiT(nnx.Module):
         options["adaptive"] = config.conditioning.startswith("adaln")
         self.final_layer = layers.FinalLayer(size, p * p * config.out_channels, **options)
 
+    def bring(self, name, x):
+        """An array, or a tree of parameters, where it is used."""
+        return self.gather({name: x}, self.dtype)[name] if self.gather else x
+
+    def modulations(self, c):
+        """c (N, 2, D) -> (L, N, 1, chunks, D), of all L blocks: few rows for such large weights."""
+        c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
+        linear = nnx.vmap(lambda linear, c: linear(c), in_axes=(0, None))
+        c = self.bring("modulation", linear(self.blocks.adaLN_modulation, c))  # (L, N, 1, F)
+        return self.bring("chunks", c.reshape(*c.shape[:-1], -1, self.config.hidden_size))
+
     def __call__(self, x, t, y):
         """x (N, H, W, C), t (N,) steps, y (N,) labels -> (N, H, W, out_channels) float32."""
         config = self.config
@@ -203,18 +201,19 @@ class DiT(nnx.Module):
         if config.conditioning == "in_context":
             x = jnp.concatenate([x, c], axis=1)  # (N, T+2, D)
 
-        def run(block, x):
-            if self.gather:  # one block at a time
-                graphdef, params = nnx.split(block)
-                params = self.gather({"blocks": nnx.to_pure_dict(params)}, self.dtype)
-                block = nnx.merge(graphdef, params["blocks"])
-            return block(x, c)
+        def run(block, x, c):
+            graphdef, params = nnx.split(block)  # one block at a time
+            params = self.bring("blocks", nnx.to_pure_dict(params))
+            return nnx.merge(graphdef, params)(x, c)
 
         if self.remat != "none":
             # Inside a loop XLA cannot undo the rematerialisation by sharing its work.
             run = nnx.remat(run, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll)
+        adaptive = config.conditioning.startswith("adaln")
+        conditions, axis = (self.modulations(c), 0) if adaptive else (c, None)
         unroll = config.depth if self.unroll else 1
-        x = nnx.scan(run, in_axes=(0, nnx.Carry), out_axes=nnx.Carry, unroll=unroll)(self.blocks, x)
+        scan = nnx.scan(run, in_axes=(0, nnx.Carry, axis), out_axes=nnx.Carry, unroll=unroll)
+        x = scan(self.blocks, x, conditions)
         x = self.final_layer(x[:, : config.num_tokens], c)  # (N, T, p*p*out_channels)
         return layers.unpatchify(x, p, height, width).astype(jnp.float32)
 

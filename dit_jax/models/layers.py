@@ -14,10 +14,10 @@ FREQUENCIES = 256  # size of the sinusoidal embedding of t
 MLP_RATIO = 4
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the arithmetic
 ATTENTIONS = ("xla", "cudnn")  # implementations
-LINEAR = "linear"  # the name of what linears give
+KEPT = "kept"  # the name of what linears and attention give
 REMAT_POLICIES = {  # what a block keeps for the backward pass; none: all, without recomputing
     "none": None,
-    "dots": jax.checkpoint_policies.save_only_these_names(LINEAR),
+    "dots": jax.checkpoint_policies.save_only_these_names(KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -75,7 +75,7 @@ class Linear(nnx.Linear):
         super().__init__(in_features, out_features, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
-        return checkpoint_name(super().__call__(x), LINEAR)
+        return checkpoint_name(super().__call__(x), KEPT)
 
 
 class JoinedLinear(nnx.LinearGeneral):
@@ -92,7 +92,7 @@ class JoinedLinear(nnx.LinearGeneral):
     def __call__(self, x):
         joined = super().__call__(x)  # (..., count, D)
         parts = (joined[..., i, :] for i in range(joined.shape[-2]))
-        return [checkpoint_name(part, LINEAR) for part in parts]
+        return [checkpoint_name(part, KEPT) for part in parts]
 
 
 class PatchEmbedder(nnx.Module):
@@ -126,6 +126,48 @@ class LabelEmbedder(nnx.Module):
         return self.embedding_table(y)  # (N, D)
 
 
+@jax.custom_vjp
+def attend(q, k, v):
+    """softmax(q k / sqrt(D/K)) v, the softmax in float32; all (N, T, K, D/K).
+
+    The backward pass has the weights from the sums of the softmax again (Dao et al. 2022,
+    arXiv:2205.14135, algorithm 4): (N, K, T, T) in float32 would be read time after time.
+    """
+    return _attend(q, k, v)[0]
+
+
+def _logits(q, k):
+    logits = jnp.einsum("ntkd,nskd->nkts", q, k, preferred_element_type=jnp.float32)
+    return logits * q.shape[-1] ** -0.5  # (N, K, T, T)
+
+
+def _attend(q, k, v):
+    logits = _logits(q, k)
+    top = logits.max(-1, keepdims=True)  # (N, K, T, 1)
+    weights = jnp.exp(logits - top)
+    total = weights.sum(-1, keepdims=True)
+    weights = (weights / total).astype(v.dtype)
+    x = checkpoint_name(jnp.einsum("nkts,nskd->ntkd", weights, v), KEPT)  # (N, T, K, D/K)
+    log_sum = checkpoint_name(top + jnp.log(total), KEPT)
+    return x, (q, k, v, x, log_sum)
+
+
+def _attend_backward(kept, d_x):
+    q, k, v, x, log_sum = kept
+    weights = jnp.exp(_logits(q, k) - log_sum).astype(v.dtype)  # (N, K, T, T)
+    d_v = jnp.einsum("nkts,ntkd->nskd", weights, d_x)
+    d_weights = jnp.einsum("ntkd,nskd->nkts", d_x, v, preferred_element_type=jnp.float32)
+    mean = (d_x.astype(jnp.float32) * x.astype(jnp.float32)).sum(-1)  # (N, T, K)
+    mean = mean.swapaxes(1, 2)[..., None]  # (N, K, T, 1)
+    d_logits = weights.astype(jnp.float32) * (d_weights - mean) * q.shape[-1] ** -0.5
+    d_logits = d_logits.astype(v.dtype)
+    d_q = jnp.einsum("nkts,nskd->ntkd", d_logits, k)
+    return d_q, jnp.einsum("nkts,ntkd->nskd", d_logits, q), d_v
+
+
+attend.defvjp(_attend, _attend_backward)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention over T."""
 
@@ -137,7 +179,10 @@ class Attention(nnx.Module):
     def __call__(self, x):
         n, t, d = x.shape
         q, k, v = (part.reshape(n, t, self.num_heads, -1) for part in self.qkv(x))  # (N, T, K, D/K)
-        x = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
+        if self.attention == "xla":
+            x = attend(q, k, v)
+        else:
+            x = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
         return self.proj(x.reshape(n, t, d))  # (N, T, D)
 
 

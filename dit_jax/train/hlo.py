@@ -3,7 +3,8 @@
 The text is a list of computations, each a list of instructions `%name = type opcode(...), ...`.
 The compiler notes beside most of them how many cycles it expects ("estimated_cycles"). A loop's
 body stands there once, and the number of its turns is the constant in the loop's condition. The
-TPU compiler notes no cycles for collectives: their bytes are counted instead.
+TPU compiler notes no cycles for collectives: their bytes are counted instead. Its reduce-scatters
+are fusions of an all-reduce with the slice of it that a device keeps.
 """
 
 import math
@@ -33,12 +34,14 @@ class Collective(NamedTuple):
     """One collective of the program, which runs `count` times a step.
 
     num_bytes: of the result on one device, each time. group: how many devices take part together.
+    channel: its number; what runs beside several fusions stands in each of them.
     """
 
     kind: str
     num_bytes: int
     group: int
     count: int
+    channel: str | None = None
 
     @property
     def wire_bytes(self):
@@ -65,7 +68,8 @@ def read(text):
     computations, entry = parse(text)
     collectives = []
     cycles = _walk(computations, entry, 1, True, collectives)
-    return Program(cycles, collectives)
+    once = {(each.channel or place, each.count): each for place, each in enumerate(collectives)}
+    return Program(cycles, list(once.values()))
 
 
 def parse(text):
@@ -111,7 +115,7 @@ def _walk(computations, name, times, timed, collectives):
         kind = opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             num_bytes = size(_result(instruction))
-            collectives.append(Collective(kind, num_bytes, group_size(rest), times))
+            collectives.append(Collective(kind, num_bytes, group_size(rest), times, _channel(rest)))
             continue
         noted = re.search(r'"estimated_cycles":"(\d+)"', rest)
         cycles += int(noted[1]) * times if noted and timed else 0
@@ -125,8 +129,19 @@ def _walk(computations, name, times, timed, collectives):
             continue
         inner = timed and opcode in ("call", "async-start", "conditional")
         for callee in _called(rest):
+            if callee.startswith("all-reduce-scatter"):
+                summed = [x for x in computations[callee].values() if x.opcode == "all-reduce"]
+                group, channel = group_size(summed[0].rest), _channel(summed[0].rest)
+                num_bytes = size(instruction.type)
+                collectives.append(Collective("reduce-scatter", num_bytes, group, times, channel))
+                continue
             cycles += _walk(computations, callee, times, inner, collectives)
     return cycles
+
+
+def _channel(rest):
+    found = re.search(r"channel_id=(\d+)", rest)
+    return found and found[1]
 
 
 def _called(rest):
@@ -174,7 +189,7 @@ def trip_count(condition):
         int(found[1])
         for instruction in condition.values()
         if instruction.opcode == "constant"
-        and instruction.type.startswith("s32[]")
+        and instruction.type.startswith(("s32[]", "u32[]"))
         and (found := re.match(r"(-?\d+)\)", instruction.rest))
     ]
     if len(constants) != 1:

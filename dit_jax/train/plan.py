@@ -47,11 +47,12 @@ class Chip(NamedTuple):
 # The clock that follows from the peak is 687, 938, 1049, 1503, 1751, 1750 and 2200 MHz; published
 # are 700, 940 and 1050 for the first three (Jouppi et al. 2020, doi:10.1145/3360307, and 2023,
 # arXiv:2304.01433).
-# link_rate: v2 and v3 4 links of 496 and 656 Gbit/s (Jouppi et al. 2020); v4 6 of 50 GB/s (Jouppi
-# et al. 2023); later ones half of the "bidirectional ICI bandwidth per chip" on Google's pages.
+# link_rate: v2 4 links of 496 Gbit/s (Jouppi et al. 2020); v3 4 of 70 GB/s and v4 6 of 50 GB/s
+# (Jouppi et al. 2023, table 4; the older paper has 656 Gbit/s, 82 GB/s, for v3); later ones half of
+# the "bidirectional ICI bandwidth per chip" on Google's pages.
 CHIPS = {
     "v2": Chip(2, 8 * GIB, 2 * 1 * 128**2, 4 * 62e9, 2, "v2:2x2"),
-    "v3": Chip(2, 16 * GIB, 2 * 2 * 128**2, 4 * 82e9, 2, "v3:8x16"),
+    "v3": Chip(2, 16 * GIB, 2 * 2 * 128**2, 4 * 70e9, 2, "v3:8x16"),
     "v4": Chip(1, 32 * GIB, 2 * 8 * 128**2, 6 * 50e9, 3, "v4:2x2x4"),
     "v5e": Chip(1, 16 * GIB, 2 * 4 * 128**2, 200e9, 2, "v5e:4x4"),
     "v5p": Chip(1, 95 * GIB, 2 * 8 * 128**2, 600e9, 3, "v5p:2x2x2"),

@@ -105,6 +105,29 @@ def test_attention_is_the_softmax_of_scaled_products():
     np.testing.assert_allclose(attention(x), apply_linear(attention.proj, mixed), atol=1e-5)
 
 
+def test_attention_and_its_gradients_are_those_of_jax():
+    q, k, v, weight = (jnp.asarray(normal(i, (2, 7, 3, 8))) for i in range(4))
+
+    def total(attend):
+        return lambda *x: (attend(*x) * weight).sum()
+
+    np.testing.assert_allclose(
+        layers.attend(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-6
+    )
+    grads, expected = (
+        jax.grad(total(attend), argnums=(0, 1, 2))(q, k, v)
+        for attend in (layers.attend, jax.nn.dot_product_attention)
+    )
+    for x, y in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_attention_takes_large_logits():
+    q = jnp.full((1, 3, 1, 4), 1e3)
+    out, grads = jax.value_and_grad(lambda q: layers.attend(q, q, q / 1e3).sum())(q)
+    assert out == pytest.approx(12) and np.isfinite(grads).all()
+
+
 def test_cross_attention_looks_at_the_memory_alone():
     attention = with_bias(layers.CrossAttention(24, 3, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     x, memory = normal(0, (2, 5, 24)), normal(1, (2, 2, 24))

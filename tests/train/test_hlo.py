@@ -123,6 +123,20 @@ def test_what_an_asynchronous_call_wraps_counts_once():
     assert program.cycles == 0  # links have their own time
 
 
+def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():
+    fused = """
+%all-reduce-scatter.1 (q: f32[16]) -> f32[4] {
+  %q = f32[16] parameter(0)
+  %r = f32[16]{0} all-reduce(%q), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %s = f32[4]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={4}
+}
+"""
+    text = entry(
+        "%f = f32[4]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1", before=fused
+    )
+    assert hlo.read(text).collectives == [hlo.Collective("reduce-scatter", 16, 4, 1)]
+
+
 @pytest.mark.parametrize(
     "type, size",
     [("f32[2,3]{1,0}", 24), ("bf16[]", 2), ("pred[5]", 5), ("s4[4]", 2), ("f8e4m3fn[3]", 3)]
@@ -130,6 +144,26 @@ def test_what_an_asynchronous_call_wraps_counts_once():
 )
 def test_the_bytes_of_a_type(type, size):
     assert hlo.size(type) == size
+
+
+def test_what_runs_beside_several_fusions_counts_once():
+    part = """
+%%async_collective_fusion.%d (q: f32[4]) -> f32[16] {
+  %%q = f32[4] parameter(0)
+  ROOT %%g = f32[16]{0} all-gather(%%q), channel_id=7, replica_groups=[1,4]<=[4]
+}
+"""
+    text = entry(
+        "%f = f32[16]{0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.1",
+        "%g = f32[16]{0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.2",
+        before=part % 1 + part % 2,
+    )
+    assert hlo.read(text).collectives == [hlo.Collective("all-gather", 64, 4, 1, "7")]
+
+
+@pytest.mark.parametrize("type", ["s32[]{:T(128)}", "u32[]"])
+def test_the_turns_of_a_loop(type):
+    assert hlo.trip_count({"limit": hlo.Instruction(type, "constant", "8), metadata={}")}) == 8
 
 
 @pytest.mark.parametrize("constants", [[], [3, 4]])

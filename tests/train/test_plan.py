@@ -109,7 +109,10 @@ def test_the_arithmetic_is_the_models():
     with jax.numpy_dtype_promotion("standard"):
         parts, args, work = prepare(config, target)
         counted = plan.count_flops(parts.jit_step().trace(*args).jaxpr.jaxpr)
-    assert counted == pytest.approx(work, rel=0.01)  # the inputs have no gradient
+    model, tokens = parts.model, parts.model.num_tokens
+    again = 2 * tokens**2 * model.hidden_size * model.depth  # attention's logits, backward
+    expected = work + config.train.batch_size * again
+    assert counted == pytest.approx(expected, rel=0.01)  # the inputs have no gradient
 
 
 def test_the_arithmetic_is_the_compilers():
@@ -154,10 +157,10 @@ def test_times_of_a_known_program():
     target = plan.make_target("v3:2x2")
     program = hlo.Program(
         round(target.clock),  # a second
-        [hlo.Collective("all-gather", 164 * 10**9, 2, 3), hlo.Collective("all-gather", 8, 2, 1)],
+        [hlo.Collective("all-gather", 140 * 10**9, 2, 3), hlo.Collective("all-gather", 8, 2, 1)],
     )
     figures = plan.estimate(program, target, 8 * devices.peak_flops("TPU v3") / 4)
-    assert figures["link_bytes_per_second"] == 164e9  # half of a chip's
+    assert figures["link_bytes_per_second"] == 140e9  # half of a chip's
     assert figures["estimated_seconds"] == pytest.approx(
         {"arithmetic": 1, "links": 1.5, "with_overlap": 1.5, "without_overlap": 2.5}
     )
@@ -166,8 +169,8 @@ def test_times_of_a_known_program():
     )
     (total,) = figures["collectives"]
     assert total == {"kind": "all-gather", "group": 2, "count": 4} | {
-        "bytes": 3 * 164 * 10**9 + 8,
-        "wire_bytes": 3 * 82 * 10**9 + 4,
+        "bytes": 3 * 140 * 10**9 + 8,
+        "wire_bytes": 3 * 70 * 10**9 + 4,
     }
 
 
@@ -198,8 +201,8 @@ def test_the_fastest_that_fits_is_first():
 @pytest.mark.parametrize(
     "module, topology, choices, milliseconds",
     [
-        (imagenet256, "v3:8x16", (8, 8, 4, "dots"), 35),
-        (imagenet512, "v3:8x16", (8, 8, 4, "dots"), None),
+        (imagenet256, "v3:8x16", (4, 16, 4, "dots"), 30),
+        (imagenet512, "v3:8x16", (4, 16, 4, "dots"), None),
         (imagenet256, "v5e:4x4", (1, 16, 1, "dots"), None),
         (imagenet256, "v6e:2x4", (1, 8, 1, "dots"), None),
     ],
