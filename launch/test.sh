@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ruff format --check .
 ruff check .
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadfile "$@"
 if [ $# = 0 ]; then
-  NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false python -m pytest tests/models
+  NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false python -m pytest -n 2 tests/models
 fi

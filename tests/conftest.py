@@ -97,7 +97,7 @@ def check_close():
         actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
         assert actual.shape == expected.shape
         error = np.abs(actual - expected).max() / np.abs(expected).max()
-        ERRORS.append((name, error, bound))
+        ERRORS.append((name, float(error), float(bound)))
         assert error <= bound  # NaN is not
 
     return check
@@ -128,8 +128,18 @@ def bucket_path(storage, request):
     storage.allow()
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several workers (pytest -n)
+        session.config.workeroutput["errors"] = ERRORS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    ERRORS.extend(getattr(node, "workeroutput", {}).get("errors", []))
+
+
 def pytest_terminal_summary(terminalreporter):
     if ERRORS:
         terminalreporter.section("largest relative errors against the official PyTorch code")
-        for name, error, bound in ERRORS:
+        for name, error, bound in sorted(ERRORS):
             terminalreporter.line(f"{name:<24} {error:8.1e} of {bound:.0e}")
