@@ -83,6 +83,12 @@ def is_complete(path):
     return path.name.isdecimal() and disk.exists(path / last)
 
 
+def broken(directory):
+    """The steps in a directory on a disk, ascending, of which something is missing."""
+    paths = [path for path in disk.children(disk.path(directory)) if disk.is_on_disk(path)]
+    return sorted(int(p.name) for p in paths if p.name.isdecimal() and not is_complete(p))
+
+
 def delete(directory, step):
     """Deletes a step: at once it is none, whatever happens meanwhile."""
     path = disk.path(directory) / str(step)
@@ -140,6 +146,8 @@ def read_meta(directory, step, *, of=None):
         raise Damaged(f"checkpoint {path} is damaged: its meta is empty")
     if meta.pop("sha256", None) not in (None, _digest_of_meta(meta)):
         raise Damaged(f"checkpoint {path} is damaged: its meta is not what was saved")
+    if meta["step"] != int(step):
+        raise Damaged(f"checkpoint {path} is damaged: it was saved as step {meta['step']}")
     if of and of not in meta:
         raise ValueError(f"checkpoint must be one of {KINDS[of]}, got {path}")
     return meta

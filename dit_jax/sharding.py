@@ -62,11 +62,15 @@ def _fill(shape, count):
     for name, size in zip(AXES, shape, strict=True):
         if size < 1 and size != -1:
             raise ValueError(f"mesh.{name} must be at least 1, or -1 for the rest, got {size}")
-    rest = count // math.prod(size for size in shape if size != -1)
+    if shape.count(-1) > 1:
+        raise ValueError(f"only one axis of mesh may be -1, got {shape.count(-1)} of {len(AXES)}")
+    given = math.prod(size for size in shape if size != -1)
+    rest = count // given
     full = tuple(rest if size == -1 else size for size in shape)
     if math.prod(full) != count:
         text = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
-        raise ValueError(f"mesh must be of {count} devices, got {text}")
+        wrong = f"{given} does not divide {count}" if -1 in shape else f"these are {given}"
+        raise ValueError(f"mesh must be of {count} devices, got {text}: {wrong}")
     return full
 
 

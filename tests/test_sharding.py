@@ -37,7 +37,7 @@ def test_the_mesh_has_every_device_on_automatic_axes(sizes, shape):
         ({"fsdp": 3}, "mesh must be of 8 devices, got data -1 x fsdp 3 x tensor 1"),
         ({"fsdp": 16}, "mesh must be of 8 devices, got data -1 x fsdp 16"),
         ({"tensor": 0}, "mesh.tensor must be at least 1, or -1 for the rest, got 0"),
-        ({"fsdp": -1}, "mesh must be of 8 devices, got data -1 x fsdp -1"),
+        ({"fsdp": -1}, "only one axis of mesh may be -1, got 2 of 3"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_named(sizes, message):

@@ -78,7 +78,8 @@ def _listen(name, tidies, stopped):
         if tidies:
             raise KeyboardInterrupt
         # Not by an exception either, which XLA may lose; and its threads may crash at the exit.
-        os.write(2, f"{name}: interrupted\n".encode())
+        rest = "" if stopped == 130 else " with nothing new to save: start the same command again"
+        os.write(2, f"{name}: interrupted{rest}\n".encode())
         os._exit(stopped)
 
     return {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}

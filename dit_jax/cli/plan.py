@@ -134,8 +134,8 @@ def show(figures):
         "memory per device": ", ".join(f"{size:.2f} {name}" for name, size in memory.items())
         + " (GB)",
         "fits": "yes" if figures["fits"] else "no",
-        "TFLOPs per step": f"{figures['flops_model'] / 1e12:.1f} of the model, "
-        f"{figures['flops_program'] / 1e12:.1f} with what is computed twice",
+        "TFLOPs per step": f"{figures['flops_model'] / 1e12:.4g} of the model, "
+        f"{figures['flops_program'] / 1e12:.4g} with what is computed twice",
     }
     if seconds:
         mfu = figures["estimated_mfu"]

@@ -40,6 +40,8 @@ def main(values):
     config, workdir = values.config, disk.path(values.workdir)
     parts = build.parts(config)
     fed = feed.make(config, parts.mesh)
+    if not disk.is_on_disk(workdir):
+        logging.info("looking at %s", workdir)  # a bucket that does not answer is asked for long
     workdirs.check(workdir, build.to_json(config))
     if jax.process_count() > 1:
         cluster.check_same(
@@ -58,6 +60,10 @@ def start(config, parts, fed, workdir):
     if step and step >= run.total_steps:
         logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
+    if jax.process_index() == 0:
+        for broken in checkpoint.broken(directory):
+            place = checkpoint.set_aside(directory, broken)
+            logging.warning("step %d is not whole; set aside in %s", broken, place)
     state, past = resume(config, parts, directory)
     if jax.process_index() == 0:
         workdirs.claim(workdir, build.to_json(config))
@@ -84,7 +90,11 @@ def start(config, parts, fed, workdir):
             *(len(past.rollbacks), run.max_rollbacks),
         )
     if failure:
-        raise OSError(f"step {run.total_steps} could not be saved: {failure}")
+        saved = checkpoint.latest_step(directory) or 0
+        raise OSError(
+            f"step {run.total_steps} could not be saved: {failure}; the same command goes on from "
+            f"step {saved}"
+        )
     logging.info("trained to step %d: %s", run.total_steps, workdir)
     return 0
 
@@ -212,7 +222,9 @@ def create_or_restore(config, parts, directory, step):
     if cluster.any_of(damage is not None):
         damage = damage or checkpoint.Damaged("another process cannot read its part")
         if checkpoint.steps(directory) == [step]:
-            raise damage
+            raise checkpoint.Damaged(
+                f"{damage}; there is no older step: restore one or use another workdir"
+            )
         if jax.process_index() == 0:
             place = checkpoint.set_aside(directory, step)
             logging.warning("%s; set aside in %s, going on from an older one", damage, place)

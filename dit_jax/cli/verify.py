@@ -11,12 +11,17 @@ import sys
 
 from dit_jax import checkpoint, disk
 from dit_jax.cli import command
+from dit_jax.cli import workdir as workdirs
 from dit_jax.data import shards
 from dit_jax.train import record
+
+RUN = ("config.json", "metrics.jsonl", "checkpoints")  # what a run has
 
 
 def main(values, path):
     path = disk.path(path)
+    if not disk.exists(path):
+        raise ValueError(f"DIR must exist, got {path}")
     parts = list(find(path))
     if not parts:
         raise ValueError(
@@ -43,10 +48,9 @@ def find(path):
     if disk.exists(path / "manifest.json"):
         yield from find_shards(path)
         return
-    if disk.exists(path / "config.json"):
-        yield "config.json", lambda: f"{len(disk.read_json(path / 'config.json'))} topics"
-    if disk.exists(path / "metrics.jsonl"):
-        yield "metrics.jsonl", lambda: describe_record(path / "metrics.jsonl")
+    if any(disk.exists(path / name) for name in RUN):
+        yield "config.json", lambda: describe_config(path)
+        yield "metrics.jsonl", lambda: describe_record(path)
     yield from find_steps(path)
     for aside in sorted(disk.children(path / "damaged")):
         yield f"damaged/{aside.name}", lambda: "was set aside before, and is not used"
@@ -58,21 +62,56 @@ def find_steps(path):
     else:
         directory = path / "checkpoints" if disk.exists(path / "checkpoints") else path
         steps = checkpoint.steps(directory)
+        for step in checkpoint.broken(directory):
+            yield f"{directory.name}/{step}", lambda step=step: complain(directory / str(step))
     for step in steps:
         yield f"{directory.name}/{step}", lambda step=step: describe_step(directory, step)
 
 
+def complain(path):
+    raise ValueError(f"{path} is not whole")
+
+
 def describe_step(directory, step):
-    checkpoint.verify(directory, step)
+    try:
+        checkpoint.verify(directory, step)
+    except checkpoint.Damaged:
+        if checkpoint.is_complete(directory / str(step)):
+            raise
+        return "has been deleted meanwhile, by a run at work"
     meta = checkpoint.read_meta(directory, step)
     count = sum(len(leaves) for leaves in meta["digests"].values())
     words = f"{count} arrays of {', '.join(meta['digests'])}"
     return f"{words}; loss {meta['loss']:.4f}" if "loss" in meta else words
 
 
+def describe_config(path):
+    """That it is there, and is the one with which the newest step was saved."""
+    config = disk.read_json(path / "config.json")
+    if not config:
+        raise ValueError(f"{path / 'config.json'} is missing or empty")
+    step = checkpoint.latest_step(path / "checkpoints")
+    try:
+        if step is not None:
+            saved = checkpoint.read_meta(path / "checkpoints", step)["config"]
+            workdirs.check_same(path, saved, config)
+    except checkpoint.Damaged:
+        pass  # the step tells
+    return f"{len(config)} topics"
+
+
 def describe_record(path):
-    records = record.read(path)
-    return f"{len(records)} records" + (f" to step {records[-1]['step']}" if records else "")
+    """That it can be read, and that the last step of which it tells that it was saved is there."""
+    records = record.read(path / "metrics.jsonl")
+    newest = checkpoint.latest_step(path / "checkpoints")
+    if not records:
+        if newest is not None:
+            raise ValueError(f"{path / 'metrics.jsonl'} is missing or empty")
+        return "no record yet"
+    saved = records[-1].get("saved")
+    if saved and (newest is None or newest < saved):
+        raise ValueError(f"step {saved} was saved, and is gone")
+    return f"{len(records)} records to step {records[-1]['step']}"
 
 
 def find_shards(path):

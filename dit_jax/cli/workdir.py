@@ -20,8 +20,12 @@ def check(workdir, config):
     _check_place(workdir)
     if disk.exists(workdir / "config.json"):
         old = _read_config(workdir / "config.json")
-        _check_same(workdir, old, config)
+        check_same(workdir, old, config)
         _check_saved(workdir)
+    elif disk.exists(workdir / "metrics.jsonl"):
+        raise ValueError(
+            f"workdir must not have lost its config.json, got {workdir}: restore it or use another"
+        )
     elif any(not _is_left_over(path) for path in disk.children(workdir)):
         raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
 
@@ -73,7 +77,8 @@ def _read_config(path):
     return config
 
 
-def _check_same(workdir, old, new):
+def check_same(workdir, old, new):
+    """ValueError where two configs of a run differ in what may not change."""
     differences = sorted(_differences(old, new))
     if differences:
         name, before, after = differences[0]

@@ -67,7 +67,8 @@ def _parse(line, place):
         int(record["step"])
     except (ValueError, TypeError, KeyError):
         raise ValueError(
-            f"{place} must be a record in JSON with a step, got {line.strip()[:40]!r}: repair it"
+            f"{place} must be a record in JSON with a step, got {line.strip()[:40]!r}: repair or "
+            "delete it"
         ) from None
     return record
 

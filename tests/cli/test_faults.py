@@ -88,6 +88,7 @@ def test_a_last_save_that_fails_is_said_and_the_one_before_is_there(tmp_path):
     assert f"dit-train: step {LAST} could not be saved: " in said.splitlines()[-1]
     assert "Traceback" not in said
     newest = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    assert f"the same command goes on from step {newest}" in said.splitlines()[-1]
     checkpoint.verify(tmp_path / "run" / "checkpoints", newest)
 
 

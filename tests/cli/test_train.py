@@ -105,7 +105,8 @@ def test_a_signal_before_the_first_step_asks_to_be_started_again(tmp_path):
     while process.poll() is None and not (tmp_path / "run" / ".lock").exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    assert finish(process, code=42).splitlines()[-1] == "dit-train: interrupted"
+    last = finish(process, code=42).splitlines()[-1]
+    assert last == "dit-train: interrupted with nothing new to save: start the same command again"
 
 
 def test_two_runs_do_not_write_one_workdir(refuse, tmp_path):
@@ -258,6 +259,15 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_gone_on_from(reference, 
     again = {r["step"]: r["loss"] for r in record.read(run / "metrics.jsonl")}
     before = {r["step"]: r["loss"] for r in record.read(reference / "metrics.jsonl")}
     assert all(again[step] == loss for step, loss in before.items())  # bit for bit
+
+
+def test_a_step_that_is_not_whole_is_set_aside(reference, tmp_path):
+    run = shutil.copytree(reference, tmp_path / "run")
+    (run / "checkpoints" / str(LAST) / "_CHECKPOINT_METADATA").unlink()
+    errors = finish(start(run))
+    assert f"step {LAST} is not whole; set aside in {run}/damaged/{LAST}" in errors
+    assert "going on from step 56" in errors
+    assert_same_end(run, reference)
 
 
 def test_a_damaged_step_is_named_and_nothing_is_written(refuse, reference, tmp_path):

@@ -1,12 +1,16 @@
 """dit-verify: what is whole is called so, what is damaged is named, and nothing is written."""
 
+import json
 import shutil
 
 import pictures
 import pytest
 import random_run
 
+from dit_jax import checkpoint
 from dit_jax.cli import prepare, verify
+
+OTHER = {"data": {"source": "images", "space": "pixels"}}
 
 
 @pytest.fixture
@@ -14,8 +18,8 @@ def run(tmp_path):
     """A training run with two steps and one that was set aside."""
     for step in (20, 30):
         random_run.save(tmp_path / "run", step=step)
-    (tmp_path / "run" / "config.json").write_text('{"seed": 0}')
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 30}\n')
+    (tmp_path / "run" / "config.json").write_text(json.dumps(random_run.CONFIG))
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 30, "saved": 30}\n')
     (tmp_path / "run" / "damaged" / "10").mkdir(parents=True)
     return tmp_path / "run"
 
@@ -58,8 +62,18 @@ def test_a_part_of_a_run_can_be_read_alone(call, run, inside):
         (lambda run: (run / "checkpoints/30/meta/metadata").write_text("{"), "cannot be read: "),
         (lambda run: (run / "config.json").write_text("{"), "config.json must be JSON"),
         (lambda run: (run / "metrics.jsonl").write_text("x\n"), "line 1 of "),
+        (lambda run: (run / "config.json").unlink(), "config.json is missing or empty"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl is missing or empty"),
+        (
+            lambda run: (run / "config.json").write_text(json.dumps(random_run.CONFIG | OTHER)),
+            "data.source 'digits', got 'images'",
+        ),
+        (lambda run: move(run, "30", "31"), "checkpoints/31 is damaged: it was saved as step 30"),
     ],
-    ids=["flipped", "cut", "deleted", "item deleted", "meta", "config", "record"],
+    ids=[
+        *("flipped", "cut", "deleted", "item deleted", "meta", "config", "record"),
+        *("no config", "no record", "another config", "another step"),
+    ],
 )
 def test_damage_is_named(call, run, damage, message):
     damage(run)
@@ -67,6 +81,32 @@ def test_damage_is_named(call, run, damage, message):
     assert code == 1 and said.splitlines()[-1] == "1 of 5 are damaged"
     (line,) = (line for line in said.splitlines() if "DAMAGED" in line)
     assert message in line
+
+
+def move(run, old, new):
+    (run / "checkpoints" / old).rename(run / "checkpoints" / new)
+    shutil.copy(run / "checkpoints" / "20" / "_CHECKPOINT_METADATA", run / "checkpoints" / new)
+
+
+def test_steps_that_are_gone_or_not_whole_are_named(call, run):
+    (run / "checkpoints" / "30" / "_CHECKPOINT_METADATA").unlink()
+    code, said, _ = call(verify, run)
+    assert code == 1 and "checkpoints/30 is not whole" in said
+    assert "step 30 was saved, and is gone" in said
+    shutil.rmtree(run / "checkpoints")
+    code, said, _ = call(verify, run)
+    assert code == 1 and "step 30 was saved, and is gone" in said
+
+
+def test_a_step_that_a_run_at_work_deletes_meanwhile_is_no_damage(call, run, monkeypatch):
+    def vanish(directory, step):
+        if step == 20:
+            shutil.rmtree(run / "checkpoints" / "20")
+            raise checkpoint.Damaged("gone")
+
+    monkeypatch.setattr(checkpoint, "verify", vanish)
+    code, said, _ = call(verify, run)
+    assert code == 0 and "has been deleted meanwhile, by a run at work" in said
 
 
 def largest(run):
@@ -90,5 +130,5 @@ def test_shards_are_compared_with_their_digests(call, tmp_path):
 
 
 def test_what_holds_nothing_of_the_kind_is_refused(refuse, tmp_path):
-    for path in (tmp_path, tmp_path / "missing"):
-        assert f"there is nothing of the kind in {path}" in refuse(verify, path)
+    assert f"there is nothing of the kind in {tmp_path}" in refuse(verify, tmp_path)
+    assert f"DIR must exist, got {tmp_path}/none" in refuse(verify, tmp_path / "none")

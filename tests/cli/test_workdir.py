@@ -42,6 +42,12 @@ def test_a_run_that_lost_its_saved_steps_does_not_start_again(tmp_path, saved, f
         workdirs.check(tmp_path, CONFIG)
 
 
+def test_a_run_without_its_config_is_no_other_thing(tmp_path):
+    (make(tmp_path, saved=8) / "config.json").unlink()
+    with pytest.raises(ValueError, match=f"have lost its config.json, got {tmp_path}: restore it"):
+        workdirs.check(tmp_path, CONFIG)
+
+
 def test_a_whole_step_is_gone_on_from(tmp_path):
     make(tmp_path, saved=8, folder="8")
     (tmp_path / "checkpoints" / "8" / "_CHECKPOINT_METADATA").touch()
