@@ -3,8 +3,9 @@
     dit-verify runs/xl2
 
 DIR is a training run, its checkpoints, one step, a converted checkpoint, or what dit-prepare or
-dit-encode wrote. Every array is compared with its digest, every shard with its sha256. Nothing is
-written. Exit code 0: all is well; 1: something is damaged, and named.
+dit-encode wrote. Every array is compared with its digest, every shard with its sha256, config.json
+with what was saved, and it is told what is missing; of metrics.jsonl only that it can be read.
+Nothing is written. Exit code 0: all is well; 1: something is damaged, and named.
 """
 
 import sys
