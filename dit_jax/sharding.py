@@ -202,4 +202,5 @@ def to_host(x):
     """A global array as NumPy, whole, on every process."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
+    jax.block_until_ready(x)  # two programs that wait for other processes may lock a CPU's threads
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
