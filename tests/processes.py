@@ -1,5 +1,6 @@
 """Several processes of a command that find each other on this machine."""
 
+import os
 import socket
 
 
@@ -12,3 +13,8 @@ def free_address():
 def flags(address, count, i):
     """The flags of process i of `count`."""
     return [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"]
+
+
+def environment():
+    """Without the cache of compiled programs: on CPUs, several processes that load one hang."""
+    return {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}

@@ -40,6 +40,7 @@ def start(workdir, count=1):
         subprocess.Popen(
             [*command, *(processes.flags(address, count, i) if count > 1 else [])],
             cwd=ROOT,
+            env=processes.environment() if count > 1 else None,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -1,7 +1,6 @@
 """dit-train in several real processes that form a cluster, on one machine."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -42,7 +41,7 @@ def start(workdir, count, *options, devices=4):
         subprocess.Popen(
             [*command, *(processes.flags(address, count, i) if count > 1 else [])],
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": flag},
+            env=processes.environment() | {"XLA_FLAGS": flag},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -125,6 +124,7 @@ def test_processes_that_disagree_say_so(tmp_path):
         subprocess.Popen(
             [*command, f"--config.seed={i}", *processes.flags(address, 2, i)],
             cwd=ROOT,
+            env=processes.environment(),
             stderr=subprocess.PIPE,
             text=True,
         )
