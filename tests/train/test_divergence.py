@@ -21,8 +21,12 @@ def test_a_spike_is_a_multiple_of_the_usual_loss():
 
 
 def test_few_losses_and_a_factor_of_0_tell_nothing():
-    divergence.Spikes(2.0, [1.0] * 4).check(100.0, 5)
-    divergence.Spikes(0, [1.0] * 20).check(100.0, 21)
+    for spikes in (divergence.Spikes(2.0, [1.0] * 4), divergence.Spikes(0, [1.0] * 4)):
+        spikes.check(100.0, 5)
+        assert spikes.losses == [1.0] * 4 + [100.0]
+    spikes = divergence.Spikes(0, [1.0] * 20)
+    spikes.check(100.0, 21)
+    assert spikes.losses[-1] == 100.0
 
 
 def test_old_losses_are_forgotten():
