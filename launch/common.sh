@@ -26,6 +26,23 @@ find_commit() {  # prints it
     || echo "${0##*/}: changes that are not committed stay here" >&2
 }
 
+# The flags of dit-train, where only the files of a commit are: check_flags COMMIT FLAG...
+check_flags() {
+  local commit=$1 config=''
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --config=*) config=${1#*=} ;;
+      --config) config=${2:-} ;;
+      --workdir | --workdir=*) fail "--workdir must be given as WORKDIR, got the flag" ;;
+    esac
+    shift
+  done
+  [ "$config" ] || fail "--config must be given, as --config=configs/imagenet256.py:XL/2"
+  git -C "$root" cat-file -e "$commit:${config%%:*}" 2> /dev/null \
+    || fail "config must be a file of commit ${commit:0:7}, got ${config%%:*}"
+}
+
 show() {  # a command as one would type it
   local word line=''
   for word; do

@@ -61,6 +61,7 @@ main() {
       ;;
   esac
   read_settings "$command"
+  case $command in run | babysit) check_flags "$commit" "${flags[@]}" ;; esac
   "$command" "${flags[@]}"
 }
 

@@ -39,6 +39,8 @@ main() {
   done
   need NAME CLUSTER ZONE PROJECT TYPE WORKDIR
   check_workdir
+  commit=$(find_commit)
+  check_flags "$commit" "${flags[@]}"
   [ "$dry_run" ] || command -v xpk > /dev/null || fail "xpk must be on the PATH: pip install xpk"
   export_commit
   submit "$(training "${flags[@]}")"
@@ -46,8 +48,6 @@ main() {
 
 # The files of one commit in a folder of their own: no .git, .venv or runs in the image.
 export_commit() {
-  local commit
-  commit=$(find_commit)
   source_dir=${TMPDIR:-/tmp}/dit_jax-$commit
   if [ "$dry_run" ]; then
     echo "git -C $root archive $commit | tar -x -C $source_dir"

@@ -74,6 +74,13 @@ def test_the_options_stand_where_sbatch_reads_them():
     assert options["open-mode"] == "append"
 
 
+def test_a_dry_run_prints_the_lines_and_runs_nothing(run, check_golden):
+    flags = ["--config=configs/imagenet256.py:XL/2", "--workdir=/shared/xl2"]
+    done = run("slurm/train.sh", *flags, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    check_golden("slurm.txt", done.stdout)
+
+
 def test_help_is_printed(run):
     done = run("slurm/train.sh", "--help")
     assert done.returncode == 0

@@ -20,6 +20,7 @@ SETTINGS = {
     "COMMIT": "HEAD",
     "POLL": "0",
 }
+FLAG = "--config=configs/imagenet256.py:XL/2"
 # In $FAKE: coming, the states that a new request goes through, one a look; states, those that are
 # left; vm, those of the VM; refusal, why create fails.
 GCLOUD = r"""
@@ -94,7 +95,13 @@ def pod(put, run, tmp_path):
     play(tmp_path)
     stash = ["git", "stash", "create"]  # a commit of the files as they are now, if they differ
     made = subprocess.run(stash, cwd=LAUNCH, capture_output=True, text=True).stdout.strip()
-    return lambda *words: run("tpu.sh", *words, **{**SETTINGS, "COMMIT": made or "HEAD"})
+
+    def call(command, *flags):
+        if command in ("run", "babysit"):
+            flags = flags or [FLAG]
+        return run("tpu.sh", command, *flags, **{**SETTINGS, "COMMIT": made or "HEAD"})
+
+    return call
 
 
 def play(tmp_path, states="ACTIVE", endings="0"):
@@ -121,7 +128,7 @@ def wait_for(pod, word):
     ["create", "setup", "run", "status", "logs", "attach", "stop", "delete", "babysit"],
 )
 def test_a_dry_run_prints_the_lines_and_runs_nothing(run, check_golden, command):
-    flags = ["--config=configs/imagenet256.py:XL/2"] if command in ("run", "babysit") else []
+    flags = [FLAG] if command in ("run", "babysit") else []
     done = run("tpu.sh", command, *flags, "--dry-run", **SETTINGS)
     assert (done.returncode, done.stderr) == (0, "")
     check_golden(f"tpu_{command}.txt", done.stdout)
@@ -159,6 +166,13 @@ def test_every_machine_has_its_image_and_price(run, kind, capacity, runtime):
             {"CAPACITY": "free"},
             "CAPACITY must be spot, reserved or on-demand, got free",
         ),
+        (
+            ["run", "--dry-run"],
+            {},
+            "--config must be given, as --config=configs/imagenet256.py:XL/2",
+        ),
+        (["babysit", "--config", "configs/none.py"], {}, ", got configs/none.py"),
+        (["run", FLAG, "--workdir=/a"], {}, "--workdir must be given as WORKDIR, got the flag"),
         (["create"], {"TYPE": "v9-8"}, "RUNTIME must be set for TYPE v9-8"),
         (["setup"], {"COMMIT": "no-such"}, "got no-such"),
         (["status", "now"], {}, "status takes nothing more, got 'now'"),
@@ -211,7 +225,7 @@ def test_a_pod_is_made_set_up_and_trained_on(pod, tmp_path):
 
 def test_the_workdir_may_be_a_path(run):
     settings = {**SETTINGS, "WORKDIR": "/mnt/share/xl2"}
-    assert "--workdir=/mnt/share/xl2" in run("tpu.sh", "run", "--dry-run", **settings).stdout
+    assert "--workdir=/mnt/share/xl2" in run("tpu.sh", "run", FLAG, "--dry-run", **settings).stdout
 
 
 def test_a_training_is_stopped(pod, tmp_path):
@@ -290,7 +304,7 @@ def test_a_stop_ends_babysit(pod, environment, tmp_path):
     play(tmp_path, endings="waits")
     pod("create"), pod("setup"), pod("run")
     settings = {**environment, **SETTINGS, "TMPDIR": str(tmp_path), "POLL": "0.1"}
-    script = ["bash", "launch/tpu.sh", "babysit"]
+    script = ["bash", "launch/tpu.sh", "babysit", FLAG]
     with subprocess.Popen(script, env=settings, stdout=subprocess.PIPE, text=True) as babysit:
         assert "training: running" in babysit.stdout.readline()
         assert pod("stop").returncode == 0
@@ -325,8 +339,8 @@ def test_a_pod_that_cannot_be_set_up_is_given_up(pod, tmp_path):
 
 def test_a_gcloud_that_knows_no_project_is_quoted(put, run):
     put("gcloud", "echo 'ERROR: (gcloud) You do not have permission' >&2\nexit 1\n")
-    for command in ("status", "logs", "stop", "delete", "babysit"):
-        done = run("tpu.sh", command, **SETTINGS)
+    for words in (["status"], ["logs"], ["stop"], ["delete"], ["babysit", FLAG]):
+        done = run("tpu.sh", *words, **SETTINGS)
         assert done.returncode == 2
         assert "ERROR: (gcloud) You do not have permission" in done.stderr
 

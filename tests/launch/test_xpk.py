@@ -38,7 +38,7 @@ def test_xpk_gets_the_commit_and_its_exit_code_is_ours(put, run, tmp_path, code)
 def test_the_command_ends_as_dit_train_does(put, run, tmp_path, installs, code):
     """XPK runs `(command) &` and sends SIGTERM to that shell."""
     put("xpk", 'printf "%s\\n" "$@" | sed -n "s/^--command=//p" > "$FAKE/command"\n')
-    run("xpk/train.sh", "--config.name='a b'", **SETTINGS)
+    run("xpk/train.sh", FLAG, "--config.name='a b'", **SETTINGS)
     put("pip", f"exit {0 if installs else 1}\n")
     put(
         "dit-train",
@@ -54,7 +54,7 @@ def test_the_command_ends_as_dit_train_does(put, run, tmp_path, installs, code):
     assert run(worker).returncode == code
     if installs:
         flags = (tmp_path / "flags").read_text().splitlines()
-        assert flags == ["--workdir=gs://my-bucket/xl2", "--config.name='a b'"]
+        assert flags == ["--workdir=gs://my-bucket/xl2", FLAG, "--config.name='a b'"]
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,10 @@ def test_the_command_ends_as_dit_train_does(put, run, tmp_path, installs, code):
 def test_wrong_use_is_one_line(run, settings, message):
     done = run("xpk/train.sh", FLAG, **{**SETTINGS, **settings})
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"train.sh: {message}\n")
+
+
+def test_a_config_that_is_not_in_the_commit_is_refused(run):
+    done = run("xpk/train.sh", "--config=/tmp/mine.py:XL/2", "--dry-run", **SETTINGS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("train.sh: config must be a file of commit ")
+    assert done.stderr.endswith(", got /tmp/mine.py\n")
