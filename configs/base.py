@@ -79,7 +79,7 @@ def get_config():
     config.run.spike_factor = 0.0  # of the usual loss: above is diverged too; 0: only NaN and inf
     config.run.sample_every = 10_000  # a grid of samples and the loss curve
     config.run.num_samples = 16  # in that grid
-    return config
+    return config.lock()  # a field that is none of these is a mistake
 
 
 def set_variant(config, variant):

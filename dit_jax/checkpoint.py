@@ -319,9 +319,8 @@ def _guard(path, read):
     try:
         return read()
     except Exception as error:  # Orbax raises even that, where a file is cut short
-        if not disk.is_on_disk(path) and disk.is_refusal(
-            _root(error)
-        ):  # it may be whole all the same
+        in_bucket = not disk.is_on_disk(path)
+        if in_bucket and disk.is_refusal(_root(error)):  # it may be whole all the same
             raise OSError(f"checkpoint {path} cannot be reached: {explain(error)}") from error
         raise Damaged(f"checkpoint {path} cannot be read: {explain(error)}") from error
 
@@ -339,6 +338,5 @@ def explain(error):
         return str(error)
     error = _root(error)
     text = re.sub(r"\s*\[\w+='.*$", "", " ".join(str(error).split()))
-    return (
-        text if len(text) <= 300 else f"{text[:80]} ... {text[-200:]}"
-    )  # the reason is at the end
+    # The reason is at the end.
+    return text if len(text) <= 300 else f"{text[:80]} ... {text[-200:]}"

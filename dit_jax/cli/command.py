@@ -13,11 +13,13 @@ import traceback
 from pathlib import Path
 
 import jax
+import ml_collections
 from absl import flags, logging
 
 from dit_jax import cluster, disk
 
 PACKAGE = str(Path(__file__).parents[1])
+CONFIGS = str(Path(ml_collections.__file__).parent)
 
 
 def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130):
@@ -52,9 +54,13 @@ def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ValueError as error:
-        if not _is_from_package(error):
+        if not _is_from(error, PACKAGE):
             raise
         return fail(name, error)
+    except AttributeError as error:
+        if not _is_from(error, CONFIGS):
+            raise
+        return fail(name, f"{_explain_field(error, None)}, which configs/base.py has")
     except OSError as error:
         return fail(name, error)
     except KeyboardInterrupt:
@@ -195,8 +201,9 @@ def _explain_field(error, path):
         return f"config must be a Python file with a get_config(), got {path}"
     if "attribute " in text.lower():
         return f"config has no such field: {text}"
-    name, meant = re.search(r"\w+", text), re.search(r"Did you mean \W*(\w+)", text)
-    return f"config has no field {name[0]}" + (f"; did you mean {meant[1]}?" if meant else "")
+    name = re.search(r"(?:Key \W*)?(\w+)", text)  # Key: one that the file itself would add
+    meant = re.search(r"Did you mean \W*(\w+)", text)
+    return f"config has no field {name[1]}" + (f"; did you mean {meant[1]}?" if meant else "")
 
 
 def _explain_value(error):
@@ -212,8 +219,8 @@ def _explain_value(error):
     return error
 
 
-def _is_from_package(error):
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)
+def _is_from(error, folder):
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(folder)
 
 
 def _set_up_logging():

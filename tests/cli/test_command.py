@@ -100,6 +100,29 @@ def test_a_python_file_that_is_no_config_is_refused(refuse, tmp_path, monkeypatc
     assert f"config must be a Python file with a get_config(), got {tmp_path}/mine.py" in line
 
 
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (
+            ["config = base.get_config()", "config.train.learning_rat = 1e-3"],
+            "config has no field learning_rat; did you mean learning_rate?",
+        ),
+        (["config = base.get_config()", "config.note = 'mine'"], "config has no field note"),
+        (
+            ["config = base.get_config().unlock()", "del config.train.batch_size"],
+            "config has no field batch_size, which configs/base.py has",
+        ),
+    ],
+)
+def test_a_config_of_ones_own_has_the_fields_of_base(refuse, tmp_path, monkeypatch, lines, message):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    monkeypatch.syspath_prepend(ROOT)
+    body = "\n    ".join(["def get_config():", *lines, "return config\n"])
+    (tmp_path / "mine.py").write_text(f"from configs import base\n\n\n{body}")
+    line = refuse(train, f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run")
+    assert line.endswith(message)
+
+
 def test_a_config_is_found_however_it_is_written(refuse, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(ROOT))
     for config in (["--config", "~/configs/digits.py"], ["-config", f"{ROOT}/configs/digits.py"]):
