@@ -134,12 +134,12 @@ def _write_all(out, jobs, *, classes, processes, max_corrupt, tell):
     with concurrent.futures.ProcessPoolExecutor(
         processes, context, initializer=_die_with_parent
     ) as pool:
-        with _interrupts_held():  # inherited: a worker does not hear of a Ctrl-C
-            futures = {
-                pool.submit(_write_shard, out, name, part, classes): name
-                for name, part in jobs.items()
-            }
         try:
+            with _interrupts_held():
+                futures = {
+                    pool.submit(_write_shard, out, name, part, classes): name
+                    for name, part in jobs.items()
+                }
             for future in concurrent.futures.as_completed(futures):
                 shard, is_new = future.result()
                 shards[futures[future]] = shard
@@ -161,11 +161,23 @@ def _write_all(out, jobs, *, classes, processes, max_corrupt, tell):
 
 @contextlib.contextmanager
 def _interrupts_held():
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    """Lets SIGINT and SIGTERM wait; processes that are started inside never hear of SIGINT.
+
+    A worker whose start is broken off complains of what it does not find.
+    """
+    held, handlers = [], {}
+    if threading.current_thread() is threading.main_thread():  # no other one handles signals
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            handlers[signum] = signal.signal(signum, lambda signum, _: held.append(signum))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def _write_shard(out, name, examples, classes):

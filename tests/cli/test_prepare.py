@@ -133,6 +133,37 @@ def test_ctrl_c_is_a_line_and_the_next_run_goes_on(tree, prepared, tmp_path):
     assert contents(tmp_path / "data") == contents(prepared)
 
 
+INTERRUPTED = """
+import os, signal, sys, threading
+from multiprocessing.context import SpawnProcess
+from dit_jax.cli import prepare
+
+start = SpawnProcess.start
+
+def interrupted(process):
+    SpawnProcess.start = start  # once
+    threading.Timer({seconds}, os.kill, (os.getpid(), signal.{name})).start()
+    start(process)
+
+if __name__ == "__main__":
+    SpawnProcess.start = interrupted
+    prepare.entry()
+"""
+
+
+@pytest.mark.parametrize("name, seconds", [("SIGINT", 0), ("SIGINT", 0.006), ("SIGTERM", 0)])
+def test_an_interrupt_while_workers_start_is_a_line(tree, prepared, tmp_path, name, seconds):
+    """Another thread has the signal, which the one that starts them has blocked."""
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED.format(name=name, seconds=seconds))
+    options = [tree[0], tmp_path / "data", "--num_shards=4", "--processes=2"]
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[1:] == ["dit-prepare: interrupted"]
+    subprocess.run([*COMMAND, *options], check=True)
+    assert contents(tmp_path / "data") == contents(prepared)
+
+
 def test_a_disk_that_is_full_is_a_line_and_the_next_run_goes_on(tree, prepared, tmp_path):
     command = [*COMMAND, tree[0], tmp_path / "data", "--num_shards=4"]
     full_disk.expect_one_line(command)
