@@ -230,7 +230,7 @@ give_back() {
 install() {
   local archive="${TMPDIR:-/tmp}/dit_jax-$commit.tar.gz"
   local pack=(git -C "$root" archive --output="$archive" "$commit")
-  if [ "$dry_run" ]; then show "${pack[@]}" >&3; else "${pack[@]}"; fi
+  if [ "$dry_run" ]; then show "${pack[@]}" >&3; else "${pack[@]}" 2> "$errors" || return; fi
   cloud compute tpus tpu-vm scp "$archive" "$NAME:dit_jax.tar.gz" --worker=all \
     --scp-flag=-oConnectTimeout=30 --scp-flag=-oServerAliveInterval=30 "${where[@]}" \
     && on_workers all "rm -rf dit_jax && mkdir dit_jax && tar -xzf dit_jax.tar.gz -C dit_jax\

@@ -6,7 +6,7 @@
 #   state                   running, none, lost, stopped or the exit code of dit-train
 #   stop                    asks dit-train to save and end
 #
-# dit_jax/ holds the code; dit_run/ holds log.txt, pid and exit_code of the training.
+# dit_jax/ holds the code; dit_run/ holds log.txt, pid, boot and exit_code of the training.
 
 set -euo pipefail
 cd
@@ -29,6 +29,11 @@ start() {
   rm -f dit_run/exit_code dit_run/stopped
   nohup bash dit_jax/launch/tpu_worker.sh train "$@" < /dev/null >> dit_run/log.txt 2>&1 &
   echo $! > dit_run/pid
+  boot_id > dit_run/boot
+}
+
+boot_id() {  # another one after every start of the machine, when a pid may be another program's
+  cat /proc/sys/kernel/random/boot_id
 }
 
 train() {
@@ -39,6 +44,9 @@ train() {
 }
 
 state() {
+  local alive=''
+  # Looked at first: a training writes its exit code before it is gone.
+  ! is_alive || alive=yes
   if [ ! -e dit_jax/COMMIT ] || [ ! -e dit_run/pid ]; then
     echo none
   elif [ -s dit_run/exit_code ]; then
@@ -47,11 +55,15 @@ state() {
     else
       cat dit_run/exit_code
     fi
-  elif kill -0 "$(cat dit_run/pid)" 2> /dev/null; then
+  elif [ "$alive" ]; then
     echo running
   else
     echo lost  # the machine was started anew
   fi
+}
+
+is_alive() {
+  [ "$(cat dit_run/boot 2> /dev/null)" = "$(boot_id)" ] && kill -0 "$(cat dit_run/pid)" 2> /dev/null
 }
 
 stop() {

@@ -73,8 +73,8 @@ train() {
   set_step "$@"
   "${step[@]}" || code=$?
   if [ "$code" = 42 ]; then
-    echo "preempted and saved: queued again"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" || fail "preempted, and not queued again: submit it again" 42
+    echo "preempted: queued again"
     return
   fi
   exit "$code"
@@ -82,7 +82,7 @@ train() {
 
 fail() {
   echo "train.sh: $1" >&2
-  exit 2
+  exit "${2:-2}"
 }
 
 main "$@"

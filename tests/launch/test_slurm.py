@@ -16,7 +16,7 @@ def job(put, run, tmp_path):
     (clone / "launch").mkdir(parents=True)
     (clone / "launch" / "environment.sh").write_text('echo "$EXTRAS" > "$FAKE/extras"\n')
     spool = shutil.copy(SCRIPT, tmp_path / "slurm_script")
-    put("scontrol", 'echo "$*" > "$FAKE/scontrol"\n')
+    put("scontrol", 'echo "$*" > "$FAKE/scontrol"; [ ! -e "$FAKE/refused" ]\n')
 
     def call(code, *flags, **more):
         put("srun", f'printf "%s\\n" "$@" > "$FAKE/srun"; exit {code}\n')
@@ -52,8 +52,12 @@ def test_a_workdir_in_a_bucket_has_its_packages(job, tmp_path):
 
 def test_a_preempted_training_is_queued_again(job, tmp_path):
     done = job(42)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "preempted: queued again\n", "")
     assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
+    (tmp_path / "refused").touch()
+    done = job(42)
+    assert (done.returncode, done.stdout) == (42, "")
+    assert done.stderr == "train.sh: preempted, and not queued again: submit it again\n"
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 137])

@@ -337,6 +337,28 @@ def test_a_pod_that_cannot_be_set_up_is_given_up(pod, tmp_path):
     assert done.stderr == "tpu.sh: gave up on the pod, which is still there and costs money\n"
 
 
+def test_a_commit_that_cannot_be_packed_is_one_line_and_not_sent(pod, put, tmp_path):
+    pod("create")
+    put(
+        "git",
+        '[ "$3" != archive ] || { echo "fatal: no space left" >&2; exit 1; }\n/usr/bin/git "$@"\n',
+    )
+    done = pod("setup")
+    assert done.returncode == 2
+    assert done.stderr.startswith("tpu.sh: setup: fatal: no space left")
+    assert count(tmp_path, "tpu-vm scp") == 0
+
+
+@pytest.mark.parametrize("after", ["boot", "pid"])
+def test_a_pid_of_before_the_machine_was_started_anew_is_lost(pod, tmp_path, after):
+    play(tmp_path, endings="waits")
+    pod("create"), pod("setup"), pod("run")
+    wait_for(pod, "training: running")
+    for worker in "01":
+        (tmp_path / "workers" / worker / "dit_run" / after).write_text("999999999\n")
+    assert "training: lost" in pod("status").stdout
+
+
 def test_a_gcloud_that_knows_no_project_is_quoted(put, run):
     put("gcloud", "echo 'ERROR: (gcloud) You do not have permission' >&2\nexit 1\n")
     for words in (["status"], ["logs"], ["stop"], ["delete"], ["babysit", FLAG]):
