@@ -79,7 +79,8 @@ def batch(config):
 
 def sweep(config, target):
     """Figures of the sensible choices, best first; prints them as they come, then the winner."""
-    options = {"heads": dit.SIZES[config.model.size][2], "batch_size": config.train.batch_size}
+    at_once = config.train.batch_size // config.train.accumulation_steps
+    options = {"heads": dit.SIZES[config.model.size][2], "batch_size": at_once}
     found = plan.meshes(len(target.devices), **options)
     if not found:  # plan_one says in words why none is possible
         found = [{name: config.mesh[name] for name in CHOICES[:3]}]

@@ -64,13 +64,14 @@ def find_steps(path):
         directory = path / "checkpoints" if disk.exists(path / "checkpoints") else path
         steps = checkpoint.steps(directory)
         for step in checkpoint.broken(directory):
-            yield f"{directory.name}/{step}", lambda step=step: complain(directory / str(step))
+            reason = f"{directory / str(step)} is not whole"
+            yield f"{directory.name}/{step}", lambda reason=reason: complain(reason)
     for step in steps:
         yield f"{directory.name}/{step}", lambda step=step: describe_step(directory, step)
 
 
-def complain(path):
-    raise ValueError(f"{path} is not whole")
+def complain(reason):
+    raise ValueError(reason)
 
 
 def describe_step(directory, step):
@@ -116,10 +117,14 @@ def describe_record(path):
 
 
 def find_shards(path):
-    """Of every split, or of a cache of latents."""
-    manifest = disk.read_json(path / "manifest.json")
+    """Of every split, or of a cache of latents; nothing where another program wrote the file."""
+    try:
+        manifest = disk.read_json(path / "manifest.json")
+    except ValueError as error:
+        yield "manifest.json", lambda error=error: complain(error)
+        return
     for group in manifest.get("splits", {"": manifest}).values():
-        for name, known in group["shards"].items():
+        for name, known in group.get("shards", {}).items():
             yield name, lambda name=name, known=known: describe_shard(path / name, known)
 
 

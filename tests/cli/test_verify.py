@@ -127,8 +127,13 @@ def test_shards_are_compared_with_their_digests(call, tmp_path):
     assert code == 1 and f"{shard} is damaged: its sha256 is not" in said
     shard.unlink()
     assert f"{shard} must have" in call(verify, images)[1]
+    (images / "manifest.json").write_text("{")
+    code, said, _ = call(verify, images)
+    assert code == 1 and "manifest.json must be JSON, but it is damaged" in said
 
 
 def test_what_holds_nothing_of_the_kind_is_refused(refuse, tmp_path):
     assert f"there is nothing of the kind in {tmp_path}" in refuse(verify, tmp_path)
     assert f"DIR must exist, got {tmp_path}/none" in refuse(verify, tmp_path / "none")
+    (tmp_path / "manifest.json").write_text('{"name": "a page", "icons": []}')
+    assert f"there is nothing of the kind in {tmp_path}" in refuse(verify, tmp_path)
