@@ -73,10 +73,12 @@ def get_config():
     config.run.log_every = 100
     config.run.checkpoint_every = 5_000
     config.run.keep_checkpoints = 2  # the newest, and one more while a new one is read back
-    config.run.keep_best = 0  # and those of the lowest loss, the mean since the save before
+    config.run.keep_best = 0  # and those of the lowest loss, the mean since the one before
     config.run.verify_checkpoints = True  # read back before others are deleted; checked on restore
     config.run.max_rollbacks = 0  # times to go back to the last save where a run diverges
-    config.run.spike_factor = 0.0  # of the usual loss: above is diverged too; 0: only NaN and inf
+    config.run.spike_factor = (
+        0.0  # of the usual loss: a step above it has diverged; 0: NaN, inf only
+    )
     config.run.sample_every = 10_000  # a grid of samples and the loss curve
     config.run.num_samples = 16  # in that grid
     return config.lock()  # a field that is none of these is a mistake

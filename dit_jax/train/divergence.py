@@ -3,8 +3,8 @@
 import math
 import statistics
 
-WINDOW = 20  # losses that a new one is compared with
-FEWEST = 5  # with fewer than so many nothing is compared
+WINDOW = 100  # losses that a new one is compared with
+FEWEST = 20  # with fewer than so many nothing is compared
 
 
 class Diverged(Exception):
@@ -23,9 +23,9 @@ def check_finite(metrics, step):
 
 
 class Spikes:
-    """Raises Diverged where a loss is above `factor` times the median of the last ones.
+    """Raises Diverged where the loss of a step is above `factor` times the median of the last ones.
 
-    Each loss is a mean between two logs. factor 0: never. losses: those before, oldest first.
+    factor 0: never. losses: those of the steps before, oldest first.
     """
 
     def __init__(self, factor, losses=()):

@@ -35,13 +35,13 @@ def run(
 
     train_step(state, batch, key) -> state, metrics. log(step, means, seconds) gets the means of
     the metrics, among them data_wait, the share of the time in which the next batch was not there,
-    and the seconds a step took since the last log. Raises divergence.Diverged where a metric is
-    not finite, or where `spikes`, a divergence.Spikes, says so of the mean loss.
+    and the seconds a step took since the last log. Raises divergence.Diverged where a metric of a
+    step is not finite, or where `spikes`, a divergence.Spikes, says so of its loss.
 
     save(step, state, loss, last) is called only after every metric up to that step was checked;
-    loss is the mean since the save before, last: nothing follows. save_again() says, at every log,
-    whether a save is to be tried again. hooks are (every, hook): hook(step, state) is called every
-    so many steps and at the end. stop_requested() is asked after each step.
+    loss is the mean since it was called before, last: nothing follows. save_again() says, at every
+    log, whether a save is to be tried again. hooks are (every, hook): hook(step, state) is called
+    every so many steps and at the end. stop_requested() is asked after each step.
     """
     step = int(state.step)
     recent, started = [], time.perf_counter()  # the metrics since the last log stay on the device
@@ -58,10 +58,9 @@ def run(
         saving = stopping or _due(step, checkpoint_every, total_steps)
         looking = saving or _due(step, log_every, total_steps)
         if looking:
-            recent = _read(recent, step)  # waits for the device
+            recent = _read(recent, step, spikes)  # waits for the device
             seconds = time.perf_counter() - started
             means = {name: _mean([m[name] for m in recent]) for name in recent[0]}
-            spikes.check(means["loss"], step)
             losses += [m["loss"] for m in recent]
             log(step, means | {"data_wait": waited / seconds}, seconds / len(recent))
         if saving or (looking and save_again()):
@@ -81,11 +80,12 @@ def _due(step, every, total_steps):
     return step % every == 0 or step == total_steps
 
 
-def _read(recent, step):
-    """The metrics {name: float} of the steps up to `step`, all of them finite."""
+def _read(recent, step, spikes):
+    """The metrics {name: float} of the steps up to `step`, each of them checked."""
     recent = [{name: float(x) for name, x in m.items()} for m in jax.device_get(recent)]
     for i, metrics in enumerate(recent, start=step - len(recent) + 1):
         divergence.check_finite(metrics, i)
+        spikes.check(metrics["loss"], i)
     return recent
 
 

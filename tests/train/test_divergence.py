@@ -13,24 +13,24 @@ def test_a_metric_that_is_not_finite_is_named_with_its_step():
 
 
 def test_a_spike_is_a_multiple_of_the_usual_loss():
-    spikes = divergence.Spikes(2.0, [1.0, 1.0, 9.0, 1.0, 1.0])
-    spikes.check(1.9, 6)
-    with pytest.raises(divergence.Diverged, match="loss 2.1 is above 2 times 1, .* last 6, at st"):
-        spikes.check(2.1, 7)
-    assert spikes.losses == [1.0, 1.0, 9.0, 1.0, 1.0, 1.9]  # the spike is no usual loss
+    usual = [1.0] * 18 + [9.0, 1.0]
+    spikes = divergence.Spikes(2.0, usual)
+    spikes.check(1.9, 21)
+    with pytest.raises(divergence.Diverged, match="loss 2.1 is above 2 times 1, .* last 21, at"):
+        spikes.check(2.1, 22)
+    assert spikes.losses == [*usual, 1.9]  # the spike is no usual loss
 
 
-def test_few_losses_and_a_factor_of_0_tell_nothing():
-    for spikes in (divergence.Spikes(2.0, [1.0] * 4), divergence.Spikes(0, [1.0] * 4)):
-        spikes.check(100.0, 5)
-        assert spikes.losses == [1.0] * 4 + [100.0]
-    spikes = divergence.Spikes(0, [1.0] * 20)
-    spikes.check(100.0, 21)
+@pytest.mark.parametrize("factor, count", [(2.0, divergence.FEWEST - 1), (0, divergence.WINDOW)])
+def test_few_losses_and_a_factor_of_0_tell_nothing(factor, count):
+    spikes = divergence.Spikes(factor, [1.0] * count)
+    spikes.check(100.0, 5)
     assert spikes.losses[-1] == 100.0
 
 
 def test_old_losses_are_forgotten():
-    spikes = divergence.Spikes(3.0)
-    for step in range(60):
+    """Of losses that grow by a tenth each, only one above the last 100 is less than 1.1^51."""
+    spikes = divergence.Spikes(1.1**51)
+    for step in range(3 * divergence.WINDOW):
         spikes.check(1.1**step, step)
     assert len(spikes.losses) == divergence.WINDOW

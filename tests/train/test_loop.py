@@ -90,11 +90,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_save(bad_step):
     assert not any(event[0] in ("log", "save") for event in events)
 
 
-def test_a_spike_stops_before_the_log_and_the_save():
-    run, events = train(total_steps=12, log_every=1, spikes=divergence.Spikes(1.9))
-    with pytest.raises(divergence.Diverged, match="loss 6 is above 1.9 times 3, .* at step 6$"):
+@pytest.mark.parametrize("log_every", [1, 4, 100])
+def test_a_spike_of_one_step_stops_before_the_log_and_the_save(log_every):
+    spikes = divergence.Spikes(1.9, [3.0] * 30)
+    run, events = train(total_steps=12, log_every=log_every, spikes=spikes)
+    with pytest.raises(divergence.Diverged, match="loss 6 is above 1.9 times 3, .* step 6$") as e:
         run()
-    assert events[-2:] == [("log", 5, 5), ("hook", 5)]
+    assert e.value.step == 6 and not any(event[0] == "save" for event in events)
+    assert all(event[1] < 6 for event in events)
 
 
 def test_a_failed_save_is_tried_again_at_the_next_log():
