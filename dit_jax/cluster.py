@@ -1,12 +1,15 @@
 """Several processes that train as one: how they meet and what they agree on."""
 
 import collections
+import contextlib
 import glob
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -16,6 +19,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
+from jax._src import distributed  # for its client, as Orbax does: it is public nowhere
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -25,6 +30,8 @@ NOTICES = {  # of Google's metadata server: what it says when the machine will b
 }
 SECONDS = 5  # between two questions for them
 LAG = 2  # steps after which the processes read what they asked each other
+PATIENCE = 300  # seconds for all processes to come
+_tasks = itertools.count()
 
 
 def connect(*, coordinator=None, num_processes=None, process_id=None):
@@ -40,13 +47,36 @@ def connect(*, coordinator=None, num_processes=None, process_id=None):
             raise ValueError("coordinator, num_processes and process_id must be given together")
         if not 0 <= process_id < num_processes:
             raise ValueError(f"process_id must be in 0 .. {num_processes - 1}, got {process_id}")
+        if process_id:  # jax would end this process
+            _await(coordinator)
+        elif num_processes > 1:
+            logging.info("waiting for %d processes at %s", num_processes, coordinator)
         _initialize(coordinator, num_processes, process_id)
-    elif _is_on_pod() or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+    # Not SLURM_NTASKS, which a shell has too that salloc has started.
+    elif _is_on_pod() or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         _initialize()
 
 
+def _await(coordinator):
+    """Returns when the coordinator answers; ValueError where it does not."""
+    host, colon, port = coordinator.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ValueError(f"coordinator must be host:port, got {coordinator!r}")
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"coordinator must be one that all processes reach, got {coordinator}: {error}"
+                ) from error
+        time.sleep(1)
+
+
 def _is_on_pod():
-    if os.environ.get("JAX_PLATFORMS", "tpu") != "tpu":
+    if "tpu" not in (os.environ.get("JAX_PLATFORMS") or "tpu").split(","):
         return False
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
@@ -76,9 +106,69 @@ def check_same(**things):
 
 def any_of(answer):
     """Whether the answer of one of the processes is true."""
+    return max(_gather(answer)) > 0
+
+
+def _gather(number):
+    """The numbers of all processes."""
     if jax.process_count() == 1:
-        return answer
-    return bool(np.any(multihost_utils.process_allgather(np.array([answer], np.int32))))
+        return [number]
+    mine = np.array([number], np.int32)
+    return np.asarray(multihost_utils.process_allgather(mine)).ravel().tolist()
+
+
+@contextlib.contextmanager
+def together(*kinds):
+    """A context that ends with an error on all processes where it does on one.
+
+    Those without one of their own raise a ValueError; or one of the classes `kinds`, where all
+    errors were such. Inside, the processes must not wait for each other.
+    """
+    mine, error = 0, None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+        mine = next((i for i, kind in enumerate(kinds, 2) if isinstance(error, kind)), 1)
+    codes = [code for code in _gather(mine) if code]
+    if not codes:
+        return
+    code = min(codes)  # what is of no kind counts first
+    if mine == code:
+        raise error
+    kind = ValueError if code == 1 else kinds[code - 2]
+    raise kind("another process has failed, and says why") from error
+
+
+class Task:
+    """Work beside the main thread, that ends on all processes where it fails on one.
+
+    All processes make their tasks in the same order.
+    """
+
+    def __init__(self):
+        self._name, self._waits = f"dit_jax/{next(_tasks)}", itertools.count()
+        self._client = distributed.global_state.client  # None in a process that is alone
+
+    def fail(self):
+        """Tells the others that this process has failed."""
+        if self._client:
+            self._client.key_value_set(f"{self._name}/failed/{jax.process_index()}", "")
+
+    def wait(self, *, timeout_ms, **_):
+        """Waits for the same call of all processes; OSError where one has failed.
+
+        As Orbax calls its barriers, which go on waiting for one that has failed.
+        """
+        place = f"{self._name}/{next(self._waits)}"
+        self._client.key_value_set(f"{place}/{jax.process_index()}", "")
+        end = time.monotonic() + timeout_ms / 1000
+        while len(self._client.key_value_dir_get(place)) < jax.process_count():
+            for name, _ in self._client.key_value_dir_get(f"{self._name}/failed"):
+                raise OSError(f"process {name.rpartition('/')[2]} could not write, and says why")
+            if time.monotonic() > end:
+                raise OSError(f"a process has not written in {timeout_ms / 1000:.0f} s")
+            time.sleep(0.2)
 
 
 def code_version():

@@ -73,7 +73,7 @@ def only_warned(complaint):
     try:
         yield
     except Exception as error:
-        if not is_refusal(error):
+        if not isinstance(error, OSError) and not is_refusal(error):
             raise
         logging.warning("%s: %s", complaint, error)
 
@@ -169,7 +169,10 @@ def sha256(path):
 
 @contextlib.contextmanager
 def locked(folder, name):
-    """Holds a folder on a disk; ValueError that names the argument where another run does."""
+    """Holds a folder on a disk; ValueError that names the argument where another run does.
+
+    Some shares cannot lock: then it is only warned.
+    """
     path = Path(folder) / ".lock"
     with path.open("w") as file:
         try:
@@ -178,6 +181,8 @@ def locked(folder, name):
                 raise BlockingIOError
         except BlockingIOError as error:
             raise ValueError(f"{name} must not be written by another run, got {folder}") from error
+        except OSError as error:
+            logging.warning("%s cannot be locked, let no other run write to it: %s", folder, error)
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ Here too: the golden numbers of the official PyTorch code, and a table of how cl
 """
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from dit_jax.convert import torch_dit
 from dit_jax.models import dit
 
 jax.config.update("jax_platforms", "cpu")
+os.environ["JAX_PLATFORMS"] = "cpu"  # of the commands that are started
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -42,7 +42,8 @@ def main(values):
     fed = feed.make(config, parts.mesh)
     if not disk.is_on_disk(workdir):
         logging.info("looking at %s", workdir)  # a bucket that does not answer is asked for long
-    workdirs.check(workdir, build.to_json(config))
+    with cluster.together():
+        workdirs.check(workdir, build.to_json(config))
     if jax.process_count() > 1:
         cluster.check_same(
             config=build.to_json(config),
@@ -60,27 +61,30 @@ def start(config, parts, fed, workdir):
     if step and step >= run.total_steps:
         logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
-    if jax.process_index() == 0:
-        for broken in checkpoint.broken(directory):
-            place = checkpoint.set_aside(directory, broken)
-            logging.warning("step %d is not whole; set aside in %s", broken, place)
+    with cluster.together():
+        if jax.process_index() == 0:
+            for broken in checkpoint.broken(directory):
+                aside = checkpoint.set_aside(directory, broken)
+                logging.warning("step %d is not whole; set aside in %s", broken, aside)
     state, past = resume(config, parts, directory)
-    if jax.process_index() == 0:
-        workdirs.claim(workdir, build.to_json(config))
+    with cluster.together():
+        if jax.process_index() == 0:
+            workdirs.claim(workdir, build.to_json(config))
     if int(state.step):
         logging.info("going on from step %d of %s", state.step, workdir)
-    jitted = parts.jit_step()
+    jitted, stop_requested = parts.jit_step(), listen_for_stop()
     while True:
         try:
-            failure = train(config, parts, fed, state, past, jitted, workdir)
+            failure = train(config, parts, fed, state, past, jitted, workdir, stop_requested)
             break
         except loop.Interrupted as error:
             return command.fail("dit-train", tell_of_stop(error, directory), code=42)
         except divergence.Diverged as error:
             message, bad = str(error), error.step
         if len(past.rollbacks) >= run.max_rollbacks:
-            kept = f"{message}; the last good checkpoint is kept"
-            return command.fail("dit-train", kept, code=3)
+            good = checkpoint.latest_step(directory)
+            kept = "nothing was saved before" if good is None else f"step {good} is kept"
+            return command.fail("dit-train", f"{message}; {kept}", code=3)
         state = None  # its memory is needed
         state, saved = resume(config, parts, directory)
         past = saved._replace(rollbacks=[*past.rollbacks, [bad, int(state.step)]])
@@ -110,7 +114,7 @@ class Past(NamedTuple):
     """What a run remembers of its way, beside its state.
 
     rollbacks: [step where it diverged, step that it went back to] of each. losses: of the last
-    logs, as divergence.Spikes has them.
+    steps, as divergence.Spikes has them.
     """
 
     rollbacks: list
@@ -122,7 +126,7 @@ class Past(NamedTuple):
         return sum(bad - good for bad, good in self.rollbacks)
 
 
-def train(config, parts, fed, state, past, jitted, workdir):
+def train(config, parts, fed, state, past, jitted, workdir, stop_requested):
     """Trains from the state to the end; returns why the last save failed, or None."""
     start, run = int(state.step), config.run
     batch_size = config.train.batch_size
@@ -142,7 +146,7 @@ def train(config, parts, fed, state, past, jitted, workdir):
         best=run.keep_best,
         verify=run.verify_checkpoints,
     )
-    log = record.make_log(
+    write = record.make_log(
         workdir / "metrics.jsonl",
         start=start,
         total_steps=run.total_steps,
@@ -151,6 +155,10 @@ def train(config, parts, fed, state, past, jitted, workdir):
         peak_flops=devices.total_peak_flops(),
         saved=lambda: keeper.saved,
     )
+
+    def log(step, means, seconds):
+        with cluster.together():  # process 0 may find that another run writes there
+            write(step, means, seconds)
 
     def save(step, state, loss, last):
         items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
@@ -174,7 +182,7 @@ def train(config, parts, fed, state, past, jitted, workdir):
             save=save,
             save_again=keeper.poll,
             hooks=[(run.sample_every, make_hook(config, parts.draw, fed.decoder, workdir))],
-            stop_requested=cluster.agree(listen_for_stop()),
+            stop_requested=cluster.agree(stop_requested),
         )
     return keeper.failure
 
@@ -193,44 +201,40 @@ def make_batches(config, parts, fed, start):
 
 
 def resume(config, parts, directory):
-    """(state, Past) of the newest step that is whole; of a new run where there is none."""
-    state = None
-    while state is None:  # once, and again after a step that is set aside
-        step = checkpoint.latest_step(directory)
-        state = create_or_restore(config, parts, directory, step)
-    if step is None:
-        return state, Past([], [])
-    meta = checkpoint.read_meta(directory, step)
-    return state, Past(*(meta.get(name, []) for name in Past._fields))
+    """(state, Past) of the newest step that is whole; of a new run where there is none.
 
-
-def create_or_restore(config, parts, directory, step):
-    """The state saved in the directory as number `step`; a new one where step is None.
-
-    None where it was damaged and is set aside; the last one that is left is never set aside.
+    A damaged step is set aside; the last one that is left never is.
     """
-    if step is None:
-        return parts.create_state(jax.random.split(jax.random.key(np.uint32(config.seed)))[0])
+    while True:
+        step = checkpoint.latest_step(directory)
+        if step is None:
+            key = jax.random.split(jax.random.key(np.uint32(config.seed)))[0]
+            return parts.create_state(key), Past([], [])
+        try:
+            return restore(config, parts, directory, step)
+        except checkpoint.Damaged as damage:
+            if checkpoint.steps(directory) == [step]:
+                raise checkpoint.Damaged(
+                    f"{damage}; there is no older step: restore one or use another workdir"
+                ) from damage
+            with cluster.together():
+                if jax.process_index() == 0:
+                    aside = checkpoint.set_aside(directory, step)
+                    damage = f"{damage}; set aside in {aside}, going on from an older one"
+            logging.warning("%s", damage)
+
+
+def restore(config, parts, directory, step):
+    """(state, Past) of a saved step; Damaged, on all processes, where one cannot read its part."""
     templates = parts.abstract_state()._asdict()
-    place = templates.pop("step").sharding
-    damage = None
-    try:
-        verify = config.run.verify_checkpoints
-        items = checkpoint.restore(directory, step, templates, verify=verify)
-    except checkpoint.Damaged as error:
-        damage = error
-    if cluster.any_of(damage is not None):
-        damage = damage or checkpoint.Damaged("another process cannot read its part")
-        if checkpoint.steps(directory) == [step]:
-            raise checkpoint.Damaged(
-                f"{damage}; there is no older step: restore one or use another workdir"
-            )
-        if jax.process_index() == 0:
-            place = checkpoint.set_aside(directory, step)
-            logging.warning("%s; set aside in %s, going on from an older one", damage, place)
-        cluster.any_of(False)  # all wait for it
-        return None
-    return states.TrainState(step=jax.device_put(np.int32(step), place), **items)
+    everywhere = templates.pop("step").sharding
+    with cluster.together(checkpoint.Damaged):
+        meta = checkpoint.read_meta(directory, step)
+        items = checkpoint.restore(directory, step, templates, verify=False)
+    if config.run.verify_checkpoints:
+        checkpoint.compare(directory / str(step), items, meta["digests"])
+    state = states.TrainState(step=jax.device_put(np.int32(step), everywhere), **items)
+    return state, Past(*(meta.get(name, []) for name in Past._fields))
 
 
 def check_latents(batch, key):
@@ -253,7 +257,6 @@ def compile_step(jitted, state, batch, key):
 def make_hook(config, draw, decoder, workdir):
     """hook(step, state): the loss curve, and samples at fixed noise and labels, where they show."""
     labels = [i % config.model.num_classes for i in range(config.run.num_samples)]
-    (workdir / "samples").mkdir(exist_ok=True)
 
     def hook(step, state):
         if jax.process_index() == 0:
@@ -266,8 +269,10 @@ def make_hook(config, draw, decoder, workdir):
         grid = generate.grid(images, scale=generate.grid_scale(images.shape[1:3]))
         if jax.process_index() == 0:
             path = workdir / "samples" / f"{step:07d}.png"
-            with disk.only_warned("samples could not be written"), path.open("wb") as file:
-                grid.save(file, format="png")
+            with disk.only_warned("samples could not be written"):
+                path.parent.mkdir(exist_ok=True)
+                with path.open("wb") as file:
+                    grid.save(file, format="png")
 
     return hook
 

@@ -9,7 +9,7 @@ import os
 
 import jax
 
-from dit_jax import checkpoint, disk
+from dit_jax import checkpoint, cluster, disk
 from dit_jax.train import record
 
 FREE = ("run", "mesh")  # topics of a config that may change when a run goes on
@@ -30,15 +30,18 @@ def check(workdir, config):
         raise ValueError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
 
 
+@contextlib.contextmanager
 def held(workdir):
     """A context in which no other run writes to the workdir; ValueError where one does.
 
     In a bucket, where nothing can be locked, the record of the run finds that out, and later.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0 and disk.is_on_disk(workdir):
-        return disk.locked(workdir, "workdir")
-    return contextlib.nullcontext()
+    with contextlib.ExitStack() as stack:
+        with cluster.together():
+            workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0 and disk.is_on_disk(workdir):
+                stack.enter_context(disk.locked(workdir, "workdir"))
+        yield
 
 
 def claim(workdir, config):

@@ -25,8 +25,9 @@ class Keeper:
 
     def __init__(self, directory, *, newest, best=0, verify=True):
         self._directory, self._newest, self._best = disk.path(directory), newest, best
-        self._verify, self._writer = verify, checkpoint.open_writer()
-        self._step = self._thread = self._error = None
+        self._verify = verify
+        self._writer = checkpoint.open_writer(barrier=lambda **words: self._task.wait(**words))
+        self._step = self._task = self._thread = self._error = None
         self.saved = checkpoint.latest_step(directory)
         self.failure = None  # in words, of the last save
         if jax.process_index() == 0:
@@ -35,7 +36,7 @@ class Keeper:
     def save(self, step, items, meta):
         """Starts to save and returns when the arrays are copied; `poll` tells what became of it."""
         self.wait()
-        self._step, self.failure = step, None
+        self._step, self._task, self.failure = step, cluster.Task(), None
         self._error = self._probe()
         if cluster.any_of(self._error is not None):  # Orbax would wait for the one that failed
             self._conclude()
@@ -44,6 +45,7 @@ class Keeper:
             checkpoint.save(self._writer, self._directory, step, items, meta)
         except Exception as error:  # of whatever it is that writes: files, TensorStore, a bucket
             self._error = error
+            self._task.fail()
         self._thread = threading.Thread(target=self._finish, name="read back")
         self._thread.start()
 
@@ -106,12 +108,13 @@ class Keeper:
                 checkpoint.verify(self._directory, self._step, share=share)
         except Exception as error:
             self._error = self._error or error
+            self._task.fail()
 
     def _conclude(self):
         error, self._error = self._error, None
         failed = cluster.any_of(error is not None)
         if failed:
-            error = error or OSError("another process could not write")
+            error = error or OSError("another process could not write, and says why")
             self.failure = checkpoint.explain(error)
             logging.warning("step %d could not be saved: %s", self._step, self.failure)
         else:

@@ -77,6 +77,8 @@ def plot_losses(metrics_path, png_path):
     """Draws the curves of the noise MSE and of the variational bound over the steps."""
     records = read(metrics_path)
     names = [name for name in ("mse", "vb") if records and name in records[0]]
+    if not names:  # before the first log
+        return
     titles = {"mse": "noise MSE", "vb": "variational bound (bits)"}
     figure = matplotlib.figure.Figure(figsize=(5 * len(names), 3.5), layout="constrained")
     for i, name in enumerate(names):

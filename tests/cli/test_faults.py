@@ -3,6 +3,7 @@
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from small_run import (
 
 from dit_jax import checkpoint
 
-JUMPY = ("--config.run.spike_factor=1.25", "--config.run.max_rollbacks=20")
+JUMPY = ("--config.run.spike_factor=1.5", "--config.run.max_rollbacks=20")
 
 
 def test_a_run_that_diverges_stops_with_3_and_keeps_its_last_good_step(tmp_path):
@@ -33,7 +34,7 @@ def test_a_run_that_diverges_stops_with_3_and_keeps_its_last_good_step(tmp_path)
     assert message.startswith("dit-train: ") and " at step " in message
     bad = int(message.split(" at step ")[1].split(";")[0])
     good = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
-    assert good == bad - 1 >= 1
+    assert good == bad - 1 >= 1 and message.endswith(f"; step {good} is kept")
     assert all(np.isfinite(x).all() for x in train_state(tmp_path / "run", "params").values())
 
 
@@ -42,7 +43,14 @@ def test_a_run_that_diverges_again_and_again_stops_after_the_stated_times(tmp_pa
     options += ("--config.run.checkpoint_every=1", "--config.run.max_rollbacks=2")
     errors = finish(start(tmp_path / "run", *options), code=3)
     assert "time 1 of 2" in errors and "time 2 of 2" in errors and "time 3" not in errors
-    assert "the last good checkpoint is kept" in errors.splitlines()[-1]
+    assert errors.splitlines()[-1].endswith(" is kept")
+
+
+def test_a_run_that_diverges_before_its_first_save_says_so(tmp_path):
+    options = ("--config.train.learning_rate=1e30", "--config.train.warmup_steps=0")
+    errors = finish(start(tmp_path / "run", *options, "--config.run.max_rollbacks=1"), code=3)
+    assert ": back to step 0, past the " in errors
+    assert errors.splitlines()[-1].endswith("; nothing was saved before")
 
 
 def test_a_run_that_spikes_goes_back_and_past_the_batches_also_when_it_is_killed(tmp_path):
@@ -51,14 +59,30 @@ def test_a_run_that_spikes_goes_back_and_past_the_batches_also_when_it_is_killed
     bad, good = meta["rollbacks"][0]
     assert f"at step {bad}: back to step {good}, past the {bad - good} batches since" in errors
     assert good % 8 == 0 and 0 < good < bad
-    process = start(tmp_path / "killed", *JUMPY)
-    wait_for_step(process, tmp_path / "killed", bad + 8)
-    process.kill()
-    process.communicate()
-    finish(start(tmp_path / "killed", *JUMPY))
+    for round in ("before the next save", "after it", "to the end"):
+        process = start(tmp_path / "killed", *JUMPY)
+        if round == "before the next save":
+            read_until(process, f": back to step {good}, ")
+        elif round == "after it":
+            wait_for_step(process, tmp_path / "killed", min(bad + 8, LAST - 1))
+        else:
+            finish(process)
+            break
+        process.kill()
+        process.communicate()
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
     again = checkpoint.read_meta(tmp_path / "killed" / "checkpoints", LAST)
     assert again["rollbacks"] == meta["rollbacks"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_run_goes_back_is_heard(tmp_path, signum):
+    process = start(tmp_path / "run", *JUMPY)
+    said = read_until(process, ": back to step ")
+    process.send_signal(signum)
+    said += finish(process, code=42)
+    step = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    assert f"stopped after step {step}, which is saved" in said.splitlines()[-1]
 
 
 def wait_for_a_save(process, workdir):
@@ -78,6 +102,20 @@ def test_a_disk_that_fills_up_and_is_emptied_again_costs_nothing(reference, tmp_
     said += finish(process)
     assert "metrics.jsonl could not be written: " in said and "Traceback" not in said
     assert_same_end(tmp_path / "run", reference)
+
+
+def test_a_folder_of_samples_that_is_gone_is_made_again(tmp_path):
+    """And nothing is drawn before the first log, where there is nothing yet."""
+    options = ("--config.run.sample_every=20", "--config.run.log_every=30")
+    process = start(tmp_path / "run", *options)
+    samples = tmp_path / "run" / "samples"
+    while not (samples / "0000020.png").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    shutil.rmtree(samples)
+    assert "Traceback" not in finish(process)
+    assert {path.name for path in samples.iterdir()} >= {f"00000{LAST}.png"}
+    assert (tmp_path / "run" / "loss.png").is_file()
 
 
 def test_a_last_save_that_fails_is_said_and_the_one_before_is_there(tmp_path):

@@ -1,6 +1,8 @@
 """dit-train in several real processes that form a cluster, on one machine."""
 
 import json
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import numpy as np
 import processes
 import pytest
 
-from dit_jax import checkpoint
+from dit_jax import checkpoint, disk
 from dit_jax.train import record
 
 ROOT = Path(__file__).parents[2]
@@ -81,8 +83,7 @@ def test_two_processes_train_sample_and_save(reference):
     assert checkpoint.latest_step(reference / "checkpoints") == LAST
     config = json.loads((reference / "config.json").read_text())
     assert config["mesh"]["shard_optimizer"]
-    directory = reference / "checkpoints"
-    assert read_state(reference)["ema"] and directory.is_dir()
+    checkpoint.verify(reference / "checkpoints", LAST)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,48 @@ def test_a_run_goes_on_with_other_processes_and_devices(
     assert read_state(tmp_path / "run", 16) == before
     np.testing.assert_allclose(read_losses(tmp_path / "run"), read_losses(reference), rtol=1e-4)
     assert jax.device_count() == 8  # of this process, which restores what they wrote
+
+
+@pytest.mark.parametrize("item", ["ema", pytest.param("opt_state", marks=pytest.mark.slow)])
+def test_a_file_that_one_process_cannot_read_is_set_aside_by_all(reference, tmp_path, item):
+    run = shutil.copytree(reference, tmp_path / "run")
+    directory = run / "checkpoints"
+    for path in (directory / str(LAST) / item / "ocdbt.process_1" / "d").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    first, second = finish(start(run, 2, f"--config.run.total_steps={LAST + 4}"))
+    assert f"set aside in {run}/damaged/{LAST}, going on from an older one" in first
+    assert f"going on from step {LAST - 8}" in first and "cannot be read" in first + second
+    checkpoint.verify(directory, LAST + 4)
+    assert read_losses(run)[:LAST].tolist() == read_losses(reference).tolist()
+
+
+def test_one_process_that_cannot_write_is_a_failed_save_on_all(reference, tmp_path):
+    workers = start(tmp_path / "run", 2, "--config.run.total_steps=2000")
+    directory, said = tmp_path / "run" / "checkpoints", ""
+    while checkpoint.latest_step(directory) is None:
+        assert workers[0].poll() is None
+    _, hard = resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (1000, -1))
+    for line in workers[0].stderr:
+        said += line
+        if "could not be saved: " in line:
+            break
+    assert said.splitlines()[-1].endswith(
+        " could not be saved: process 1 could not write, and says why"
+    )
+    resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (hard, hard))
+    workers[0].send_signal(signal.SIGTERM)
+    first, second = finish(workers, code=42)
+    step = checkpoint.latest_step(directory)
+    assert f"stopped after step {step}, which is saved" in first
+    assert " could not be saved: " in second and "Traceback" not in first + second
+    checkpoint.verify(directory, step)
+
+
+def test_a_workdir_that_another_run_holds_ends_all(tmp_path):
+    with disk.locked(tmp_path, "workdir"):
+        first, second = finish(start(tmp_path, 2), code=2)
+    assert f"dit-train: workdir must not be written by another run, got {tmp_path}" in first
+    assert "dit-train: another process has failed, and says why" in second
 
 
 def test_processes_that_disagree_say_so(tmp_path):

@@ -1,7 +1,9 @@
+import errno
 import json
 
 import pytest
 
+from dit_jax import disk
 from dit_jax.cli import workdir as workdirs
 
 CONFIG = {"seed": 0, "run": {"total_steps": 400}}
@@ -70,3 +72,13 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(workdirs.os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ValueError, match="workdir must be where you may write, got"):
         workdirs.check(tmp_path / "run", CONFIG)
+
+
+def test_a_share_that_cannot_lock_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(disk.fcntl, "flock", refuse)
+    with workdirs.held(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert f"{tmp_path}/run cannot be locked, let no other run write to it: " in caplog.text
