@@ -39,6 +39,7 @@ def test_only_the_tasks_of_a_step_of_slurm_meet(joined, monkeypatch, variables, 
 )
 def test_a_pod_is_known_by_its_chips(joined, monkeypatch, platforms, expected):
     monkeypatch.setattr(cluster.glob, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)  # of libtpu
     if platforms is None:
         monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     else:

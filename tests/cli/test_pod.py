@@ -1,6 +1,7 @@
 """dit-train in several real processes that form a cluster, on one machine."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +19,7 @@ from dit_jax.train import record
 
 ROOT = Path(__file__).parents[2]
 LAST = 24
+NOISE = re.compile(r"^\[Gloo\]|jax\._src\.distributed")  # the second of jax 0.7
 SMALL = (
     "--config=configs/digits.py",
     "--config.model.size=Ti",
@@ -53,7 +55,7 @@ def start(workdir, count, *options, devices=4):
 
 def finish(workers, code=0):
     errors = [worker.communicate(timeout=280)[1] for worker in workers]
-    lines = [[x for x in text.splitlines() if not x.startswith("[Gloo]")] for text in errors]
+    lines = [[line for line in text.splitlines() if not NOISE.search(line)] for text in errors]
     errors = ["\n".join(kept) for kept in lines]
     assert [worker.returncode for worker in workers] == [code] * len(workers), errors
     return errors
