@@ -129,7 +129,6 @@ class Past(NamedTuple):
 def train(config, parts, fed, state, past, jitted, workdir, stop_requested):
     """Trains from the state to the end; returns why the last save failed, or None."""
     start, run = int(state.step), config.run
-    batch_size = config.train.batch_size
     key = jax.random.split(jax.random.key(np.uint32(config.seed)))[1]
     if past.rollbacks:  # other noise too
         key = jax.random.fold_in(key, len(past.rollbacks))
@@ -140,25 +139,7 @@ def train(config, parts, fed, state, past, jitted, workdir, stop_requested):
         check_latents(first, key)
     batches = itertools.chain([first], batches)
     spikes = divergence.Spikes(run.spike_factor, past.losses)
-    keeper = keep.Keeper(
-        workdir / "checkpoints",
-        newest=run.keep_checkpoints,
-        best=run.keep_best,
-        verify=run.verify_checkpoints,
-    )
-    write = record.make_log(
-        workdir / "metrics.jsonl",
-        start=start,
-        total_steps=run.total_steps,
-        batch_size=batch_size,
-        flops_per_step=batch_size * flops.train_flops(parts.model),
-        peak_flops=devices.total_peak_flops(),
-        saved=lambda: keeper.saved,
-    )
-
-    def log(step, means, seconds):
-        with cluster.together():  # process 0 may find that another run writes there
-            write(step, means, seconds)
+    keeper, log = open_outputs(config, parts, workdir, start)
 
     def save(step, state, loss, last):
         items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
@@ -185,6 +166,33 @@ def train(config, parts, fed, state, past, jitted, workdir, stop_requested):
             stop_requested=cluster.agree(stop_requested),
         )
     return keeper.failure
+
+
+def open_outputs(config, parts, workdir, start):
+    """(a Keeper of the run's steps, the log of `loop.run`) from a step on."""
+    run, batch_size = config.run, config.train.batch_size
+    with cluster.together():
+        keeper = keep.Keeper(
+            workdir / "checkpoints",
+            newest=run.keep_checkpoints,
+            best=run.keep_best,
+            verify=run.verify_checkpoints,
+        )
+        write = record.make_log(
+            workdir / "metrics.jsonl",
+            start=start,
+            total_steps=run.total_steps,
+            batch_size=batch_size,
+            flops_per_step=batch_size * flops.train_flops(parts.model),
+            peak_flops=devices.total_peak_flops(),
+            saved=lambda: keeper.saved,
+        )
+
+    def log(step, means, seconds):
+        with cluster.together():  # process 0 may find that another run writes there
+            write(step, means, seconds)
+
+    return keeper, log
 
 
 def make_batches(config, parts, fed, start):
