@@ -351,5 +351,5 @@ def explain(error):
         return str(error)
     error = _root(error)
     text = re.sub(r"\s*\[\w+='.*$", "", " ".join(str(error).split()))
-    # The reason is at the end.
-    return text if len(text) <= 300 else f"{text[:80]} ... {text[-200:]}"
+    # TensorStore says of which kind it is first, and why at the end.
+    return text if len(text) <= 200 else f"{text.partition(':')[0][:50]}: ... {text[-150:]}"

@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -30,6 +31,7 @@ NOTICES = {  # of Google's metadata server: what it says when the machine will b
 }
 SECONDS = 5  # between two questions for them
 LAG = 2  # steps after which the processes read what they asked each other
+STOPS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 300  # seconds for all processes to come
 _tasks = itertools.count()
 
@@ -47,8 +49,11 @@ def connect(*, coordinator=None, num_processes=None, process_id=None):
             raise ValueError("coordinator, num_processes and process_id must be given together")
         if not 0 <= process_id < num_processes:
             raise ValueError(f"process_id must be in 0 .. {num_processes - 1}, got {process_id}")
+        host, colon, port = coordinator.rpartition(":")
+        if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ValueError(f"coordinator must be host:port, got {coordinator!r}")
         if process_id:  # jax would end this process
-            _await(coordinator)
+            _await(host, int(port))
         elif num_processes > 1:
             logging.info("waiting for %d processes at %s", num_processes, coordinator)
         _initialize(coordinator, num_processes, process_id)
@@ -57,20 +62,17 @@ def connect(*, coordinator=None, num_processes=None, process_id=None):
         _initialize()
 
 
-def _await(coordinator):
+def _await(host, port):
     """Returns when the coordinator answers; ValueError where it does not."""
-    host, colon, port = coordinator.rpartition(":")
-    if not colon or not port.isdecimal():
-        raise ValueError(f"coordinator must be host:port, got {coordinator!r}")
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
+            socket.create_connection((host, port), timeout=5).close()
             return
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             if time.monotonic() > end:
                 raise ValueError(
-                    f"coordinator must be one that all processes reach, got {coordinator}: {error}"
+                    f"coordinator must be one that all processes reach, got {host}:{port}: {error}"
                 ) from error
         time.sleep(1)
 
@@ -83,11 +85,16 @@ def _is_on_pod():
 
 
 def _initialize(*address):
+    # jax waits outside of Python, where no handler of a signal is called.
+    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in STOPS}
     try:
         jax.distributed.initialize(*address)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"coordinator must be one that all processes reach: {reason}") from error
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def check_same(**things):

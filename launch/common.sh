@@ -7,6 +7,10 @@ print_help() {  # the comment that the script begins with
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }
 
+must_match() {  # SETTING PATTERN WORDS
+  [[ ${!1} =~ ^($2)$ ]] || fail "$1 must be $3, got '${!1}'"
+}
+
 need() {
   local setting
   for setting; do
@@ -15,8 +19,8 @@ need() {
 }
 
 check_workdir() {  # a bucket, or a path that is the same wherever it is read
-  [[ $WORKDIR =~ ^(/|gs://[^/]) ]] \
-    || fail "WORKDIR must be an absolute path or start with gs://BUCKET, got $WORKDIR"
+  must_match WORKDIR '/.*|gs://[a-z0-9][a-z0-9_.-]+(/.*)?' \
+    'an absolute path or start with gs://BUCKET'
 }
 
 find_commit() {  # prints it
@@ -39,7 +43,7 @@ check_flags() {
     shift
   done
   [ "$config" ] || fail "--config must be given, as --config=configs/imagenet256.py:XL/2"
-  git -C "$root" cat-file -e "$commit:${config%%:*}" 2> /dev/null \
+  [ "$(git -C "$root" cat-file -t "$commit:${config%%:*}" 2> /dev/null)" = blob ] \
     || fail "config must be a file of commit ${commit:0:7}, got ${config%%:*}"
 }
 

@@ -67,6 +67,9 @@ main() {
 
 read_settings() {  # of a command
   need NAME ZONE PROJECT
+  must_match NAME '[a-z]([a-z0-9-]*[a-z0-9])?' 'of small letters, digits and -'
+  must_match POLL '[0-9]+(\.[0-9]+)?' 'a number of seconds'
+  must_match TAIL '[0-9]+' 'a number of lines'
   case $1 in create | babysit) need TYPE && choose_machine ;; esac
   case $1 in run | babysit) need WORKDIR && check_workdir ;; esac
   # Once, so that a pod that comes back gets the same commit.

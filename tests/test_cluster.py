@@ -1,8 +1,14 @@
 """What of several processes can be tested in one; tests/cli/test_pod.py has real ones."""
 
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import processes
 import pytest
+import small_run
 
 from dit_jax import cluster
 
@@ -53,8 +59,9 @@ def test_a_pod_is_known_by_its_chips(joined, monkeypatch, platforms, expected):
     [
         ("here", "coordinator must be host:port, got 'here'"),
         ("here:x", "coordinator must be host:port, got 'here:x'"),
+        (":1234", "coordinator must be host:port, got ':1234'"),
+        ("localhost:99999", "coordinator must be host:port, got 'localhost:99999'"),
         ("localhost:1", "must be one that all processes reach, got localhost:1: .*refused"),
-        ("localhost:99999", "must be one that all processes reach, got localhost:99999"),
     ],
 )
 def test_a_coordinator_that_does_not_answer_is_named(joined, monkeypatch, address, message):
@@ -62,6 +69,23 @@ def test_a_coordinator_that_does_not_answer_is_named(joined, monkeypatch, addres
     with pytest.raises(ValueError, match=message):
         cluster.connect(coordinator=address, num_processes=2, process_id=1)
     assert joined == []
+
+
+def test_the_first_process_knows_a_wrong_address_too(joined):
+    with pytest.raises(ValueError, match="coordinator must be host:port, got 'here'"):
+        cluster.connect(coordinator="here", num_processes=2, process_id=0)
+
+
+def test_a_process_that_waits_for_others_can_be_stopped():
+    command = [sys.executable, "-m", "dit_jax.cli.train", "--config=configs/digits.py"]
+    command += ["--workdir=/tmp/none", *processes.flags(processes.free_address(), 2, 0)]
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    small_run.read_until(process, "waiting for 2 processes at localhost:")
+    time.sleep(1)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
 
 
 def pretend(monkeypatch, others):

@@ -158,6 +158,8 @@ def _parse(values, required, takes):
         raise ValueError(_explain_value(error)) from error
     if takes is not None and len(words) != len(takes):
         raise ValueError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(words)!r}")
+    if "" in words:
+        raise ValueError(f"{takes[words.index('')]} must not be empty")
     for name in required:
         if values[name].value is None:
             raise ValueError(f"--{name} must be given")
@@ -214,6 +216,8 @@ def _explain_value(error):
         return f"{name} must be set field by field, as --{name}.FIELD=VALUE, got {value!r}"
     if "invalid literal for int" in reason:
         return f"{name} must be a whole number, got {value!r}"
+    if "could not convert string to float" in reason:
+        return f"{name} must be a number, got {value!r}"
     if "Non-boolean" in reason:
         return f"{name} must be true or false, got {value!r}"
     return error

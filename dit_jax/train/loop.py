@@ -62,10 +62,11 @@ def run(
             seconds = time.perf_counter() - started
             means = {name: _mean([m[name] for m in recent]) for name in recent[0]}
             losses += [m["loss"] for m in recent]
-            log(step, means | {"data_wait": waited / seconds}, seconds / len(recent))
         if saving or (looking and save_again()):
             save(step, state, _mean(losses), stopping or step == total_steps)
             losses = []
+        if looking:  # after a last save, so that the record tells of it
+            log(step, means | {"data_wait": waited / seconds}, seconds / len(recent))
         if stopping and step < total_steps:
             raise Interrupted(step)
         for every, hook in hooks:

@@ -90,7 +90,10 @@ def make_target(topology):
     extents = [int(side) for side in re.findall(r"[1-9]\d*", sides)]
     known = chip and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sides) and len(extents) == chip.sides
     examples = ", ".join(chip.example for chip in CHIPS.values())
-    wrong = f"topology must be one of {examples}, or another size that is built, got {topology!r}"
+    wrong = (
+        f"topology must be a generation and the chips along each side, as {examples}, of a size "
+        f"that is built, got {topology!r}"
+    )
     if not known:
         raise ValueError(wrong)
     if importlib.util.find_spec("libtpu") is None:

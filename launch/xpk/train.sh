@@ -38,6 +38,9 @@ main() {
     esac
   done
   need NAME CLUSTER ZONE PROJECT TYPE WORKDIR
+  must_match TYPE '(v4|v5|v6e|tpu7x).*' 'as v5litepod-16 or v6e-16: XPK has no older ones'
+  must_match MAX_RESTARTS '[0-9]+' 'a number'
+  must_match GRACE '[0-9]+' 'a number of seconds'
   check_workdir
   commit=$(find_commit)
   check_flags "$commit" "${flags[@]}"

@@ -68,7 +68,10 @@ def test_the_command_says_nothing_but_its_plan():
     [
         (["--topology=v3:2x2"], "--config must be given"),
         (["--config=configs/digits.py"], "--topology must be given"),
-        (["--config=configs/digits.py", "--topology=v9:4"], "topology must be one of v2:2x2, "),
+        (
+            ["--config=configs/digits.py", "--topology=v9:4"],
+            "topology must be a generation and the chips along each side, as v2:2x2, ",
+        ),
         ([*SMALL, "--config.mesh.fsdp=3"], "mesh must be of 4 devices, got data"),
         (
             [*SMALL, "--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=4"],

@@ -172,6 +172,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.train.eps=0"], "train.eps must be above 0, got 0.0"),
         ([DIGITS, "--config.seed.x=3"], "config has no such field: Attribute <class 'int'>.x does"),
         ([DIGITS, "--config.seed=x"], "config.seed must be a whole number, got"),
+        ([DIGITS, "--config.run.spike_factor=x"], "run.spike_factor must be a number, got 'x'"),
         ([DIGITS, "--config.data.source=mnist"], "data.source must be one of digits, images"),
         (
             [DIGITS, "--config.model.num_classes=5"],

@@ -135,5 +135,6 @@ def test_shards_are_compared_with_their_digests(call, tmp_path):
 def test_what_holds_nothing_of_the_kind_is_refused(refuse, tmp_path):
     assert f"there is nothing of the kind in {tmp_path}" in refuse(verify, tmp_path)
     assert f"DIR must exist, got {tmp_path}/none" in refuse(verify, tmp_path / "none")
+    assert refuse(verify, "") == "dit-verify: DIR must not be empty"
     (tmp_path / "manifest.json").write_text('{"name": "a page", "icons": []}')
     assert f"there is nothing of the kind in {tmp_path}" in refuse(verify, tmp_path)

@@ -158,9 +158,17 @@ def test_every_machine_has_its_image_and_price(run, kind, capacity, runtime):
         (
             ["run"],
             {"WORKDIR": "runs/a"},
-            "WORKDIR must be an absolute path or start with gs://BUCKET, got runs/a",
+            "WORKDIR must be an absolute path or start with gs://BUCKET, got 'runs/a'",
         ),
-        (["run"], {"WORKDIR": "gs:///a"}, "or start with gs://BUCKET, got gs:///a"),
+        (["run"], {"WORKDIR": "gs:///a"}, "or start with gs://BUCKET, got 'gs:///a'"),
+        (["run"], {"WORKDIR": "gs://my bucket/a"}, "gs://BUCKET, got 'gs://my bucket/a'"),
+        (
+            ["create"],
+            {"NAME": "My pod"},
+            "NAME must be of small letters, digits and -, got 'My pod'",
+        ),
+        (["create"], {"POLL": "1m"}, "POLL must be a number of seconds, got '1m'"),
+        (["logs"], {"TAIL": "x"}, "TAIL must be a number of lines, got 'x'"),
         (
             ["create"],
             {"CAPACITY": "free"},
@@ -172,6 +180,7 @@ def test_every_machine_has_its_image_and_price(run, kind, capacity, runtime):
             "--config must be given, as --config=configs/imagenet256.py:XL/2",
         ),
         (["babysit", "--config", "configs/none.py"], {}, ", got configs/none.py"),
+        (["babysit", "--config=configs:XL/2"], {}, ", got configs"),
         (["run", FLAG, "--workdir=/a"], {}, "--workdir must be given as WORKDIR, got the flag"),
         (["create"], {"TYPE": "v9-8"}, "RUNTIME must be set for TYPE v9-8"),
         (["setup"], {"COMMIT": "no-such"}, "got no-such"),

@@ -63,8 +63,13 @@ def test_the_command_ends_as_dit_train_does(put, run, tmp_path, installs, code):
         ({"CLUSTER": ""}, "CLUSTER must be set: see --help"),
         (
             {"WORKDIR": "s3://b/x"},
-            "WORKDIR must be an absolute path or start with gs://BUCKET, got s3://b/x",
+            "WORKDIR must be an absolute path or start with gs://BUCKET, got 's3://b/x'",
         ),
+        (
+            {"TYPE": "v3-32"},
+            "TYPE must be as v5litepod-16 or v6e-16: XPK has no older ones, got 'v3-32'",
+        ),
+        ({"GRACE": "soon"}, "GRACE must be a number of seconds, got 'soon'"),
         ({}, "xpk must be on the PATH: pip install xpk"),
     ],
 )

@@ -65,10 +65,10 @@ def test_everything_happens_in_its_step():
     assert events == [
         ("log", 4, 2.5),  # the mean of 1 .. 4
         ("hook", 5),
-        *[("log", 6, 5.5), ("save", 6, 3.5, False)],
+        *[("save", 6, 3.5, False), ("log", 6, 5.5)],
         ("log", 8, 7.5),
         ("hook", 10),
-        *[("log", 12, 10.5), ("save", 12, 9.5, True), ("hook", 12)],
+        *[("save", 12, 9.5, True), ("log", 12, 10.5), ("hook", 12)],
     ]
 
 
@@ -77,7 +77,7 @@ def test_a_resumed_run_keeps_the_rhythm():
     run()
     assert [e[:2] for e in events] == [
         *[("log", 8), ("hook", 10)],
-        *[("log", 12), ("save", 12), ("hook", 12)],
+        *[("save", 12), ("log", 12), ("hook", 12)],
     ]
 
 
@@ -111,7 +111,7 @@ def test_a_request_to_stop_saves_first():
     run, events = train(total_steps=12, stop_at=3)
     with pytest.raises(loop.Interrupted, match="stopped after step 3"):
         run()
-    assert events == [("log", 3, 2.0), ("save", 3, 2.0, True)]
+    assert events == [("save", 3, 2.0, True), ("log", 3, 2.0)]
 
 
 def test_a_request_to_stop_after_the_last_step_changes_nothing():
