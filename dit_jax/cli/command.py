@@ -158,7 +158,7 @@ def _parse(values, required, takes):
         raise ValueError(_explain_value(error)) from error
     if takes is not None and len(words) != len(takes):
         raise ValueError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(words)!r}")
-    if "" in words:
+    if takes and "" in words:
         raise ValueError(f"{takes[words.index('')]} must not be empty")
     for name in required:
         if values[name].value is None:
