@@ -4,10 +4,10 @@
 def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"):
     """The trained DiT of a training run's directory or of a converted checkpoint.
 
-    dit = dit_jax.load("runs/digits"); then `dit.config`, `dit(x, t, y)` and `dit.sample([3, 1])`:
-    see `dit_jax.trained.LoadedDiT`. weights: "ema" or "params". vae: what `dit-convert vae` wrote,
-    to decode the samples of a model of latents; vae_dtype: of its arithmetic, float32 or bfloat16.
+    dit = dit_jax.load("runs/digits"); then `dit.config`, `dit(x, t, y)`, `dit.sample([3, 1])`.
+    `dit_jax.sampling.trained.LoadedDiT` says more. weights: "ema" or "params". vae: a checkpoint
+    of `dit-convert vae`, to decode latents; vae_dtype: of its arithmetic, float32 or bfloat16.
     """
-    from dit_jax import trained  # here, so that importing a part does not import the whole
+    from dit_jax.sampling import trained
 
     return trained.load(path, weights=weights, attention=attention, vae=vae, vae_dtype=vae_dtype)

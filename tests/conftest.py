@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from testdata import weights
 
-from dit_jax import disk
 from dit_jax.convert import torch_dit
+from dit_jax.machine import disk
 from dit_jax.models import dit
 
 jax.config.update("jax_platforms", "cpu")

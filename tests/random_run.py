@@ -2,7 +2,7 @@
 
 import jax
 
-from dit_jax import checkpoint
+from dit_jax.checkpoint import store
 from dit_jax.models import dit
 
 MODEL = {
@@ -38,7 +38,7 @@ def save(path, config=CONFIG, step=30):
     params = dit.init(model, key)
     params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
     ema = jax.tree.map(lambda x: 0.9 * x, params)
-    with checkpoint.open_writer(background=False) as writer:
+    with store.open_writer(background=False) as writer:
         meta = {"model": model._asdict(), "config": config}
-        checkpoint.save(writer, path / "checkpoints", step, {"params": params, "ema": ema}, meta)
+        store.save(writer, path / "checkpoints", step, {"params": params, "ema": ema}, meta)
     return params, ema

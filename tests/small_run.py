@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 import dit_jax
-from dit_jax import checkpoint
-from dit_jax.train import record
+from dit_jax.checkpoint import store
+from dit_jax.runs import record
 
 ROOT = Path(__file__).parents[1]
 LAST = 60  # steps: two epochs and a half of 1,500 digits
@@ -66,7 +66,7 @@ def losses(workdir):
 
 def assert_same_end(workdir, reference):
     """Parameters, average and optimizer state are bit-identical, and so was the whole way."""
-    metas = [checkpoint.read_meta(path / "checkpoints", LAST) for path in (workdir, reference)]
+    metas = [store.read_meta(path / "checkpoints", LAST) for path in (workdir, reference)]
     assert metas[0]["digests"] == metas[1]["digests"]
     assert metas[0]["digests"].keys() == {"params", "ema", "opt_state"}
     for name in ("params", "ema"):

@@ -9,13 +9,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "dit_jax").rglob("*.py"))
 LEVELS = [  # a module imports from levels below its own only, or from its own room
     {"cli"},
-    {"__init__"},  # the public door, which opens `trained`
-    {"trained"},
-    {"generate", "train", "evals", "convert"},
-    {"autoencoder"},
-    {"models", "diffusion", "data"},
-    {"sharding", "ema", "checkpoint", "devices", "pixels", "cluster"},
-    {"disk"},
+    {"runs"},
+    {"train", "evals"},
+    {"data", "convert"},
+    {"__init__"},  # the public door, which opens `sampling.trained`
+    {"sampling"},
+    {"checkpoint", "planning"},
+    {"models", "diffusion"},
+    {"machine"},
+    {"compat", "settings"},
+    {"errors"},
 ]
 CONVERT_ONLY = {"torch", "diffusers", "safetensors"}
 

@@ -30,12 +30,14 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from dit_jax import devices, sharding
-from dit_jax.cli import build, command, feed
+from dit_jax.cli import command
 from dit_jax.convert import files
-from dit_jax.data import loader, synthetic
+from dit_jax.data import feed, loader, synthetic
 from dit_jax.diffusion import schedules
+from dit_jax.errors import UserError
+from dit_jax.machine import devices, sharding
 from dit_jax.models import dit, flops
+from dit_jax.runs import build
 
 
 def define(values):
@@ -49,11 +51,11 @@ def define(values):
 
 def main(values, what):
     if what not in ("train", "sample", "data"):
-        raise ValueError(f"what to measure must be train, sample or data, got {what!r}")
+        raise UserError(f"what to measure must be train, sample or data, got {what!r}")
     config, out = values.config, values.out and command.output_path(values.out)
     if what == "data":
         if values.peer:
-            raise ValueError("peer must be false for data: nothing is compared")
+            raise UserError("peer must be false for data: nothing is compared")
         return show(measure_data(config, values.repeats, values.warmup), out)
     if values.peer:
         files.require("torch")

@@ -16,7 +16,8 @@ import jax
 import ml_collections
 from absl import flags, logging
 
-from dit_jax import cluster, disk
+from dit_jax.errors import UserError
+from dit_jax.machine import cluster, disk
 
 PACKAGE = str(Path(__file__).parents[1])
 CONFIGS = str(Path(ml_collections.__file__).parent)
@@ -120,27 +121,27 @@ def fail(name, message, code=2):
 def expand(text):
     """The Path on a disk of a text that may start with ~, as a shell leaves it after --flag=."""
     if "://" in str(text):  # a Path would make a folder of that name
-        raise ValueError(f"a path must be on a disk, got {text}: mount the bucket")
+        raise UserError(f"a path must be on a disk, got {text}: mount the bucket")
     return disk.path(text)
 
 
 def output_folder(text):
-    """The Path of a folder to write; ValueError where it is a file."""
+    """The Path of a folder to write; UserError where it is a file."""
     path = expand(text)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"OUT must be a folder or new, got the file {path}")
+        raise UserError(f"OUT must be a folder or new, got the file {path}")
     return path
 
 
 def output_path(text):
-    """The Path of a file to write; ValueError where it cannot be written."""
+    """The Path of a file to write; UserError where it cannot be written."""
     path = expand(text)
     if path.is_dir():
-        raise ValueError(f"out must be a file, got the directory {path}")
+        raise UserError(f"out must be a file, got the directory {path}")
     if not path.parent.is_dir():
-        raise ValueError(f"out must be in a directory that exists, got {path}")
+        raise UserError(f"out must be in a directory that exists, got {path}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"out must be where you may write, got {path}")
+        raise UserError(f"out must be where you may write, got {path}")
     return path
 
 
@@ -151,24 +152,24 @@ def _parse(values, required, takes):
     try:
         words = values(arguments)[1:]
     except (SyntaxError, ImportError) as error:
-        raise ValueError(f"config must be a Python file that runs, got {path}: {error}") from error
+        raise UserError(f"config must be a Python file that runs, got {path}: {error}") from error
     except (KeyError, AttributeError) as error:
-        raise ValueError(_explain_field(error, path)) from error
+        raise UserError(_explain_field(error, path)) from error
     except flags.IllegalFlagValueError as error:
-        raise ValueError(_explain_value(error)) from error
+        raise UserError(_explain_value(error)) from error
     if takes is not None and len(words) != len(takes):
-        raise ValueError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(words)!r}")
+        raise UserError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(words)!r}")
     if takes and "" in words:
-        raise ValueError(f"{takes[words.index('')]} must not be empty")
+        raise UserError(f"{takes[words.index('')]} must not be empty")
     for name in required:
         if values[name].value is None:
-            raise ValueError(f"--{name} must be given")
+            raise UserError(f"--{name} must be given")
     for name in values:
         value = values[name].value
         if value in ("", []):
-            raise ValueError(f"{name} must not be empty")
+            raise UserError(f"{name} must not be empty")
         if isinstance(value, str) and value.startswith("--"):  # `--vae --labels=1`
-            raise ValueError(f"{name} must have a value, got {value}")
+            raise UserError(f"{name} must have a value, got {value}")
     return words
 
 
@@ -185,10 +186,10 @@ def _find_config(values):
             value = arguments.pop(i + 1)
         path, colon, variant = value.partition(":")
         if not path:
-            raise ValueError("config must not be empty")
+            raise UserError("config must not be empty")
         path = expand(path)
         if not path.is_file():
-            raise ValueError(f"config must be a Python file that exists, got {path}")
+            raise UserError(f"config must be a Python file that exists, got {path}")
         # It says `from configs import base`: that folder's parent goes on the path.
         sys.path.insert(0, str(path.resolve().parent.parent))
         arguments[i] = f"--config={path}{colon}{variant}"

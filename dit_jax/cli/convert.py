@@ -22,7 +22,6 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from dit_jax import autoencoder
 from dit_jax.cli import command
 from dit_jax.convert import (
     bundle,
@@ -34,6 +33,8 @@ from dit_jax.convert import (
     torch_dit,
     torch_vae,
 )
+from dit_jax.errors import UserError
+from dit_jax.sampling import autoencoder
 
 
 def define(values):
@@ -81,19 +82,19 @@ def define(values):
 def main(values, *words):
     word, *paths = words or ("",)
     if word not in COMMANDS:
-        raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {word!r}")
+        raise UserError(f"command must be one of {', '.join(COMMANDS)}, got {word!r}")
     convert, names, takes = COMMANDS[word]
     if values.from_hub:  # instead of the first of them
         names = names[1:]
     if len(paths) != len(names):
-        raise ValueError(f"{word} takes {' '.join(names)}, got {' '.join(paths)!r}")
+        raise UserError(f"{word} takes {' '.join(names)}, got {' '.join(paths)!r}")
     for name, path in zip(names, paths, strict=True):
         if not path:
-            raise ValueError(f"{name} must not be empty")
+            raise UserError(f"{name} must not be empty")
     for name in values:
         if values[name].present and name not in takes:
             have = ", ".join(f"--{name}" for name in takes)
-            raise ValueError(f"{word} takes {have}, got --{name}")
+            raise UserError(f"{word} takes {have}, got --{name}")
     _give_memory_back()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left aside
     return convert(values, *(str(command.expand(path)) for path in paths))
@@ -105,7 +106,7 @@ def from_torch(values, source, out):
 
     def convert(aside):
         if values["weights"].present and not files.groups(source):
-            raise ValueError(f"weights can be chosen of a file with ema and model, got {source}")
+            raise UserError(f"weights can be chosen of a file with ema and model, got {source}")
         logging.info("reading %s, %.0f MB", source, Path(source).stat().st_size / 1e6)
         state_dict = files.read_state_dict(source, values.weights)
         model, settings = _read_settings(values, source, state_dict)
@@ -133,7 +134,7 @@ def to_torch(values, source, out):
     if values.bundle:
         files.check_folder(out)
     elif not Path(out).suffix:
-        raise ValueError(
+        raise UserError(
             f"OUT must end with {', '.join(files.SUFFIXES)} or be a --bundle, got {out}"
         )
     else:
@@ -235,9 +236,9 @@ def _check_file(source):
             hint = "; from-diffusers takes it"
         elif native.kind(path) == "model":
             hint = "; to-torch and to-diffusers take it"
-        raise ValueError(f"FILE must be a file, got the folder {source}{hint}")
+        raise UserError(f"FILE must be a file, got the folder {source}{hint}")
     if not path.is_file():
-        raise ValueError(f"FILE must be a file that exists, got {source}")
+        raise UserError(f"FILE must be a file that exists, got {source}")
 
 
 def _known(values):

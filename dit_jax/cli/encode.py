@@ -21,9 +21,11 @@ from absl import flags, logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from dit_jax import autoencoder, disk, sharding
 from dit_jax.cli import command
-from dit_jax.data import images, latents, records, shards
+from dit_jax.data import images, latents, prepared, shards
+from dit_jax.errors import UserError
+from dit_jax.machine import disk, sharding
+from dit_jax.sampling import autoencoder
 
 BATCH = 32  # examples encoded at once, and as many flips
 
@@ -49,10 +51,8 @@ def main(values, dataset, out):
     mine = sharding.make_mesh(devices=jax.local_devices())  # each process is at work by itself
     model = autoencoder.load(values.vae, mesh=mine)
     if values.size % model.config.downsampling:
-        raise ValueError(
-            f"size must be divisible by {model.config.downsampling}, got {values.size}"
-        )
-    source = records.open_images(command.expand(dataset), values.split, values.size)
+        raise UserError(f"size must be divisible by {model.config.downsampling}, got {values.size}")
+    source = prepared.open_images(command.expand(dataset), values.split, values.size)
     plan = make_plan(values, model, source)
     if values.verify:
         return verify(model, source, plan, out, values.verify)
@@ -92,7 +92,7 @@ def encode_all(model, source, plan, out):
     todo = [name for name in mine if name not in written]
     wait("counted")
     if todo:
-        records.warn_of_small(source)
+        prepared.warn_of_small(source)
     started = time.perf_counter()
     with tqdm(total=sum(len(ranges[name]) for name in todo), unit="image", disable=None) as bar:
         for name in todo:
@@ -129,7 +129,7 @@ def verify(model, source, plan, out, count):
     """Encodes random examples of a finished cache again: 0 where they are the same, else 1."""
     manifest = latents.read_manifest(out)
     if manifest is None:
-        raise ValueError(f"OUT must be a finished directory of dit-encode, got {out}")
+        raise UserError(f"OUT must be a finished directory of dit-encode, got {out}")
     latents.check_plan(out, manifest, plan)
     shards.check_files(out, manifest["shards"])
     for name, known in manifest["shards"].items():

@@ -12,9 +12,11 @@ import time
 from absl import flags
 
 import dit_jax
-from dit_jax import checkpoint, devices, disk
+from dit_jax.checkpoint import steps
 from dit_jax.cli import command
+from dit_jax.errors import UserError
 from dit_jax.evals import digits
+from dit_jax.machine import devices, disk
 
 
 def define(values):
@@ -29,14 +31,14 @@ def define(values):
 
 
 def main(values):
-    directory, _ = checkpoint.locate(values.checkpoint)
+    directory, _ = steps.locate(values.checkpoint)
     home = directory.parent if directory.name == "checkpoints" else directory
     out = disk.path(values.out or home / "judgments.json")
     if disk.is_on_disk(out):
         command.output_path(out)
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
     if dit.source != "digits":
-        raise ValueError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
+        raise UserError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
     options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
     started = time.perf_counter()
     guided = dit.sample(digits.labels(digits.NUM_GUIDED), **options)

@@ -18,9 +18,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dit_jax.cli import build, command
+from dit_jax.cli import command
 from dit_jax.models import dit, flops
-from dit_jax.train import plan
+from dit_jax.planning import plan
+from dit_jax.runs import build
 
 CHOICES = ("data", "fsdp", "tensor", "remat")  # what a sweep tries
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dit_jax.cli import command
 from dit_jax.data import imagefolder, shards
+from dit_jax.errors import UserError
 
 NAMED = 10  # files that are no images, of those that are left out
 
@@ -44,10 +45,10 @@ def define(values):
 
 def main(values, source, out):
     if not values.split.isidentifier():
-        raise ValueError(f"split must be a name as train, got {values.split!r}")
+        raise UserError(f"split must be a name as train, got {values.split!r}")
     source, out = command.expand(source), command.output_folder(out)
     if out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"OUT must not lie in SRC, got {out} in {source}")
+        raise UserError(f"OUT must not lie in SRC, got {out} in {source}")
     listing = imagefolder.scan(source)
     count = len(listing.examples)
     logging.info("%d images of %d classes in %s", count, len(listing.classes), source)

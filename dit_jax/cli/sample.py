@@ -15,8 +15,9 @@ import numpy as np
 from absl import flags, logging
 
 import dit_jax
-from dit_jax import generate
 from dit_jax.cli import command
+from dit_jax.errors import UserError
+from dit_jax.sampling import generate
 
 SAMPLING = ("sampler", "num_steps", "eta", "cfg_scale", "cfg_channels")
 
@@ -52,16 +53,16 @@ def define(values):
 def main(values):
     out = command.expand(values.out)
     if not out.suffix and out.exists():
-        raise ValueError(f"out must be a new folder, got {out}, which exists")
+        raise UserError(f"out must be a new folder, got {out}, which exists")
     out = command.output_path(values.out)
     if out.suffix not in (".png", ".npz", ""):
-        raise ValueError(f"out must end with .png or .npz, or be a new folder, got {out}")
+        raise UserError(f"out must end with .png or .npz, or be a new folder, got {out}")
     labels = [parse_label(text) for text in values.labels]
     dit = dit_jax.load(
         values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
     )
     if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
-        raise ValueError(f"out must end with .npz for latents without a --vae, got {out}")
+        raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
     given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
     images = dit.sample(
         labels, seed=values.seed, batch_size=values.batch_size, progress=True, **given
@@ -78,7 +79,7 @@ def main(values):
 
 def parse_label(text):
     if not text.strip().removeprefix("-").isdecimal():
-        raise ValueError(f"labels must be whole numbers separated by commas, got {text!r}")
+        raise UserError(f"labels must be whole numbers separated by commas, got {text!r}")
     return int(text)
 
 

@@ -20,14 +20,17 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-from dit_jax import checkpoint, cluster, devices, disk, generate, sharding
-from dit_jax.cli import build, command, feed
-from dit_jax.cli import workdir as workdirs
-from dit_jax.data import loader
+from dit_jax.checkpoint import steps, store
+from dit_jax.cli import command
+from dit_jax.data import feed, loader
+from dit_jax.machine import cluster, devices, disk, sharding
 from dit_jax.models import flops
-from dit_jax.train import divergence, keep, loop, record
+from dit_jax.runs import build, keep, record
+from dit_jax.runs import workdir as workdirs
+from dit_jax.sampling import generate
+from dit_jax.train import divergence, loop
 from dit_jax.train import state as states
-from dit_jax.train import step as steps
+from dit_jax.train import step as train_steps
 
 
 def define(values):
@@ -48,7 +51,7 @@ def main(values):
         cluster.check_same(
             config=build.to_json(config),
             code=cluster.code_version(),
-            workdir=[str(workdir), checkpoint.latest_step(workdir / "checkpoints")],
+            workdir=[str(workdir), steps.latest(workdir / "checkpoints")],
         )
     with workdirs.held(workdir):
         return start(config, parts, fed, workdir)
@@ -57,14 +60,14 @@ def main(values):
 def start(config, parts, fed, workdir):
     """Trains a new run, or one that goes on; returns the exit code."""
     directory, run = workdir / "checkpoints", config.run
-    step = checkpoint.latest_step(directory)
+    step = steps.latest(directory)
     if step and step >= run.total_steps:
         logging.info("%s is trained already: it is at step %d", workdir, step)
         return 0
     with cluster.together():
         if jax.process_index() == 0:
-            for broken in checkpoint.broken(directory):
-                aside = checkpoint.set_aside(directory, broken)
+            for broken in steps.incomplete(directory):
+                aside = steps.set_aside(directory, broken)
                 logging.warning("step %d is not whole; set aside in %s", broken, aside)
     state, past = resume(config, parts, directory)
     with cluster.together():
@@ -82,7 +85,7 @@ def start(config, parts, fed, workdir):
         except divergence.Diverged as error:
             message, bad = str(error), error.step
         if len(past.rollbacks) >= run.max_rollbacks:
-            good = checkpoint.latest_step(directory)
+            good = steps.latest(directory)
             kept = "nothing was saved before" if good is None else f"step {good} is kept"
             return command.fail("dit-train", f"{message}; {kept}", code=3)
         state = None  # its memory is needed
@@ -94,7 +97,7 @@ def start(config, parts, fed, workdir):
             *(len(past.rollbacks), run.max_rollbacks),
         )
     if failure:
-        saved = checkpoint.latest_step(directory) or 0
+        saved = steps.latest(directory) or 0
         raise OSError(
             f"step {run.total_steps} could not be saved: {failure}; the same command goes on from "
             f"step {saved}"
@@ -104,7 +107,7 @@ def start(config, parts, fed, workdir):
 
 
 def tell_of_stop(error, directory):
-    saved = checkpoint.latest_step(directory)
+    saved = steps.latest(directory)
     if saved == error.step:
         return f"{error}, which is saved: the same command goes on from there"
     return f"{error}, which could not be saved: the same command goes on from step {saved or 0}"
@@ -214,20 +217,20 @@ def resume(config, parts, directory):
     A damaged step is set aside; the last one that is left never is.
     """
     while True:
-        step = checkpoint.latest_step(directory)
+        step = steps.latest(directory)
         if step is None:
             key = jax.random.split(jax.random.key(np.uint32(config.seed)))[0]
             return parts.create_state(key), Past([], [])
         try:
             return restore(config, parts, directory, step)
-        except checkpoint.Damaged as damage:
-            if checkpoint.steps(directory) == [step]:
-                raise checkpoint.Damaged(
+        except store.Damaged as damage:
+            if steps.saved(directory) == [step]:
+                raise store.Damaged(
                     f"{damage}; there is no older step: restore one or use another workdir"
                 ) from damage
             with cluster.together():
                 if jax.process_index() == 0:
-                    aside = checkpoint.set_aside(directory, step)
+                    aside = steps.set_aside(directory, step)
                     damage = f"{damage}; set aside in {aside}, going on from an older one"
             logging.warning("%s", damage)
 
@@ -236,18 +239,18 @@ def restore(config, parts, directory, step):
     """(state, Past) of a saved step; Damaged, on all processes, where one cannot read its part."""
     templates = parts.abstract_state()._asdict()
     everywhere = templates.pop("step").sharding
-    with cluster.together(checkpoint.Damaged):
-        meta = checkpoint.read_meta(directory, step)
-        items = checkpoint.restore(directory, step, templates, verify=False)
+    with cluster.together(store.Damaged):
+        meta = store.read_meta(directory, step)
+        items = store.restore(directory, step, templates, verify=False)
     if config.run.verify_checkpoints:
-        checkpoint.compare(directory / str(step), items, meta["digests"])
+        store.compare(directory / str(step), items, meta["digests"])
     state = states.TrainState(step=jax.device_put(np.int32(step), everywhere), **items)
     return state, Past(*(meta.get(name, []) for name in Past._fields))
 
 
 def check_latents(batch, key):
     """Says how the latents of a batch are spread, and warns where a DiT would not expect it."""
-    x0 = steps.to_x0(batch, key)
+    x0 = train_steps.to_x0(batch, key)
     mean, deviation = float(x0.mean()), float(x0.std())
     logging.info("latents: mean %.3f, standard deviation %.3f", mean, deviation)
     if abs(mean) > 0.5 or not 0.5 < deviation < 2:

@@ -10,11 +10,13 @@ Nothing is written. Exit code 0: all is well; 1: something is damaged, and named
 
 import sys
 
-from dit_jax import checkpoint, disk
+from dit_jax.checkpoint import steps, store
 from dit_jax.cli import command
-from dit_jax.cli import workdir as workdirs
 from dit_jax.data import shards
-from dit_jax.train import record
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
+from dit_jax.runs import record
+from dit_jax.runs import workdir as workdirs
 
 RUN = ("config.json", "metrics.jsonl", "checkpoints")  # what a run has
 
@@ -22,10 +24,10 @@ RUN = ("config.json", "metrics.jsonl", "checkpoints")  # what a run has
 def main(values, path):
     path = disk.path(path)
     if not disk.exists(path):
-        raise ValueError(f"DIR must exist, got {path}")
+        raise UserError(f"DIR must exist, got {path}")
     parts = list(find(path))
     if not parts:
-        raise ValueError(
+        raise UserError(
             "DIR must hold saved steps, or what dit-prepare or dit-encode wrote: "
             f"there is nothing of the kind in {path}"
         )
@@ -58,30 +60,30 @@ def find(path):
 
 
 def find_steps(path):
-    if checkpoint.is_complete(path):
-        directory, steps = path.parent, [int(path.name)]
+    if steps.is_complete(path):
+        directory, saved = path.parent, [int(path.name)]
     else:
         directory = path / "checkpoints" if disk.exists(path / "checkpoints") else path
-        steps = checkpoint.steps(directory)
-        for step in checkpoint.broken(directory):
+        saved = steps.saved(directory)
+        for step in steps.incomplete(directory):
             reason = f"{directory / str(step)} is not whole"
             yield f"{directory.name}/{step}", lambda reason=reason: complain(reason)
-    for step in steps:
+    for step in saved:
         yield f"{directory.name}/{step}", lambda step=step: describe_step(directory, step)
 
 
 def complain(reason):
-    raise ValueError(reason)
+    raise UserError(reason)
 
 
 def describe_step(directory, step):
     try:
-        checkpoint.verify(directory, step)
-    except checkpoint.Damaged:
-        if checkpoint.is_complete(directory / str(step)):
+        store.verify(directory, step)
+    except store.Damaged:
+        if steps.is_complete(directory / str(step)):
             raise
         return "has been deleted meanwhile, by a run at work"
-    meta = checkpoint.read_meta(directory, step)
+    meta = store.read_meta(directory, step)
     count = sum(len(leaves) for leaves in meta["digests"].values())
     words = f"{count} arrays of {', '.join(meta['digests'])}"
     return f"{words}; loss {meta['loss']:.4f}" if "loss" in meta else words
@@ -91,13 +93,13 @@ def describe_config(path):
     """That it is there, and is the one with which the newest step was saved."""
     config = disk.read_json(path / "config.json")
     if not config:
-        raise ValueError(f"{path / 'config.json'} is missing or empty")
-    step = checkpoint.latest_step(path / "checkpoints")
+        raise UserError(f"{path / 'config.json'} is missing or empty")
+    step = steps.latest(path / "checkpoints")
     try:
         if step is not None:
-            saved = checkpoint.read_meta(path / "checkpoints", step)["config"]
+            saved = store.read_meta(path / "checkpoints", step)["config"]
             workdirs.check_same(path, saved, config)
-    except checkpoint.Damaged:
+    except store.Damaged:
         pass  # the step tells
     return f"{len(config)} topics"
 
@@ -105,14 +107,14 @@ def describe_config(path):
 def describe_record(path):
     """That it can be read, and that the last step of which it tells that it was saved is there."""
     records = record.read(path / "metrics.jsonl")
-    newest = checkpoint.latest_step(path / "checkpoints")
+    newest = steps.latest(path / "checkpoints")
     if not records:
         if newest is not None:
-            raise ValueError(f"{path / 'metrics.jsonl'} is missing or empty")
+            raise UserError(f"{path / 'metrics.jsonl'} is missing or empty")
         return "no record yet"
     saved = records[-1].get("saved")
     if saved and (newest is None or newest < saved):
-        raise ValueError(f"step {saved} was saved, and is gone")
+        raise UserError(f"step {saved} was saved, and is gone")
     return f"{len(records)} records to step {records[-1]['step']}"
 
 

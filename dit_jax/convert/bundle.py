@@ -4,8 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-from dit_jax import disk
 from dit_jax.convert import files, native
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
 from dit_jax.models import dit
 
 MODEL_FILE = Path(__file__).with_name("torch_model.py")
@@ -36,17 +37,17 @@ def is_weights(path):
 
 
 def read_config(path):
-    """(DiTConfig, settings) of a bundle; ValueError where its config.json is not whole."""
+    """(DiTConfig, settings) of a bundle; UserError where its config.json is not whole."""
     path = Path(path)
     if not (path / "model.safetensors").is_file():
-        raise ValueError(f"bundle must have its model.safetensors, got {path}")
+        raise UserError(f"bundle must have its model.safetensors, got {path}")
     config = disk.read_json(path / "config.json")
     try:
         model = dit.DiTConfig.from_json(config["model"])
         settings = native.settings_of(model, space=config["space"])
         settings["diffusion"], settings["sampling"] = config["diffusion"], config["sampling"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"bundle must have the config.json of dit-convert, got {path}, without {error}"
         ) from error
     return model, settings

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import jax
 
-from dit_jax import autoencoder
 from dit_jax.convert import bundle, diffusers_dit, files, native, torch_dit, torch_vae
+from dit_jax.errors import UserError
 from dit_jax.models import dit, vae
+from dit_jax.sampling import autoencoder
 
 
 def describe(path, **known):
     """{name: value} of a file or a folder. known: num_heads and num_classes of a state dict."""
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"FILE_OR_DIR must exist, got {path}")
+        raise UserError(f"FILE_OR_DIR must exist, got {path}")
     if path.is_file():
         return _of_state_dict(path, known)
     if (path / "dit.py").is_file():
@@ -31,7 +32,7 @@ def describe(path, **known):
         model, settings, step, items = native.describe(path)
         what = {"format": "dit_jax", "step": step, "sets": ", ".join(items)}
         return what | settings["data"] | settings["diffusion"] | _of_dit(model)
-    raise ValueError(
+    raise UserError(
         "FILE_OR_DIR must be a state dict, a run, a converted checkpoint, a bundle or a folder of "
         f"diffusers, got {path}"
     )
@@ -63,7 +64,7 @@ def _of_bundle(path):
     state_dict = files.read_state_dict(path / "model.safetensors")
     known = {"num_heads": model.num_heads, "num_classes": model.num_classes}
     if torch_dit.read_config(state_dict, **known) != model:
-        raise ValueError(f"config.json must be that of the model.safetensors beside it, got {path}")
+        raise UserError(f"config.json must be that of the model.safetensors beside it, got {path}")
     what = {"format": "bundle for PyTorch", **settings["data"], **settings["diffusion"]}
     return what | _of_dit(model)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dit_jax import disk
 from dit_jax.convert import files, native, torch_dit, torch_vae
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
 from dit_jax.models import dit, layers
 
 MODULES = {  # official: diffusers'; * is the block's number
@@ -45,7 +46,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def check(model):
-    """ValueError where diffusers' DiT has no place for a DiTConfig."""
+    """UserError where diffusers' DiT has no place for a DiTConfig."""
     height, width = model.input_size
     for name, value, rule in (
         ("conditioning", model.conditioning, "adaln_zero"),
@@ -53,7 +54,7 @@ def check(model):
         ("null_label", model.null_label, True),
     ):
         if value != rule:
-            raise ValueError(f"{name} must be {rule} for diffusers, got {value}")
+            raise UserError(f"{name} must be {rule} for diffusers, got {value}")
 
 
 def to_diffusers(state_dict, model):
@@ -81,7 +82,7 @@ def from_diffusers(state_dict, model):
         copies = [state_dict.pop(copy) for copy in _copies(name, model.depth)]
         for i, x in enumerate(copies):
             if not np.array_equal(x, copies[0]):
-                raise ValueError(
+                raise UserError(
                     f"the copies of {name} in all blocks must be equal, "
                     f"got another one in block {i}"
                 )
@@ -94,10 +95,10 @@ def from_diffusers(state_dict, model):
 
 
 def _check_fit(state_dict, model):
-    """ValueError where the weights are not those of the config."""
+    """UserError where the weights are not those of the config."""
     blocks = {name.split(".")[1] for name in state_dict if name.startswith("transformer_blocks.")}
     if len(blocks) != model.depth:
-        raise ValueError(f"num_layers must be {len(blocks)}, as in the weights, got {model.depth}")
+        raise UserError(f"num_layers must be {len(blocks)}, as in the weights, got {model.depth}")
     names = {copy for name in EMBEDDERS.values() for copy in _copies(name, model.depth)}
     names |= {name for _, parts in _attention(model.depth) for name in parts}
     names |= {name for _, name in _pairs(model.depth)}
@@ -116,7 +117,7 @@ def _check_fit(state_dict, model):
         ),
     ):
         if value != found:
-            raise ValueError(f"{name} must be {found}, as in the weights, got {value}")
+            raise UserError(f"{name} must be {found}, as in the weights, got {value}")
 
 
 def _copies(name, depth):
@@ -163,12 +164,12 @@ def write_folder(path, state_dict, model, settings, vae=None):
 
 
 def check_vae(path, model):
-    """ValueError where a folder is no whole AutoencoderKL that fits the model's latents."""
+    """UserError where a folder is no whole AutoencoderKL that fits the model's latents."""
     if not torch_vae.is_folder(path):
-        raise ValueError(f"vae must be a folder of diffusers' AutoencoderKL, got {path}")
+        raise UserError(f"vae must be a folder of diffusers' AutoencoderKL, got {path}")
     channels = torch_vae.read(path)[0].latent_channels
     if channels != model.in_channels:
-        raise ValueError(f"vae must have {model.in_channels} latent channels, got {channels}")
+        raise UserError(f"vae must have {model.in_channels} latent channels, got {channels}")
 
 
 def is_folder(path):
@@ -180,15 +181,15 @@ def read_folder(path, *, space="latents"):
     """(official state dict, DiTConfig, settings) of a folder, of a pipeline or its transformer."""
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"DIR must be a folder that exists, got {path}")
+        raise UserError(f"DIR must be a folder that exists, got {path}")
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
     config = disk.read_json(transformer / "config.json")
     if config.get("_class_name") not in CLASSES:
         kind = f"a {config['_class_name']}" if "_class_name" in config else "no config.json of one"
-        raise ValueError(f"folder must hold a DiT of diffusers, got {kind} in {transformer}")
+        raise UserError(f"folder must hold a DiT of diffusers, got {kind} in {transformer}")
     weights = [transformer / name for name in WEIGHTS if (transformer / name).is_file()]
     if not weights:
-        raise ValueError(f"{transformer} must hold {' or '.join(WEIGHTS)}")
+        raise UserError(f"{transformer} must hold {' or '.join(WEIGHTS)}")
     theirs = disk.read_json(path / "scheduler" / "scheduler_config.json")
     try:
         model = _read_config(config)
@@ -203,24 +204,24 @@ def read_folder(path, *, space="latents"):
         else:
             logging.info("no scheduler in %s: its noise is taken as linear, of 1000 steps", path)
     except KeyError as error:
-        raise ValueError(f"{path} must have {error} in its JSON files") from error
+        raise UserError(f"{path} must have {error} in its JSON files") from error
     state_dict = files.read_state_dict(weights[0])
     return from_diffusers(state_dict, model), model, settings
 
 
 def read_diffusion(scheduler):
-    """{"schedule", "num_steps"} of the config of a scheduler; ValueError where DiT has no such."""
+    """{"schedule", "num_steps"} of the config of a scheduler; UserError where DiT has no such."""
     names = {name: ours for ours, name in SCHEDULES.items()}
     schedule, num_steps = scheduler["beta_schedule"], _read_whole(scheduler, "num_train_timesteps")
     if schedule not in list(names):
-        raise ValueError(f"beta_schedule must be one of {', '.join(names)}, got {schedule}")
+        raise UserError(f"beta_schedule must be one of {', '.join(names)}, got {schedule}")
     rules = {"prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}
     if schedule == "linear":
         rules |= _betas(num_steps)
     for name, rule in rules.items():
         value = scheduler.get(name, rule)
         if value != rule and not (isinstance(rule, float) and math.isclose(value, rule)):
-            raise ValueError(f"{name} must be {rule} in a DiT, got {value}")
+            raise UserError(f"{name} must be {rule} in a DiT, got {value}")
     return {"schedule": names[schedule], "num_steps": num_steps}
 
 
@@ -232,7 +233,7 @@ def _betas(num_steps):
 def _read_config(config):
     for name, rule in RULES.items():
         if config.get(name, rule) != rule:
-            raise ValueError(f"{name} must be {rule} in a DiT, got {config[name]}")
+            raise UserError(f"{name} must be {rule} in a DiT, got {config[name]}")
     height, patch, channels, depth, heads, width, classes, outputs = (
         _read_whole(config, name)
         for name in (
@@ -241,9 +242,9 @@ def _read_config(config):
         )
     )
     if outputs not in (channels, 2 * channels):
-        raise ValueError(f"out_channels must be {channels} or {2 * channels}, got {outputs}")
+        raise UserError(f"out_channels must be {channels} or {2 * channels}, got {outputs}")
     if height % patch:
-        raise ValueError(f"sample_size must be divisible by patch_size {patch}, got {height}")
+        raise UserError(f"sample_size must be divisible by patch_size {patch}, got {height}")
     return dit.DiTConfig(
         input_size=(height, height),
         patch_size=patch,
@@ -260,7 +261,7 @@ def _read_config(config):
 
 def _read_whole(config, name):
     if type(config[name]) is not int or config[name] < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {config[name]!r}")
+        raise UserError(f"{name} must be a whole number of at least 1, got {config[name]!r}")
     return config[name]
 
 

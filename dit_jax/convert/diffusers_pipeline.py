@@ -11,6 +11,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import nn
 
 from dit_jax.convert import diffusers_dit, torch_model
+from dit_jax.errors import UserError
 
 
 def match_official(pipeline):
@@ -20,7 +21,7 @@ def match_official(pipeline):
     variance: see `OfficialDiTPipeline`.
     """
     if not isinstance(pipeline, DiTPipeline):
-        raise ValueError(f"pipeline must be a DiTPipeline, got {type(pipeline).__name__}")
+        raise UserError(f"pipeline must be a DiTPipeline, got {type(pipeline).__name__}")
     diffusers_dit.read_diffusion(pipeline.scheduler.config)
     match_transformer(pipeline.transformer)
     official = OfficialDiTPipeline(pipeline.transformer, pipeline.vae, pipeline.scheduler)
@@ -77,12 +78,12 @@ class OfficialDiTPipeline(DiTPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             kinds = ", ".join(OUTPUT_TYPES)
-            raise ValueError(f"output_type must be one of {kinds}, got {output_type!r}")
+            raise UserError(f"output_type must be one of {kinds}, got {output_type!r}")
         if self.vae is None and output_type != "latent":
-            raise ValueError(f"output_type must be latent without a vae, got {output_type!r}")
+            raise UserError(f"output_type must be latent without a vae, got {output_type!r}")
         channels = self.transformer.config.in_channels
         if guidance_channels not in range(channels + 1):
-            raise ValueError(
+            raise UserError(
                 f"guidance_channels must be in 0 .. {channels}, got {guidance_channels}"
             )
         diffusion = diffusers_dit.read_diffusion(self.scheduler.config)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_jax import checkpoint, disk
+from dit_jax.checkpoint import steps
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
 
 KINDS = {True: "folder", False: "file"}
 PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")  # of parallel wrappers and torch.compile
@@ -24,11 +26,11 @@ SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
 def require(name):
-    """The module of the extra [convert]; ValueError, with the line to type, where it is missing."""
+    """The module of the extra [convert]; UserError, with the line to type, where it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"{name} must be installed: pip install dit_jax[convert]") from error
+        raise UserError(f"{name} must be installed: pip install dit_jax[convert]") from error
 
 
 def read_state_dict(path, weights="ema"):
@@ -40,7 +42,7 @@ def read_state_dict(path, weights="ema"):
     check_suffix(path)
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"checkpoint must be a file, got {path}")
+        raise UserError(f"checkpoint must be a file, got {path}")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
     return {PREFIXES.sub("", name): x for name, x in read(path, weights).items()}
 
@@ -63,15 +65,15 @@ def groups(path):
 
 
 def check_suffix(path):
-    """ValueError unless the path is that of a state dict by its name."""
+    """UserError unless the path is that of a state dict by its name."""
     if Path(path).suffix not in SUFFIXES:
-        raise ValueError(f"file must end with {', '.join(SUFFIXES)}, got {path}")
+        raise UserError(f"file must end with {', '.join(SUFFIXES)}, got {path}")
 
 
 def check_folder(path):
-    """ValueError where a folder to write would have the name of a state dict."""
+    """UserError where a folder to write would have the name of a state dict."""
     if Path(path).suffix in SUFFIXES:
-        raise ValueError(f"output must be a folder, without {Path(path).suffix}, got {path}")
+        raise UserError(f"output must be a folder, without {Path(path).suffix}, got {path}")
 
 
 @contextlib.contextmanager
@@ -87,7 +89,7 @@ def written_aside(path, *, source, folder, overwrite):
     try:
         place = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"output must be where you may write, got {path}: {error.strerror}"
         ) from error
     try:
@@ -101,23 +103,23 @@ def written_aside(path, *, source, folder, overwrite):
 
 
 def check_output(path, *, source, folder, overwrite):
-    """ValueError unless a conversion of `source` may write to `path`."""
+    """UserError unless a conversion of `source` may write to `path`."""
     there, read = path.resolve(), Path(source).resolve()
     if there.is_relative_to(read) or read.is_relative_to(there):
-        raise ValueError(f"output must be apart from what is read, {source}, got {path}")
+        raise UserError(f"output must be apart from what is read, {source}, got {path}")
     if not path.parent.is_dir():
-        raise ValueError(f"output must be in a directory that exists, got {path}")
-    if checkpoint.latest_step(path.parent) is not None:
-        raise ValueError(f"output must not be among the steps of a run, got {path}")
+        raise UserError(f"output must be in a directory that exists, got {path}")
+    if steps.latest(path.parent) is not None:
+        raise UserError(f"output must not be among the steps of a run, got {path}")
     for old in [path] if folder else [path, report_of(path)]:
         if (old.exists() or old.is_symlink()) and not overwrite:
-            raise ValueError(f"output must not exist, or --overwrite be given, got {old}")
+            raise UserError(f"output must not exist, or --overwrite be given, got {old}")
         if old.is_symlink():
-            raise ValueError(f"output to overwrite must be no symbolic link, got {old}")
+            raise UserError(f"output to overwrite must be no symbolic link, got {old}")
         if old.exists() and old.is_dir() != folder:
-            raise ValueError(f"output to overwrite must be a {KINDS[folder]}, got {old}")
+            raise UserError(f"output to overwrite must be a {KINDS[folder]}, got {old}")
     if path.is_dir() and any(path.iterdir()) and not (path / "parity.json").is_file():
-        raise ValueError(f"output to overwrite must be a folder of dit-convert's own, got {path}")
+        raise UserError(f"output to overwrite must be a folder of dit-convert's own, got {path}")
 
 
 def discard(aside):
@@ -156,9 +158,9 @@ def _read_safetensors(path, weights):
             with safetensors.safe_open(path, "numpy") as file:
                 state_dict[name] = file.get_tensor(name)
     except (AttributeError, TypeError) as error:  # of types that NumPy has not
-        raise ValueError(f"{path} must hold plain floats, got {_first_line(error)}") from error
+        raise UserError(f"{path} must hold plain floats, got {_first_line(error)}") from error
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is cut short or no safetensors file: {error}") from error
+        raise UserError(f"{path} is cut short or no safetensors file: {error}") from error
     return state_dict
 
 
@@ -181,16 +183,16 @@ def _load_pt(path, *, mmap):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(
+            raise UserError(
                 f"{path} was not opened: beside tensors it holds {refused[1]}, which may run code"
             ) from error
-        raise ValueError(f"{path} is cut short or no file of PyTorch's") from error
+        raise UserError(f"{path} is cut short or no file of PyTorch's") from error
     except PermissionError:
         raise
     except Exception as error:  # PyTorch raises half a dozen types for a broken file
         if mmap and "mmap" in str(error):  # the format before PyTorch 1.6 cannot be mapped
             return _load_pt(path, mmap=False)
-        raise ValueError(f"{path} is cut short or no file of PyTorch's") from error
+        raise UserError(f"{path} is cut short or no file of PyTorch's") from error
 
 
 def _groups(loaded):
@@ -204,7 +206,7 @@ def _choose(loaded, weights, path):
     torch = require("torch")
     have = _groups(loaded)
     if have and weights not in have:
-        raise ValueError(
+        raise UserError(
             f"weights must be {' or '.join(have)} for {path}, got {weights}: "
             f"give --weights={have[0]}"
         )
@@ -214,10 +216,10 @@ def _choose(loaded, weights, path):
     ):
         keys = list(map(str, chosen))[:10] if isinstance(chosen, dict) else []
         what = f"a dict of {', '.join(keys)}" if keys else type(chosen).__name__
-        raise ValueError(f"{path} must hold a state dict, got {what}")
+        raise UserError(f"{path} must hold a state dict, got {what}")
     for name, x in chosen.items():
         if x.layout != torch.strided or x.is_meta or x.is_quantized:
-            raise ValueError(f"{name} must be a plain dense tensor, got {x.dtype}, {x.layout}")
+            raise UserError(f"{name} must be a plain dense tensor, got {x.dtype}, {x.layout}")
     return chosen
 
 
@@ -227,7 +229,7 @@ def _to_numpy(name, x):
         # NumPy has no bfloat16.
         return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy().view(np.ndarray)
     except TypeError as error:  # float8
-        raise ValueError(f"{name} must be of a type that NumPy has, got {x.dtype}") from error
+        raise UserError(f"{name} must be of a type that NumPy has, got {x.dtype}") from error
 
 
 def _first_line(error):

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import jax
 from flax import traverse_util
 
-from dit_jax import checkpoint, sharding
+from dit_jax.checkpoint import steps, store
+from dit_jax.errors import UserError
+from dit_jax.machine import sharding
 from dit_jax.models import dit
 
 TOPICS = ("compute", "diffusion", "data", "sampling")  # of a config: see configs/base.py
@@ -21,13 +23,13 @@ class Checkpoint(NamedTuple):
 
 def describe(path):
     """(architecture, settings, step, names of the items) of a checkpoint, no array read."""
-    directory, step = checkpoint.locate(path)
-    meta = checkpoint.read_meta(directory, step, of="model")
+    directory, step = steps.locate(path)
+    meta = store.read_meta(directory, step, of="model")
     try:
         settings = {topic: dict(meta["config"][topic]) for topic in TOPICS}
         model = dit.DiTConfig.from_json(meta["model"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {directory / str(step)} has a damaged meta: {error}"
         ) from error
     return model, settings, step, sorted(meta["digests"])
@@ -36,7 +38,7 @@ def describe(path):
 def kind(path):
     """ "model" or "vae", what a run or a converted checkpoint is of; None of another directory."""
     try:
-        meta = checkpoint.read_meta(*checkpoint.locate(path))
+        meta = store.read_meta(*steps.locate(path))
     except ValueError:
         return None
     return "vae" if "vae" in meta else "model"
@@ -44,19 +46,19 @@ def kind(path):
 
 def step_folder(path):
     """The folder of the step that is read of a checkpoint."""
-    directory, step = checkpoint.locate(path)
+    directory, step = steps.locate(path)
     return directory / str(step)
 
 
 def read(path, weights="ema"):
     """The Checkpoint of a training run or of a converted checkpoint, its digests checked."""
     if weights not in ("ema", "params"):
-        raise ValueError(f"weights must be ema or params, got {weights!r}")
+        raise UserError(f"weights must be ema or params, got {weights!r}")
     model, settings, step, _ = describe(path)
-    directory, _ = checkpoint.locate(path)
+    directory, _ = steps.locate(path)
     template = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
     template = sharding.abstract(template, sharding.of_params(template, sharding.make_mesh()))
-    params = checkpoint.restore(directory, step, {weights: template})[weights]
+    params = store.restore(directory, step, {weights: template})[weights]
     return Checkpoint(model, settings, params)
 
 
@@ -70,8 +72,8 @@ def write(path, model, settings, params):
     for name in flat:
         flat[name] = jax.device_put(flat[name])
     meta = {"model": model._asdict(), "config": settings}
-    with checkpoint.open_writer(background=False) as writer:
-        checkpoint.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
+    with store.open_writer(background=False) as writer:
+        store.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 
 
 def settings_of(model, *, space="latents", schedule="linear"):

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dit_jax import autoencoder
 from dit_jax.convert import files, native, torch_vae
 from dit_jax.models import dit, vae
+from dit_jax.sampling import autoencoder
 
 STEPS = (0, 500, 999)
 TOLERANCE = 2e-5  # relative to the largest output: float32 sums of two libraries

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from dit_jax.errors import UserError
 from dit_jax.models import dit, layers
 
 MODULES = {  # ours: the official module; * is the block's number, our leading axis
@@ -56,23 +57,23 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
     heads = {(size[0], size[1]): size[2] for size in dit.SIZES.values()}
     num_heads = num_heads or heads.get((depth, hidden_size), 0)
     if not num_heads:
-        raise ValueError(
+        raise UserError(
             f"num_heads must be given for depth {depth} and hidden size {hidden_size}, "
             "which are of no size of the paper"
         )
     if hidden_size % num_heads:
-        raise ValueError(f"num_heads must divide hidden size {hidden_size}, got {num_heads}")
+        raise UserError(f"num_heads must divide hidden size {hidden_size}, got {num_heads}")
     rows = np.shape(state_dict["y_embedder.embedding_table.weight"])[0]
     num_classes = num_classes or max(rows - 1, 1)
     if num_classes not in (rows, rows - 1):
-        raise ValueError(
+        raise UserError(
             f"num_classes must be {rows - 1} or {rows} for a label table of {rows} rows, "
             f"got {num_classes}"
         )
     outputs = np.shape(state_dict["final_layer.linear.weight"])[0]
     plain = patch_size**2 * in_channels
     if outputs not in (plain, 2 * plain):
-        raise ValueError(
+        raise UserError(
             f"final_layer.linear.weight must have {plain} or, with a learned variance, "
             f"{2 * plain} rows for patch {patch_size} and {in_channels} channels, got {outputs}"
         )
@@ -91,16 +92,16 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
 
 
 def _read_patches(state_dict):
-    """D, C, p of the arrays that every DiT has; ValueError where one has no such shape."""
+    """D, C, p of the arrays that every DiT has; UserError where one has no such shape."""
     for name, rank in RANKS.items():
         if np.ndim(state_dict[name]) != rank:
             shape = np.shape(state_dict[name])
-            raise ValueError(f"{name} must have {rank} axes, got shape {shape}")
+            raise UserError(f"{name} must have {rank} axes, got shape {shape}")
         if 0 in np.shape(state_dict[name]):
-            raise ValueError(f"{name} must not be empty, got shape {np.shape(state_dict[name])}")
+            raise UserError(f"{name} must not be empty, got shape {np.shape(state_dict[name])}")
     hidden_size, in_channels, *patch = np.shape(state_dict["x_embedder.proj.weight"])
     if patch[0] != patch[1]:
-        raise ValueError(f"x_embedder.proj.weight must be of square patches, got {patch}")
+        raise UserError(f"x_embedder.proj.weight must be of square patches, got {patch}")
     return hidden_size, in_channels, patch[0]
 
 
@@ -111,7 +112,7 @@ def _conditioning(state_dict, hidden_size):
     chunks = {4: "adaln", 6: "adaln_zero"}
     outputs = np.shape(modulation)[0]
     if outputs not in (4 * hidden_size, 6 * hidden_size):
-        raise ValueError(
+        raise UserError(
             f"blocks.0.adaLN_modulation.1.weight must have 4 or 6 x {hidden_size} rows, "
             f"got {outputs}"
         )
@@ -126,7 +127,7 @@ def _input_size(table, patch_size):
     for rows, columns in sorted(grids, key=lambda grid: abs(grid[0] - grid[1])):
         if _is_close(table, layers.position_table(rows, columns, hidden_size)[None]):
             return rows * patch_size, columns * patch_size
-    raise ValueError(f"pos_embed must be the sin-cos table of a grid of {tokens} patches")
+    raise UserError(f"pos_embed must be the sin-cos table of a grid of {tokens} patches")
 
 
 def from_official(state_dict, config):
@@ -141,10 +142,10 @@ def from_official(state_dict, config):
     _check_shapes("state dict", state_dict, shapes | {"pos_embed": table.shape})
     for name, x in state_dict.items():
         if x.dtype not in FLOATS:
-            raise ValueError(f"{name} must be of {', '.join(map(str, FLOATS))}, got {x.dtype}")
+            raise UserError(f"{name} must be of {', '.join(map(str, FLOATS))}, got {x.dtype}")
     if not _is_close(state_dict.pop("pos_embed"), table):
         rows, columns = (extent // config.patch_size for extent in config.input_size)
-        raise ValueError(f"pos_embed must be the sin-cos table of {rows} x {columns} patches")
+        raise UserError(f"pos_embed must be the sin-cos table of {rows} x {columns} patches")
     params = {}
     for leaf in leaves:
         parts = []
@@ -234,7 +235,7 @@ def _position_table(config):
 
 def check_finite(name, x):
     if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity in it")
+        raise UserError(f"{name} must be finite, got NaN or infinity in it")
 
 
 def _is_close(table, expected):
@@ -245,15 +246,13 @@ def _is_close(table, expected):
 
 
 def _check_core(state_dict):
-    """ValueError where names that every DiT has are missing, with those that no DiT has."""
+    """UserError where names that every DiT has are missing, with those that no DiT has."""
     patterns = {f"{name}.{kind}" for name in MODULES.values() for kind in ("weight", "bias")}
     core = {name for name in patterns if "adaLN" not in name and "cross_attn" not in name}
     core = {name.replace("*", "0") for name in core} | {"pos_embed"}
     core.remove("y_embedder.embedding_table.bias")
     if any(name.startswith("transformer_blocks.") for name in state_dict):
-        raise ValueError(
-            "state dict must be official, got diffusers' names: from-diffusers DIR OUT"
-        )
+        raise UserError("state dict must be official, got diffusers' names: from-diffusers DIR OUT")
     if core - state_dict.keys():
         known = {name: re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in state_dict}
         strange = {name for name, key in known.items() if key not in patterns | {"pos_embed"}}
@@ -261,22 +260,22 @@ def _check_core(state_dict):
 
 
 def check_names(what, whose, names, expected):
-    """ValueError unless both sets of names are the same, with at most ten of those that are not."""
+    """UserError unless both sets of names are the same, with at most ten of those that are not."""
     missing, surplus = expected - names, names - expected
     if missing or surplus:
-        raise ValueError(
+        raise UserError(
             f"{what} must have the names of {whose}: "
             f"missing {_enumerate(missing)}; surplus {_enumerate(surplus)}"
         )
 
 
 def _check_shapes(what, arrays, shapes):
-    """ValueError unless the arrays have just these names and shapes."""
+    """UserError unless the arrays have just these names and shapes."""
     check_names(what, "the config", arrays.keys(), shapes.keys())
     for name, shape in shapes.items():
         actual = tuple(np.shape(arrays[name]))
         if actual != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {actual}")
+            raise UserError(f"{name} must have shape {shape}, got {actual}")
 
 
 def _enumerate(names):

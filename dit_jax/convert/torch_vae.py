@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from dit_jax import disk
 from dit_jax.convert import files, torch_dit
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
 from dit_jax.models import vae
 
 NAMES = (  # of our modules, in order: a pattern, diffusers' name
@@ -41,16 +42,14 @@ def read(path):
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"autoencoder must be a folder or a file that exists, got {path}")
+        raise UserError(f"autoencoder must be a folder or a file that exists, got {path}")
     fields = disk.read_json(config_path(path))
     if path.is_dir():
         if not is_folder(path):
-            raise ValueError(
-                f"autoencoder must be a folder of diffusers' AutoencoderKL, got {path}"
-            )
+            raise UserError(f"autoencoder must be a folder of diffusers' AutoencoderKL, got {path}")
         weights = [path / name for name in WEIGHTS if (path / name).is_file()]
         if not weights:
-            raise ValueError(f"{path} must hold {' or '.join(WEIGHTS)}")
+            raise UserError(f"{path} must hold {' or '.join(WEIGHTS)}")
         path = weights[0]
     state_dict = rename(files.read_state_dict(path))
     return read_config(state_dict, fields), state_dict
@@ -74,7 +73,7 @@ def download(name):
         return hub.snapshot_download(name, allow_patterns=["config.json", WEIGHTS[0]])
     except Exception as error:  # it raises a dozen types, of three packages
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise UserError(
             f"from_hub must be an autoencoder that can be downloaded, got {name}: {reason}"
         ) from error
 
@@ -87,13 +86,13 @@ def read_config(state_dict, fields=None):
     fields = fields or {}
     for name, rule in RULES.items():
         if fields.get(name, rule) != rule:
-            raise ValueError(f"{name} must be {rule}, got {fields[name]}")
+            raise UserError(f"{name} must be {rule}, got {fields[name]}")
     try:
         channels = _read_channels(state_dict)
         in_channels = np.shape(state_dict["encoder.conv_in.weight"])[1]
         latent_channels = np.shape(state_dict["decoder.conv_in.weight"])[1]
     except KeyError as error:
-        raise ValueError(f"state dict must be of an AutoencoderKL: missing {error}") from error
+        raise UserError(f"state dict must be of an AutoencoderKL: missing {error}") from error
     resnets = {name for name in state_dict if name.startswith("encoder.down_blocks.0.resnets.")}
     config = vae.VAEConfig(
         in_channels=in_channels,
@@ -108,14 +107,14 @@ def read_config(state_dict, fields=None):
     for name, found in told.items():
         given = fields.get(name, found)
         if (given if name == "latent_channels" else list(given)) != found:
-            raise ValueError(f"{name} of config.json must be {found}, got {given}")
+            raise UserError(f"{name} of config.json must be {found}, got {given}")
     for name, good, rule in (
         ("channels", _divides(config), f"divisible by norm_num_groups {config.num_groups}"),
         ("scale", len(config.scale) in (1, latent_channels), "one number or one a channel"),
         ("shift", len(config.shift) in (1, latent_channels), "one number or one a channel"),
     ):
         if not good:
-            raise ValueError(f"{name} must be {rule}, got {getattr(config, name)}")
+            raise UserError(f"{name} must be {rule}, got {getattr(config, name)}")
     return config
 
 
@@ -160,7 +159,7 @@ def from_torch(state_dict, config):
         x = np.asarray(state_dict[name], np.float32)
         expected = _to_torch(np.empty(shapes[path], np.float32)).shape
         if x.shape != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {x.shape}")
+            raise UserError(f"{name} must have shape {expected}, got {x.shape}")
         torch_dit.check_finite(name, x)
         params[path] = np.array(_from_torch(x), order="C")
     return traverse_util.unflatten_dict(params, sep="/")

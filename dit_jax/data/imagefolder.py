@@ -7,6 +7,8 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+from dit_jax.errors import UserError
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -33,25 +35,25 @@ class Listing(NamedTuple):
 
 
 def scan(path):
-    """The Listing of a folder or of a tar; ValueError where a class has no image."""
+    """The Listing of a folder or of a tar; UserError where a class has no image."""
     path = Path(path)
     if path.is_dir():
         files = sorted(_walk(path))
     elif path.is_file():
         files = sorted(_walk_tars(path))
     else:
-        raise ValueError(f"source must be a folder or a tar that exists, got {path}")
+        raise UserError(f"source must be a folder or a tar that exists, got {path}")
     images = [file for file in files if is_image(file)]
     for name, *_ in images:
         if not name.isprintable():  # as one that is no UTF-8, or with a line break
-            raise ValueError(f"name of a file must be printable UTF-8, got {ascii(name)}")
+            raise UserError(f"name of a file must be printable UTF-8, got {ascii(name)}")
     classes = sorted({name.split("/")[0] for name, *_ in images})
     if not classes:
         kind = "folder" if path.is_dir() else "tar"
-        raise ValueError(f"source must have a {kind} of images for each class, got none in {path}")
+        raise UserError(f"source must have a {kind} of images for each class, got none in {path}")
     empty = _all_classes(path, files) - set(classes)
     if empty:
-        raise ValueError(f"every class must have images, got none of {min(empty)} in {path}")
+        raise UserError(f"every class must have images, got none of {min(empty)} in {path}")
     labels = {name: label for label, name in enumerate(classes)}
     examples = [Example(file[0], labels[file[0].split("/")[0]], *file[1:]) for file in images]
     ignored = sorted({name for name, *_ in files} - {name for name, *_ in images})
@@ -91,7 +93,7 @@ def _walk_tars(path):
                             yield f"{name}/{Path(file.name).name}", str(path), offset, file.size
     except tarfile.TarError as error:
         hint = "it is compressed" if _is_compressed(path) else error
-        raise ValueError(f"source must be a whole tar of tars, got {path}: {hint}") from error
+        raise UserError(f"source must be a whole tar of tars, got {path}: {hint}") from error
 
 
 def _is_compressed(path):

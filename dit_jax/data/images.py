@@ -9,12 +9,14 @@ import re
 import numpy as np
 from PIL import Image, ImageOps
 
+from dit_jax.errors import UserError
+
 Image.MAX_IMAGE_PIXELS = None  # a large image of one's own is no attack
 WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes with 16 bits of grey
 
 
 def decode(data):
-    """The RGB PIL image in the bytes of a file; ValueError where it is none or is damaged.
+    """The RGB PIL image in the bytes of a file; UserError where it is none or is damaged.
 
     Upright by its EXIF orientation; what is transparent lies on white; 16 bits become 8.
     """
@@ -25,7 +27,7 @@ def decode(data):
     except Exception as error:  # Pillow raises half a dozen types for a broken file
         text = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # never twice the same
         reason = " ".join(text.split())[:100] or type(error).__name__
-        raise ValueError(f"image must be a whole image file: {reason}") from error
+        raise UserError(f"image must be a whole image file: {reason}") from error
 
 
 def to_rgb(image):

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_record.python import array_record_data_source
 
-from dit_jax import disk
 from dit_jax.data import shards
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
 
 DTYPES = ("float16", "float32")
 
@@ -62,7 +63,7 @@ def open_latents(path):
     path = Path(path)
     manifest = read_manifest(path)
     if manifest is None:
-        raise ValueError(f"data.path must be a finished directory of dit-encode, got {path}")
+        raise UserError(f"data.path must be a finished directory of dit-encode, got {path}")
     shards.check_files(path, manifest["shards"])
     files = [str(path / name) for name in manifest["shards"]]
     return Latents(
@@ -93,7 +94,7 @@ def shard_ranges(num_examples, per_shard):
 
 
 def claim(out, plan):
-    """Makes a directory that of a plan, a JSON dict; ValueError where it is that of another one."""
+    """Makes a directory that of a plan, a JSON dict; UserError where it is that of another one."""
     notes = Path(out) / shards.PROGRESS
     path = notes / "plan.json"
     finished = read_manifest(out)
@@ -101,7 +102,7 @@ def claim(out, plan):
     if not known:
         strange = sorted(place.name for place in Path(out).iterdir() if place.name[0] != ".")
         if strange:
-            raise ValueError(f"OUT must be new, empty or of dit-encode, got {out}: {strange[0]}")
+            raise UserError(f"OUT must be new, empty or of dit-encode, got {out}: {strange[0]}")
         notes.mkdir(exist_ok=True)
         disk.write_text(path, json.dumps(plan))
     else:
@@ -110,10 +111,10 @@ def claim(out, plan):
 
 
 def check_plan(out, known, plan):
-    """ValueError where what is known of a directory is of another plan."""
+    """UserError where what is known of a directory is of another plan."""
     for name, value in plan.items():
         if known.get(name) != value:
-            raise ValueError(
+            raise UserError(
                 f"{name} must be that of {out}: what is there was encoded with "
                 f"{_short(known.get(name))}, got {_short(value)}"
             )

@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 
-from dit_jax import sharding as sharding_lib
+from dit_jax.machine import sharding as sharding_lib
 
 EPOCHS = 2**31  # more than any run has; grain's own "endless" overflows in batches of one example
 

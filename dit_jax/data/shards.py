@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
-from dit_jax import disk
 from dit_jax.data import images
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
 
 SHARD_BYTES = 2**28
 NAME = "images"  # of the dataset, before the split in the name of a shard
@@ -40,7 +41,7 @@ def write(out, split, listing, *, num_shards=0, processes=1, max_corrupt=0.001, 
     """
     out = Path(out)
     if num_shards > len(listing.examples):
-        raise ValueError(f"num_shards must be at most {len(listing.examples)}, got {num_shards}")
+        raise UserError(f"num_shards must be at most {len(listing.examples)}, got {num_shards}")
     out.mkdir(parents=True, exist_ok=True)
     with disk.locked(out, "OUT"):
         manifest = read_manifest(out)
@@ -76,7 +77,7 @@ def _mend(out, manifest, known, jobs, pool):
     written = _write_all(out, {name: jobs[name] for name in names}, max_corrupt=1, **pool)
     for name, shard in written.items():
         if shard["sha256"] != known["shards"][name]["sha256"]:
-            raise ValueError(f"source must be that of {out}: {name} has become another one")
+            raise UserError(f"source must be that of {out}: {name} has become another one")
     if names or not _opens(out):
         _finish(out, manifest)
     remove_notes(out)
@@ -98,25 +99,25 @@ def _digest(listing, num_shards):
 
 
 def _check_fresh(out, split, listing, manifest, source):
-    """ValueError where the directory holds something else; makes the place for what is done."""
+    """UserError where the directory holds something else; makes the place for what is done."""
     known = manifest["splits"].get(split)
     if known and known["source"] != source:
         count = len(known["shards"])
         if known["source"] == _digest(listing, count):
-            raise ValueError(f"num_shards must be {count}, as many as {split} of {out} has")
-        raise ValueError(f"split must be a new one of {out}, got {split}, which has other images")
+            raise UserError(f"num_shards must be {count}, as many as {split} of {out} has")
+        raise UserError(f"split must be a new one of {out}, got {split}, which has other images")
     if manifest["splits"] and manifest["classes"] != listing.classes:
         one = min(set(manifest["classes"]) ^ set(listing.classes))
-        raise ValueError(f"classes must be those of {out}, but {one} is in one of both only")
+        raise UserError(f"classes must be those of {out}, but {one} is in one of both only")
     plan = out / PROGRESS / "source"
     if not manifest["splits"] and not plan.exists():
         strange = sorted(
             path.name for path in out.iterdir() if path.name not in (".lock", PROGRESS)
         )
         if strange:
-            raise ValueError(f"OUT must be new, empty or of dit-prepare, got {out}: {strange[0]}")
+            raise UserError(f"OUT must be new, empty or of dit-prepare, got {out}: {strange[0]}")
     if plan.exists() and plan.read_text() != source:
-        raise ValueError(
+        raise UserError(
             f"OUT must be unfinished with the same images and num_shards, got {out}: "
             "remove it to start anew"
         )
@@ -148,7 +149,7 @@ def _write_all(out, jobs, *, classes, processes, max_corrupt, tell):
                     tell(shard["examples"] + len(shard["corrupt"]), is_new)
                 if corrupt > max_corrupt * count:
                     name, reason = shard["corrupt"][0]
-                    raise ValueError(
+                    raise UserError(
                         f"max_corrupt must be at least {corrupt / count:.2g}, got {max_corrupt:g}: "
                         f"{corrupt} or more of {count} files are no whole images, as {name}: "
                         f"{reason}"
@@ -239,30 +240,30 @@ def is_whole(path, known):
 
 
 def check_files(path, known):
-    """ValueError where one of the shards {name: {"file_bytes"}} is missing or cut short."""
+    """UserError where one of the shards {name: {"file_bytes"}} is missing or cut short."""
     for name, shard in known.items():
         if not is_whole(path / name, shard):
             size = f"{(path / name).stat().st_size}" if (path / name).is_file() else "no file"
-            raise ValueError(
+            raise UserError(
                 f"{path / name} must have {shard['file_bytes']} bytes, got {size}: "
                 "start the command that wrote it again, or copy it again"
             )
 
 
 def check_digest(path, known):
-    """ValueError where the bytes of a shard {"file_bytes", "sha256"} are not those written."""
+    """UserError where the bytes of a shard {"file_bytes", "sha256"} are not those written."""
     check_files(path.parent, {path.name: known})
     if disk.sha256(path) != known["sha256"]:
-        raise ValueError(f"{path} is damaged: its sha256 is not {known['sha256']}")
+        raise UserError(f"{path} is damaged: its sha256 is not {known['sha256']}")
 
 
 def read_record(records, index, path):
-    """Record `index` of a data source; ValueError where the bytes on the disk are damaged."""
+    """Record `index` of a data source; UserError where the bytes on the disk are damaged."""
     try:
         return records[index]
     except RuntimeError as error:
         reason = str(error).partition(";")[0]
-        raise ValueError(
+        raise UserError(
             f"example {index} of {path} cannot be read: its shard is damaged, copy it again: "
             f"{reason}"
         ) from error

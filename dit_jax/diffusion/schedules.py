@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dit_jax.errors import UserError
+
 
 class Schedule(NamedTuple):
     """Tables (S,) over the S steps that are kept of a longer diffusion."""
@@ -41,7 +43,7 @@ def linear(num_steps=1000):
     scale = 1000 / num_steps
     beta = np.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=np.float64)
     if beta[-1] >= 1:
-        raise ValueError(f"num_steps must be above 20 for the linear schedule, got {num_steps}")
+        raise UserError(f"num_steps must be above 20 for the linear schedule, got {num_steps}")
     return from_betas(beta, np.arange(num_steps))
 
 
@@ -60,7 +62,7 @@ SCHEDULES = {"linear": linear, "squared_cosine": squared_cosine}
 def make(schedule, num_steps):
     """The Schedule of a name of `SCHEDULES`."""
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     return SCHEDULES[schedule](num_steps)
 
 
@@ -80,10 +82,10 @@ def keep_steps(num_steps, spacing):
     """The steps, ascending, that `spacing` keeps of num_steps. See `respace`."""
     digits = spacing.removeprefix("ddim")
     if not digits.isdecimal():
-        raise ValueError(f'num_steps must be a number, as "250" or "ddim50", got {spacing!r}')
+        raise UserError(f'num_steps must be a number, as "250" or "ddim50", got {spacing!r}')
     count = int(digits)
     if not 2 <= count <= num_steps:
-        raise ValueError(f"num_steps must be in 2 .. {num_steps}, got {spacing!r}")
+        raise UserError(f"num_steps must be in 2 .. {num_steps}, got {spacing!r}")
     if spacing == digits:
         # As the official code: the strides are added up, which decides where a half rounds to.
         strides = np.full(count, (num_steps - 1) / (count - 1))
@@ -93,9 +95,9 @@ def keep_steps(num_steps, spacing):
         kept = np.arange(0, num_steps, stride)
         if len(kept) == count:
             return kept
-    raise ValueError(f"num_steps has no whole stride through {num_steps} steps, got {spacing!r}")
+    raise UserError(f"num_steps has no whole stride through {num_steps} steps, got {spacing!r}")
 
 
 def _check_num_steps(num_steps):
     if num_steps < 2:
-        raise ValueError(f"num_steps must be at least 2, got {num_steps}")
+        raise UserError(f"num_steps must be at least 2, got {num_steps}")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from dit_jax.errors import UserError
 from dit_jax.models import layers
 from dit_jax.models.layers import DTYPES, REMAT_POLICIES, layer_norm, modulate
 
@@ -64,22 +65,22 @@ def configure(
     learn_sigma=True,
     conditioning="adaln_zero",
 ):
-    """The DiTConfig of a size of `SIZES`; ValueError where the fields do not fit together."""
+    """The DiTConfig of a size of `SIZES`; UserError where the fields do not fit together."""
     if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
     if conditioning not in BLOCKS:
-        raise ValueError(f"conditioning must be one of {', '.join(BLOCKS)}, got {conditioning!r}")
+        raise UserError(f"conditioning must be one of {', '.join(BLOCKS)}, got {conditioning!r}")
     if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1, got {patch_size}")
+        raise UserError(f"patch_size must be at least 1, got {patch_size}")
     if not _is_size(input_size):
-        raise ValueError(f"input_size must be two whole numbers of at least 1, got {input_size!r}")
+        raise UserError(f"input_size must be two whole numbers of at least 1, got {input_size!r}")
     if any(extent % patch_size for extent in input_size):
-        raise ValueError(
+        raise UserError(
             f"input_size must be divisible by patch_size {patch_size}, got {tuple(input_size)}"
         )
     for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UserError(f"{name} must be at least 1, got {value}")
     image = tuple(input_size), patch_size, in_channels
     return DiTConfig(*image, *SIZES[size], num_classes, null_label, learn_sigma, conditioning)
 
@@ -235,7 +236,7 @@ def make_apply(
     choices = {"dtype": DTYPES, "attention": layers.ATTENTIONS, "remat": REMAT_POLICIES}
     for name, value in {"dtype": dtype, "attention": attention, "remat": remat}.items():
         if value not in choices[name]:
-            raise ValueError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
+            raise UserError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
     options = {"attention": attention, "remat": remat, "unroll": unroll, "gather": gather}
     make = functools.partial(DiT, config, dtype=DTYPES[dtype], **options)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dit_jax.errors import UserError
 from dit_jax.models.layers import DTYPES
 
 LATENT_SCALE = 0.18215  # of Stable Diffusion's latents, whose standard deviation becomes about 1
@@ -205,7 +206,7 @@ def make_apply(config, *, dtype="float32"):
     decode(params, z (N, H/8, W/8, C)) -> x (N, H, W, 3) float32. z is in units of the VAE.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     parts = functools.partial(make_parts, config, DTYPES[dtype])
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: VAE(config, parts(nnx.Rngs(0)))))
 

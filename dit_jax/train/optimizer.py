@@ -2,6 +2,8 @@
 
 import optax
 
+from dit_jax.errors import UserError
+
 
 def adamw(*, learning_rate, b1, b2, eps, weight_decay, warmup_steps, decay_steps):
     """AdamW. The rate rises linearly over warmup_steps and falls to 0 as a cosine over decay_steps.
@@ -20,7 +22,7 @@ def adamw(*, learning_rate, b1, b2, eps, weight_decay, warmup_steps, decay_steps
 def learning_rate_schedule(learning_rate, warmup_steps, decay_steps):
     """step -> learning rate. See `adamw`."""
     if decay_steps and decay_steps <= warmup_steps:
-        raise ValueError(
+        raise UserError(
             f"decay_steps must be 0 or above warmup_steps {warmup_steps}, got {decay_steps}"
         )
     if decay_steps:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dit_jax import sharding
+from dit_jax.machine import sharding
 
 
 class TrainState(NamedTuple):

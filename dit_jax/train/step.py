@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dit_jax import ema as ema_lib
-from dit_jax import pixels
 from dit_jax.diffusion import gaussian, losses
-from dit_jax.models import vae
+from dit_jax.models import pixels, vae
+from dit_jax.train import ema as ema_lib
 from dit_jax.train.state import TrainState
 
 

@@ -14,9 +14,11 @@ import pytest
 import random_run
 from PIL import Image
 
-from dit_jax import checkpoint, disk, trained
+from dit_jax.checkpoint import steps, store
 from dit_jax.cli import convert, evaluate, prepare, sample, train
-from dit_jax.train import record
+from dit_jax.machine import disk
+from dit_jax.runs import record
+from dit_jax.sampling import trained
 
 ROOT = Path(__file__).parents[2]
 LAST = 24
@@ -91,7 +93,7 @@ def damage(storage, path):
 
 def assert_same_end(workdir, reference):
     """Parameters, average, optimizer state and losses of both runs are bit-identical."""
-    metas = [checkpoint.read_meta(path / "checkpoints", LAST) for path in (workdir, reference)]
+    metas = [store.read_meta(path / "checkpoints", LAST) for path in (workdir, reference)]
     assert metas[0]["digests"] == metas[1]["digests"]
     assert metas[0]["digests"].keys() == {"params", "ema", "opt_state"}
     lines = [record.read(path / "metrics.jsonl") for path in (workdir, reference)]
@@ -105,13 +107,13 @@ def test_a_run_in_a_bucket_is_killed_and_stopped_and_ends_as_one_on_a_disk(
     finish(start(tmp_path / "run"))
     workers = start(bucket_path)
     kill_at(storage, workers, "checkpoints/16/commit_success.txt")
-    assert checkpoint.latest_step(bucket_path / "checkpoints") == 8
+    assert steps.latest(bucket_path / "checkpoints") == 8
     assert disk.exists(bucket_path / "checkpoints" / "16" / "_CHECKPOINT_METADATA")
     workers = start(bucket_path)
     stop_at(storage, workers[0], 10)  # in the step after 18, as 16 is on its way to the bucket
     errors = finish(workers, code=42)
     assert "going on from step 8 of gs://" in errors
-    stopped = checkpoint.latest_step(bucket_path / "checkpoints")
+    stopped = steps.latest(bucket_path / "checkpoints")
     assert f"stopped after step {stopped}, which is saved" in errors and stopped > 16
     damage(storage, bucket_path / "checkpoints" / str(stopped) / "params" / "manifest.ocdbt")
     errors = finish(start(bucket_path))

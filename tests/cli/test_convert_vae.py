@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_jax import autoencoder
 from dit_jax.cli import convert
 from dit_jax.convert import torch_vae
+from dit_jax.sampling import autoencoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -17,10 +17,11 @@ import pictures
 import processes
 import pytest
 
-from dit_jax import autoencoder, disk, sharding
-from dit_jax.cli import encode, feed, train, verify
-from dit_jax.data import imagefolder, latents, loader, records, shards
+from dit_jax.cli import encode, train, verify
+from dit_jax.data import feed, imagefolder, latents, loader, prepared, shards
+from dit_jax.machine import disk, sharding
 from dit_jax.models import vae
+from dit_jax.sampling import autoencoder
 
 NARROW = vae.VAEConfig(
     channels=(8, 16, 16), num_resnets=1, num_groups=4, scale=(0.8,), shift=(0.1,)
@@ -62,7 +63,7 @@ def test_the_cache_is_what_encoding_in_the_loop_gives(call, places, tmp_path, dt
     options = (f"--vae={places}/vae", "--size=16", f"--dtype={dtype}")
     assert call(encode, places / "data", tmp_path / "cache", *options)[0] == 0
     cache = latents.open_latents(tmp_path / "cache")
-    source = records.open_images(places / "data", "train", 16)
+    source = prepared.open_images(places / "data", "train", 16)
     model = autoencoder.load(places / "vae")
     assert len(cache) == len(source) == 24 and cache.num_classes == 3
     for i in range(24):

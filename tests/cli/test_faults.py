@@ -22,7 +22,7 @@ from small_run import (
     wait_for_step,
 )
 
-from dit_jax import checkpoint
+from dit_jax.checkpoint import steps, store
 
 JUMPY = ("--config.run.spike_factor=1.5", "--config.run.max_rollbacks=20")
 
@@ -33,7 +33,7 @@ def test_a_run_that_diverges_stops_with_3_and_keeps_its_last_good_step(tmp_path)
     message = errors.strip().splitlines()[-1]
     assert message.startswith("dit-train: ") and " at step " in message
     bad = int(message.split(" at step ")[1].split(";")[0])
-    good = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    good = steps.latest(tmp_path / "run" / "checkpoints")
     assert good == bad - 1 >= 1 and message.endswith(f"; step {good} is kept")
     assert all(np.isfinite(x).all() for x in train_state(tmp_path / "run", "params").values())
 
@@ -55,7 +55,7 @@ def test_a_run_that_diverges_before_its_first_save_says_so(tmp_path):
 
 def test_a_run_that_spikes_goes_back_and_past_the_batches_also_when_it_is_killed(tmp_path):
     errors = finish(start(tmp_path / "whole", *JUMPY))
-    meta = checkpoint.read_meta(tmp_path / "whole" / "checkpoints", LAST)
+    meta = store.read_meta(tmp_path / "whole" / "checkpoints", LAST)
     bad, good = meta["rollbacks"][0]
     assert f"at step {bad}: back to step {good}, past the {bad - good} batches since" in errors
     assert good % 8 == 0 and 0 < good < bad
@@ -71,7 +71,7 @@ def test_a_run_that_spikes_goes_back_and_past_the_batches_also_when_it_is_killed
         process.kill()
         process.communicate()
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
-    again = checkpoint.read_meta(tmp_path / "killed" / "checkpoints", LAST)
+    again = store.read_meta(tmp_path / "killed" / "checkpoints", LAST)
     assert again["rollbacks"] == meta["rollbacks"]
 
 
@@ -81,12 +81,12 @@ def test_a_signal_while_a_run_goes_back_is_heard(tmp_path, signum):
     said = read_until(process, ": back to step ")
     process.send_signal(signum)
     said += finish(process, code=42)
-    step = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    step = steps.latest(tmp_path / "run" / "checkpoints")
     assert f"stopped after step {step}, which is saved" in said.splitlines()[-1]
 
 
 def wait_for_a_save(process, workdir):
-    while checkpoint.latest_step(workdir / "checkpoints") is None:
+    while steps.latest(workdir / "checkpoints") is None:
         assert process.poll() is None
         time.sleep(0.01)
 
@@ -97,7 +97,7 @@ def test_a_disk_that_fills_up_and_is_emptied_again_costs_nothing(reference, tmp_
     wait_for_a_save(process, tmp_path / "run")
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, -1))
     said = read_until(process, " could not be saved: ")
-    checkpoint.verify(directory, checkpoint.latest_step(directory))
+    store.verify(directory, steps.latest(directory))
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
     said += finish(process)
     assert "metrics.jsonl could not be written: " in said and "Traceback" not in said
@@ -125,9 +125,9 @@ def test_a_last_save_that_fails_is_said_and_the_one_before_is_there(tmp_path):
     said = finish(process, code=2)
     assert f"dit-train: step {LAST} could not be saved: " in said.splitlines()[-1]
     assert "Traceback" not in said
-    newest = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    newest = steps.latest(tmp_path / "run" / "checkpoints")
     assert f"the same command goes on from step {newest}" in said.splitlines()[-1]
-    checkpoint.verify(tmp_path / "run" / "checkpoints", newest)
+    store.verify(tmp_path / "run" / "checkpoints", newest)
 
 
 @pytest.mark.slow
@@ -139,17 +139,17 @@ def test_killed_in_twenty_saves_a_run_ends_as_if_nothing_had_been(tmp_path):
     pauses, rounds = random.Random(seed), 0
     directory = tmp_path / "run" / "checkpoints"
     while rounds < 20:
-        before = checkpoint.latest_step(directory) or 0
+        before = steps.latest(directory) or 0
         process = start(tmp_path / "run", *often)
         wait_for_step(process, tmp_path / "run", before + 1)
         time.sleep(pauses.random() * 0.15)
         process.kill()
         process.communicate()
         rounds += 1
-        newest = checkpoint.latest_step(directory)
+        newest = steps.latest(directory)
         if before:  # never a lost run: what was there is there, or something newer
             assert newest >= before
-            checkpoint.verify(directory, newest)
+            store.verify(directory, newest)
     finish(start(tmp_path / "run", *often))
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
@@ -164,7 +164,7 @@ def test_a_flipped_bit_in_any_file_of_arrays_is_survived(reference, tmp_path):
         if path.is_file() and path.stat().st_size
     ]
     places = random.Random(0)
-    restored = checkpoint.read_meta(reference / "checkpoints", LAST)["digests"]
+    restored = store.read_meta(reference / "checkpoints", LAST)["digests"]
     found = 0
     for name in names:
         run = shutil.copytree(reference, tmp_path / "run")
@@ -173,12 +173,12 @@ def test_a_flipped_bit_in_any_file_of_arrays_is_survived(reference, tmp_path):
         data[places.randrange(len(data))] ^= 1 << places.randrange(8)
         path.write_bytes(data)
         try:
-            checkpoint.verify(run / "checkpoints", LAST)
-        except checkpoint.Damaged as error:
+            store.verify(run / "checkpoints", LAST)
+        except store.Damaged as error:
             found += 1
             assert str(error).startswith(f"checkpoint {run}/checkpoints/{LAST} ")
         else:  # a bit that no value depends on: all is as it was saved
-            assert checkpoint.read_meta(run / "checkpoints", LAST)["digests"] == restored
+            assert store.read_meta(run / "checkpoints", LAST)["digests"] == restored
         shutil.rmtree(run)
     print(f"{found} of {len(names)} flipped bits change what is read")
     assert found > len(names) / 3

@@ -10,10 +10,10 @@ import pictures
 import pytest
 from PIL import Image
 
-from dit_jax import autoencoder
 from dit_jax.cli import prepare, sample, train
 from dit_jax.data import latents, loader
 from dit_jax.models import vae
+from dit_jax.sampling import autoencoder
 from dit_jax.train import step as steps
 
 NARROW = vae.VAEConfig(channels=(8, 16, 16), num_resnets=1, num_groups=4, scale=(1.0,))

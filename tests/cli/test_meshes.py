@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs import imagenet256
-from dit_jax import sharding
-from dit_jax.cli import build
 from dit_jax.data import loader, synthetic
+from dit_jax.machine import sharding
+from dit_jax.runs import build
 from dit_jax.train import step as steps
 
 MESHES = {

@@ -14,8 +14,9 @@ import numpy as np
 import processes
 import pytest
 
-from dit_jax import checkpoint, disk
-from dit_jax.train import record
+from dit_jax.checkpoint import steps, store
+from dit_jax.machine import disk
+from dit_jax.runs import record
 
 ROOT = Path(__file__).parents[2]
 LAST = 24
@@ -62,7 +63,7 @@ def finish(workers, code=0):
 
 
 def read_state(workdir, step=LAST):
-    meta = checkpoint.read_meta(workdir / "checkpoints", step)
+    meta = store.read_meta(workdir / "checkpoints", step)
     return meta["digests"]
 
 
@@ -82,10 +83,10 @@ def reference(tmp_path_factory):
 def test_two_processes_train_sample_and_save(reference):
     assert [line["step"] for line in record.read(reference / "metrics.jsonl")] == list(range(1, 25))
     assert (reference / "samples" / "0000024.png").is_file()
-    assert checkpoint.latest_step(reference / "checkpoints") == LAST
+    assert steps.latest(reference / "checkpoints") == LAST
     config = json.loads((reference / "config.json").read_text())
     assert config["mesh"]["shard_optimizer"]
-    checkpoint.verify(reference / "checkpoints", LAST)
+    store.verify(reference / "checkpoints", LAST)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_a_signal_to_one_saves_one_step_on_all(reference, tmp_path, signum):
         assert workers[0].poll() is None
     workers[1].send_signal(signum)
     errors = finish(workers, code=42)
-    step = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    step = steps.latest(tmp_path / "run" / "checkpoints")
     assert 0 < step < LAST
     assert all(f"stopped after step {step}, which is saved" in text for text in errors)
     finish(start(tmp_path / "run", 2))
@@ -129,14 +130,14 @@ def test_a_file_that_one_process_cannot_read_is_set_aside_by_all(reference, tmp_
     first, second = finish(start(run, 2, f"--config.run.total_steps={LAST + 4}"))
     assert f"set aside in {run}/damaged/{LAST}, going on from an older one" in first
     assert f"going on from step {LAST - 8}" in first and "cannot be read" in first + second
-    checkpoint.verify(directory, LAST + 4)
+    store.verify(directory, LAST + 4)
     assert read_losses(run)[:LAST].tolist() == read_losses(reference).tolist()
 
 
 def test_one_process_that_cannot_write_is_a_failed_save_on_all(reference, tmp_path):
     workers = start(tmp_path / "run", 2, "--config.run.total_steps=2000")
     directory, said = tmp_path / "run" / "checkpoints", ""
-    while checkpoint.latest_step(directory) is None:
+    while steps.latest(directory) is None:
         assert workers[0].poll() is None
     _, hard = resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (1000, -1))
     for line in workers[0].stderr:
@@ -149,10 +150,10 @@ def test_one_process_that_cannot_write_is_a_failed_save_on_all(reference, tmp_pa
     resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (hard, hard))
     workers[0].send_signal(signal.SIGTERM)
     first, second = finish(workers, code=42)
-    step = checkpoint.latest_step(directory)
+    step = steps.latest(directory)
     assert f"stopped after step {step}, which is saved" in first
     assert " could not be saved: " in second and "Traceback" not in first + second
-    checkpoint.verify(directory, step)
+    store.verify(directory, step)
 
 
 def test_a_workdir_that_another_run_holds_ends_all(tmp_path):

@@ -16,9 +16,9 @@ import pictures
 import pytest
 import tensorflow_datasets as tfds
 
-from dit_jax import disk
 from dit_jax.cli import prepare
 from dit_jax.data import images, shards
+from dit_jax.machine import disk
 
 COMMAND = [sys.executable, "-m", "dit_jax.cli.prepare"]
 

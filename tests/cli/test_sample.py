@@ -4,9 +4,9 @@ import pytest
 import random_run
 from PIL import Image
 
-from dit_jax import autoencoder
 from dit_jax.cli import sample
 from dit_jax.models import vae
+from dit_jax.sampling import autoencoder
 
 
 @pytest.fixture(scope="module")

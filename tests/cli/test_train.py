@@ -21,9 +21,10 @@ from small_run import (
     wait_for_step,
 )
 
-from dit_jax import checkpoint, disk
+from dit_jax.checkpoint import steps, store
 from dit_jax.cli import train
-from dit_jax.train import record
+from dit_jax.machine import disk
+from dit_jax.runs import record
 
 
 def test_a_run_leaves_what_it_promises(reference):
@@ -58,7 +59,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(reference, tmp_path, signum
     process.send_signal(signum)
     errors = finish(process, code=42)
     assert "which is saved: the same command goes on from there" in errors
-    stopped = checkpoint.latest_step(tmp_path / "run" / "checkpoints")
+    stopped = steps.latest(tmp_path / "run" / "checkpoints")
     assert 26 <= stopped < LAST
     assert f"going on from step {stopped}" in finish(start(tmp_path / "run"))
     assert_same_end(tmp_path / "run", reference)
@@ -71,7 +72,7 @@ def test_a_second_signal_leaves_at_once(tmp_path):
     read_until(process, "stopping after this step; once more leaves without saving")
     process.send_signal(signal.SIGTERM)
     finish(process, code=-signal.SIGTERM)
-    assert checkpoint.latest_step(tmp_path / "run" / "checkpoints") is None
+    assert steps.latest(tmp_path / "run" / "checkpoints") is None
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
@@ -117,9 +118,9 @@ def test_two_runs_do_not_write_one_workdir(refuse, tmp_path):
 
 
 def test_a_finished_run_says_so_and_a_longer_one_goes_on(reference):
-    before = checkpoint.read_meta(reference / "checkpoints", LAST)
+    before = store.read_meta(reference / "checkpoints", LAST)
     assert f"is trained already: it is at step {LAST}" in finish(start(reference))
-    assert checkpoint.read_meta(reference / "checkpoints", LAST) == before
+    assert store.read_meta(reference / "checkpoints", LAST) == before
 
 
 def test_an_unreachable_end_is_trained_already_without_a_restore(reference, tmp_path):
@@ -256,7 +257,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_gone_on_from(reference, 
     assert f"set aside in {run}/damaged/{LAST}, going on from an older one" in errors
     assert "going on from step 56" in errors
     assert (run / "damaged" / str(LAST) / "meta").is_dir()
-    assert checkpoint.latest_step(run / "checkpoints") == 80
+    assert steps.latest(run / "checkpoints") == 80
     again = {r["step"]: r["loss"] for r in record.read(run / "metrics.jsonl")}
     before = {r["step"]: r["loss"] for r in record.read(reference / "metrics.jsonl")}
     assert all(again[step] == loss for step, loss in before.items())  # bit for bit

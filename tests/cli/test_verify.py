@@ -7,7 +7,7 @@ import pictures
 import pytest
 import random_run
 
-from dit_jax import checkpoint
+from dit_jax.checkpoint import store
 from dit_jax.cli import prepare, verify
 
 OTHER = {"data": {"source": "images", "space": "pixels"}}
@@ -102,9 +102,9 @@ def test_a_step_that_a_run_at_work_deletes_meanwhile_is_no_damage(call, run, mon
     def vanish(directory, step):
         if step == 20:
             shutil.rmtree(run / "checkpoints" / "20")
-            raise checkpoint.Damaged("gone")
+            raise store.Damaged("gone")
 
-    monkeypatch.setattr(checkpoint, "verify", vanish)
+    monkeypatch.setattr(store, "verify", vanish)
     code, said, _ = call(verify, run)
     assert code == 0 and "has been deleted meanwhile, by a run at work" in said
 

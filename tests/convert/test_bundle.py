@@ -10,11 +10,12 @@ import pytest
 import random_run
 
 import dit_jax
-from dit_jax import generate, sharding
 from dit_jax.convert import bundle, native, torch_dit
 from dit_jax.diffusion import samplers, schedules
 from dit_jax.evals import digits
+from dit_jax.machine import sharding
 from dit_jax.models import dit
+from dit_jax.sampling import generate
 
 ALONE = """
 import sys

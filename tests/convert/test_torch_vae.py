@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dit_jax import autoencoder
 from dit_jax.convert import torch_vae
 from dit_jax.models import vae
+from dit_jax.sampling import autoencoder
 
 NARROW = {
     "block_out_channels": (8, 16, 16),

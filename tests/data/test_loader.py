@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from dit_jax import sharding
 from dit_jax.data import loader
+from dit_jax.machine import sharding
 
 
 class Numbers:

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import optax
 
-from dit_jax import sharding
+from dit_jax.machine import sharding
 from dit_jax.train import state as states
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from dit_jax import sharding
 from dit_jax.diffusion import schedules
+from dit_jax.machine import sharding
 from dit_jax.models import dit
 from dit_jax.train import state as states
 from dit_jax.train import step as steps

@@ -1,0 +1,53 @@
+"""Digests of arrays, by which damage is found."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
+
+BLOCK = 2**16  # words that a digest takes at a time: they stay in the cache of a core
+
+
+def of_tree(tree):
+    """{path of a leaf: 16 hex digits}, the same for an array however it is sharded.
+
+    Two sums modulo 2^32 of the leaf's words, each word times an odd number made from its place:
+    a change of one bit always changes both.
+    """
+    digests = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        # One after the other: leaves of one shape share a program, one at a time goes to a device,
+        # and processes that have several sums under way wait for each other in vain on CPUs.
+        digests[keystr(path)] = "".join(f"{word:08x}" for word in np.asarray(_sums(x)))
+    return digests
+
+
+def of_array(x):
+    """The digest of one NumPy array."""
+    words, sums = x.reshape(-1).view(f"uint{8 * x.dtype.itemsize}"), np.zeros(2, np.uint32)
+    for start in range(0, words.size, BLOCK):
+        block = words[start : start + BLOCK].astype(np.uint32)
+        place = np.arange(start, start + block.size).astype(np.uint32)
+        mixed = (place ^ (place >> 15)) * np.uint32(0x9E3779B1)
+        factors = 2 * place + 1, mixed | np.uint32(1)
+        sums += [(block * factor).sum(dtype=np.uint32) for factor in factors]
+    return "".join(f"{word:08x}" for word in sums)
+
+
+@jax.jit
+def _sums(x):
+    words = x if x.dtype == jnp.uint32 else x.view(f"uint{8 * x.dtype.itemsize}")
+    words = words.astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, extent in enumerate(x.shape):
+        step = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place = place * jnp.uint32(extent) + step
+    mixed = (place ^ (place >> 15)) * jnp.uint32(0x9E3779B1)
+    terms = (words * (2 * place + 1), words * (mixed | jnp.uint32(1)))
+
+    def add(a, b):
+        return a[0] + b[0], a[1] + b[1]
+
+    # One reduction of both is fused with what it adds; a sum each keeps two arrays of the leaf's
+    # size and takes 20 times as long on a CPU.
+    return jnp.stack(jax.lax.reduce(terms, (jnp.uint32(0),) * 2, add, range(x.ndim)))

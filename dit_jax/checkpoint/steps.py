@@ -1,0 +1,81 @@
+"""Which steps are in a directory: whole, incomplete, deleted or set aside."""
+
+import shutil
+
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
+
+COMMIT = "commit_success.txt"  # in a bucket, the object of a step that Orbax writes last
+
+
+def latest(directory):
+    """The newest step saved in a directory, None where there is none."""
+    return max(saved(directory), default=None)
+
+
+def saved(directory):
+    """The steps saved in a directory, ascending."""
+    paths = disk.children(disk.path(directory))
+    return sorted(int(path.name) for path in paths if is_complete(path))
+
+
+def is_complete(path):
+    """Whether a path is the folder of a step of which everything is there."""
+    # On a disk a step gets its name when all is in it; in a bucket this file, last.
+    last = "_CHECKPOINT_METADATA" if disk.is_on_disk(path) else COMMIT
+    return path.name.isdecimal() and disk.exists(path / last)
+
+
+def incomplete(directory):
+    """The steps in a directory on a disk, ascending, of which something is missing."""
+    paths = [path for path in disk.children(disk.path(directory)) if disk.is_on_disk(path)]
+    return sorted(int(p.name) for p in paths if p.name.isdecimal() and not is_complete(p))
+
+
+def delete(directory, step):
+    """Deletes a step: at once it is none, whatever happens meanwhile."""
+    path = disk.path(directory) / str(step)
+    if disk.is_on_disk(path):
+        path = path.rename(path.with_name(f".deleted-{step}"))
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        (path / COMMIT).unlink()
+        path.rmtree()
+
+
+def clean(directory):
+    """Deletes what saves and deletions that were cut off have left."""
+    for path in disk.children(disk.path(directory)):
+        if disk.is_on_disk(path):
+            if path.name.startswith(".deleted-") or ".orbax-checkpoint-tmp" in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+        elif path.name.isdecimal() and not is_complete(path):
+            path.rmtree()
+
+
+def set_aside(directory, step):
+    """Moves a step to damaged/STEP beside the directory of the steps; returns where it is then."""
+    directory = disk.path(directory)
+    place = directory.parent / "damaged"
+    place.mkdir(exist_ok=True)
+    target = place / str(step)
+    while disk.exists(target):
+        target = target.with_name(f"{target.name}-again")
+    disk.move(directory / str(step), target)
+    return target
+
+
+def locate(path):
+    """(directory of the steps, a step) of a training run or of a converted checkpoint.
+
+    The step is the newest one, or the one whose own folder `path` is.
+    """
+    path = disk.path(path)
+    if is_complete(path):
+        return path.parent, int(path.name)
+    inside = path / "checkpoints"
+    directory = inside if disk.exists(inside) else path
+    step = latest(directory)
+    if step is None:
+        raise UserError(f"checkpoint must be a directory with a saved step, got {path}")
+    return directory, step

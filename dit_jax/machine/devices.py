@@ -1,0 +1,66 @@
+"""What the machine is: peak arithmetic of its chips and the memory that a program has used."""
+
+import resource
+
+import jax
+
+from dit_jax.errors import UserError
+
+# Dense bfloat16 FLOP/s of one JAX device, by a part of its kind's name. Sources: Google Cloud's TPU
+# pages and NVIDIA's data sheets. A device of TPU v2, v3 and 7x is a core, half a chip.
+PEAK_FLOPS = {
+    "TPU v2": 45e12 / 2,
+    "TPU v3": 123e12 / 2,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "TPU7x": 2307e12 / 2,
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+}
+
+
+def peak_flops(kind):
+    """Dense bfloat16 FLOP/s of a device of this kind, None where it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+
+
+def total_peak_flops():
+    """The sum of `peak_flops` over all devices, None where it is not known."""
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return peak and peak * jax.device_count()
+
+
+def describe():
+    """The devices in words, as "8 x TPU v4"."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def resolve_attention(name, dtype):
+    """ "auto", "xla" or "cudnn" -> the implementation to use on these devices.
+
+    auto is cuDNN where it runs, on a GPU in bfloat16, and XLA elsewhere.
+    """
+    fits_cudnn = jax.default_backend() == "gpu" and dtype == "bfloat16"
+    if name == "auto":
+        return "cudnn" if fits_cudnn else "xla"
+    if name == "cudnn" and not fits_cudnn:
+        raise UserError(
+            "attention can be 'cudnn' only on a GPU in bfloat16, "
+            f"got 'cudnn' on {jax.default_backend()} in {dtype}"
+        )
+    if name not in ("xla", "cudnn"):
+        raise UserError(f"attention must be one of auto, xla, cudnn, got {name!r}")
+    return name
+
+
+def peak_memory():
+    """Most bytes used so far on the fullest local device; of the whole process on a CPU."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return max(entry["peak_bytes_in_use"] for entry in stats)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux

@@ -1,0 +1,109 @@
+"""The record of a run: metrics.jsonl, a progress bar, and the loss curve."""
+
+import json
+
+import jax
+import matplotlib.figure
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from dit_jax.errors import UserError
+from dit_jax.machine import disk
+
+
+def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops, saved):
+    """log(step, means, seconds) for `loop.run`: one JSON line, and progress on the terminal.
+
+    Lines of steps after `start`, left by a run that was killed, are dropped first. peak_flops
+    (FLOP/s of all devices) is None where it is not known: then there is no MFU. saved() is the
+    newest saved step, None before the first.
+    """
+    if jax.process_index() != 0:
+        return lambda step, means, seconds: None
+    path = disk.path(path)
+    records = [record for record in read(path) if record["step"] <= start] if start else []
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    disk.write_text(path, text)
+    unwritten = ""  # lines that a full disk has refused
+    bar = tqdm(total=total_steps, initial=start, unit="step", disable=None)  # on a terminal only
+
+    def log(step, means, seconds):
+        nonlocal text, unwritten
+        record = {"step": step, **means, "images_per_second": batch_size / seconds}
+        record["model_tflops_per_second"] = flops_per_step / seconds / 1e12
+        if peak_flops:
+            record["mfu"] = flops_per_step / seconds / peak_flops
+        record["seconds_left"] = (total_steps - step) * seconds
+        record["saved"] = saved()
+        unwritten += json.dumps(record) + "\n"
+        with disk.only_warned(f"{path} could not be written"):
+            text, unwritten = disk.append(path, unwritten, after=text), ""
+        bar.set_postfix_str(f"loss {means['loss']:.4f}, {batch_size / seconds:.0f} images/s")
+        bar.update(step - bar.n)
+        if bar.disable:
+            logging.info(
+                "step %d/%d  loss %.4f  %.0f images/s  %.0f %% waiting for data  %.1f ms/step  "
+                "%.0f s left",
+                *(step, total_steps, means["loss"], batch_size / seconds, 100 * means["data_wait"]),
+                *(1000 * seconds, record["seconds_left"]),
+            )
+        if step == total_steps:
+            bar.close()
+
+    return log
+
+
+def read(path):
+    """The records of a metrics.jsonl, without a last line that was cut short."""
+    path = disk.path(path)
+    text = path.read_bytes().decode(errors="replace") if disk.exists(path) else ""
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [_parse(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
+
+
+def _parse(line, place):
+    try:
+        record = json.loads(line)
+        int(record["step"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{place} must be a record in JSON with a step, got {line.strip()[:40]!r}: repair or "
+            "delete it"
+        ) from None
+    return record
+
+
+def plot_losses(metrics_path, png_path):
+    """Draws the curves of the noise MSE and of the variational bound over the steps."""
+    records = read(metrics_path)
+    names = [name for name in ("mse", "vb") if records and name in records[0]]
+    if not names:  # before the first log
+        return
+    titles = {"mse": "noise MSE", "vb": "variational bound (bits)"}
+    figure = matplotlib.figure.Figure(figsize=(5 * len(names), 3.5), layout="constrained")
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), i + 1)
+        axes.plot(*curve(records, name))
+        axes.set(title=titles[name], xlabel="step", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    with disk.path(png_path).open("wb") as file:
+        figure.savefig(file, dpi=120, format="png")
+
+
+def curve(records, name):
+    """(steps, means) of a metric, every mean over at least as many steps as most records hold.
+
+    A record holds the steps since the one before it. Where training stopped or saved that is few
+    steps, whose mean would be a spike in the curve: such records are joined to the next ones.
+    """
+    counts = np.diff([0, *(record["step"] for record in records)])
+    usual, steps, means = np.median(counts), [], []
+    total = joined = 0
+    for record, count in zip(records, counts, strict=True):
+        total, joined = total + count * record[name], joined + count
+        if joined >= usual:
+            steps.append(record["step"])
+            means.append(total / joined)
+            total = joined = 0
+    return steps, means

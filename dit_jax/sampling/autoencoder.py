@@ -1,0 +1,131 @@
+"""An autoencoder, opened from its checkpoint: images <-> latents in units of a DiT.
+
+Shapes: N batch, H W grid, C channels. Images are uint8 (N, H, W, 3), latents (N, H/8, W/8, C).
+"""
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dit_jax.checkpoint import steps, store
+from dit_jax.errors import UserError
+from dit_jax.machine import sharding
+from dit_jax.models import pixels, vae
+
+PIXELS = 2**21  # of a chunk that is decoded at once: 8 images of 512x512, about 8 GB in float32
+
+
+def describe(path):
+    """The VAEConfig of a checkpoint, no array read."""
+    return vae.VAEConfig.from_json(_read_meta(path)["vae"])
+
+
+def read_digests(path):
+    """{leaf: digest} of the parameters of a checkpoint."""
+    return _read_meta(path)["digests"]["params"]
+
+
+def encodes_alike(digests, others):
+    """Whether two autoencoders have the same encoder; they may have been trained to decode apart.
+
+    As Stable Diffusion's ft-EMA and ft-MSE.
+    """
+    parts = (
+        {k: x for k, x in d.items() if "decoder" not in k and "post_" not in k}
+        for d in (digests, others)
+    )
+    return next(parts) == next(parts)
+
+
+def _read_meta(path):
+    try:
+        place = steps.locate(path)
+    except ValueError as error:
+        raise UserError(f"vae must be a folder that `dit-convert vae` wrote, got {path}") from error
+    return store.read_meta(*place, of="vae")
+
+
+def load(path, *, dtype="float32", mesh=None):
+    """The Autoencoder that `dit-convert vae` wrote; dtype: of its arithmetic.
+
+    mesh: whose devices share the work; by default all there are.
+    """
+    config = describe(path)
+    directory, step = steps.locate(path)
+    mesh = mesh or sharding.make_mesh()
+    template = jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
+    template = sharding.abstract(template, sharding.of_params(template, mesh))
+    params = store.restore(directory, step, {"params": template})["params"]
+    return Autoencoder(config, params, mesh, dtype=dtype)
+
+
+def save(path, config, params):
+    """Writes the checkpoint that `load` opens."""
+    with store.open_writer(background=False) as writer:
+        store.save(writer, path, 0, {"params": params}, {"vae": config._asdict()})
+
+
+class Autoencoder:
+    """Decodes latents in units of a DiT to images, and encodes images to moments."""
+
+    def __init__(self, config, params, mesh, *, dtype="float32"):
+        self.config, self.params, self._count = config, params, sharding.batch_shards(mesh)
+        encode, decode = vae.make_apply(config, dtype=dtype)
+        batch = self._batch = sharding.of_batch(mesh)
+        options = {"in_shardings": (None, batch), "out_shardings": batch}
+        self._encode = jax.jit(lambda params, x: encode(params, pixels.to_unit(x)), **options)
+        self._encode_units = jax.jit(
+            lambda params, x: vae.moments_to_model_units(encode(params, pixels.to_unit(x)), config),
+            **options,
+        )
+        self._decode = jax.jit(
+            lambda params, x: pixels.to_uint8(decode(params, vae.from_model_units(x, config))),
+            **options,
+        )
+
+    def encode(self, images):
+        """Moments (N, H/8, W/8, 2C) float32 of uint8 images (N, H, W, 3), in units of the VAE."""
+        height, width = images.shape[1:3]
+        if height % self.config.downsampling or width % self.config.downsampling:
+            raise UserError(
+                f"images must be divisible by {self.config.downsampling}, got {height} x {width}"
+            )
+        return self._in_chunks(self._encode, images, area=height * width, progress=False)
+
+    def encode_batch(self, batch):
+        """A batch {"image" (N, H, W, 3), "label"} on the devices -> {"moments", "label"}.
+
+        The moments (N, H/8, W/8, 2C) are of latents in units of a DiT.
+        """
+        moments = self._encode_units(self.params, batch["image"])
+        return {"moments": moments, "label": batch["label"]}
+
+    def decode(self, latents, *, progress=False):
+        """Images of latents in units of a DiT, a chunk at a time; progress: shows a bar."""
+        channels, factor = latents.shape[-1], self.config.downsampling
+        if channels != self.config.latent_channels:
+            raise UserError(
+                f"vae must have {channels} latent channels, got {self.config.latent_channels}"
+            )
+        area = latents.shape[1] * latents.shape[2] * factor**2
+        return self._in_chunks(self._decode, latents, area=area, progress=progress)
+
+    def _in_chunks(self, run, x, *, area, progress):
+        """run over x (N, ...), a chunk at a time, the last one filled up: NumPy (N, ...)."""
+        count = self._count
+        size = min(max(1, PIXELS // area), -(-len(x) // count)) * count
+        padded = np.resize(np.asarray(x), (-(-len(x) // size) * size, *x.shape[1:]))
+        out = []
+        with tqdm(total=len(x), unit="image", disable=None if progress else True) as bar:
+            for start in range(0, len(padded), size):
+                chunk = sharding.to_global(padded[start : start + size], self._batch)
+                out.append(sharding.to_host(run(self.params, chunk)))
+                bar.update(min(size, len(x) - start))
+        return np.concatenate(out)[: len(x)]
+
+    def __repr__(self):
+        config = self.config
+        return (
+            f"Autoencoder({config.downsampling}x smaller, {config.latent_channels} channels, "
+            f"scale {config.scale}, shift {config.shift})"
+        )

@@ -1,0 +1,201 @@
+"""Checkpoints and files in a bucket, as on a disk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_jax.checkpoint import steps, store
+from dit_jax.machine import disk
+from dit_jax.runs import keep, record
+from dit_jax.runs import workdir as workdirs
+
+TEMPLATE = {"w": jax.ShapeDtypeStruct((8, 100), jnp.float32)}
+
+
+def tree(step):
+    return {"w": jnp.arange(800.0).reshape(8, 100) + step}
+
+
+def save(directory, *steps):
+    with store.open_writer() as writer:
+        for step in steps:
+            store.save(writer, directory, step, {"params": tree(step)}, {"model": {"size": "Ti"}})
+
+
+def restore(directory, step):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), TEMPLATE
+    )
+    return store.restore(directory, step, {"params": template})["params"]["w"]
+
+
+def names(storage, path):
+    """What lies under a path, by its name there."""
+    start = str(path).removeprefix("gs://tests/") + "/"
+    return [n.removeprefix(start) for n in storage.names("tests") if n.startswith(start)]
+
+
+def test_the_newest_steps_are_kept_and_restored_bit_for_bit(storage, bucket_path):
+    steps = bucket_path / "checkpoints"
+    assert steps.latest(steps) is None
+    with keep.Keeper(steps, newest=2) as keeper:
+        for step in (1, 2, 3):
+            keeper.save(step, {"params": tree(step)}, {"model": {"size": "Ti"}})
+        keeper.wait()
+    assert steps.saved(steps) == [2, 3]
+    assert {name.split("/")[1] for name in names(storage, bucket_path)} == {"2", "3"}
+    np.testing.assert_array_equal(restore(steps, 2), tree(2)["w"])
+    assert steps.locate(str(bucket_path)) == (steps, 3)
+    assert steps.locate(f"{steps}/2") == (steps, 2)
+    assert store.read_meta(steps, 3, of="model")["step"] == 3
+
+
+def test_a_bit_that_flips_is_found(storage, bucket_path):
+    save(bucket_path, 1)
+    name = max(
+        (key for key in storage.objects if key[1].startswith(f"{bucket_path.name}/1/params/")),
+        key=lambda key: len(storage.objects[key].content),
+    )
+    old = storage.objects[name]
+    at = old.content.index(np.float32(417 + 1).tobytes())
+    content = bytearray(old.content)
+    content[at] ^= 1
+    storage.objects[name] = old._replace(content=bytes(content), generation=old.generation + 1000)
+    for read in (restore, store.verify):
+        with pytest.raises(store.Damaged, match="is damaged|cannot be read"):
+            read(bucket_path, 1)
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "params/manifest.ocdbt"])
+def test_a_bucket_that_refuses_is_not_taken_for_damage(storage, bucket_path, name):
+    save(bucket_path, 1)
+    storage.allow(read=lambda read: not read.endswith(name))
+    with pytest.raises(OSError, match=f"checkpoint {bucket_path}/1 cannot be reached: (PERM|Forb)"):
+        restore(bucket_path, 1)
+    storage.allow(read=lambda read: False)
+    with pytest.raises(OSError, match="403"):
+        steps.latest(bucket_path)
+
+
+def test_a_step_without_its_last_object_does_not_count_and_is_saved_again(storage, bucket_path):
+    save(bucket_path, 1)
+    storage.allow(write=lambda name: not name.endswith("/2/commit_success.txt"))
+    with pytest.raises(Exception, match="403"):
+        save(bucket_path, 2)
+    storage.allow()
+    assert "2/_CHECKPOINT_METADATA" in names(storage, bucket_path)
+    assert steps.latest(bucket_path) == 1
+    with pytest.raises(ValueError, match="checkpoint must be a directory with a saved step, got"):
+        steps.locate(f"{bucket_path}/2")
+    steps.clean(bucket_path)
+    assert {name.split("/")[0] for name in names(storage, bucket_path)} == {"1"}
+    save(bucket_path, 2)
+    assert steps.latest(bucket_path) == 2
+    np.testing.assert_array_equal(restore(bucket_path, 2), tree(2)["w"])
+
+
+def test_a_step_is_set_aside_whole(storage, bucket_path):
+    steps = bucket_path / "checkpoints"
+    save(steps, 1, 2)
+    before = [n for n in names(storage, steps) if n.startswith("2/")]
+    assert steps.set_aside(steps, 2) == bucket_path / "damaged" / "2"
+    assert steps.latest(steps) == 1
+    assert names(storage, bucket_path / "damaged") == before
+    save(steps, 2)
+    assert steps.set_aside(steps, 2) == bucket_path / "damaged" / "2-again"
+
+
+def test_a_step_may_be_copied_into_a_bucket_and_out_of_it(storage, bucket_path, tmp_path):
+    save(tmp_path, 1)
+    for file in (tmp_path / "1").rglob("*"):
+        if file.is_file():
+            (bucket_path / str(file.relative_to(tmp_path))).write_bytes(file.read_bytes())
+    assert steps.latest(bucket_path) == 1
+    np.testing.assert_array_equal(restore(bucket_path, 1), tree(1)["w"])
+    for name in names(storage, bucket_path):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_bytes((bucket_path / name).read_bytes())
+    assert steps.latest(tmp_path / "out") == 1
+    np.testing.assert_array_equal(restore(tmp_path / "out", 1), tree(1)["w"])
+
+
+def test_what_another_process_writes_is_seen(storage, bucket_path):
+    (bucket_path / "a").write_text("a")
+    assert [path.name for path in bucket_path.iterdir()] == ["a"]
+    storage.write(("tests", f"{bucket_path.name}/b"), b"b")
+    assert [path.name for path in bucket_path.iterdir()] == ["a", "b"]
+    storage.write(("tests", f"{bucket_path.name}/b"), b"longer")
+    assert (bucket_path / "b").read_text() == "longer"
+
+
+def test_a_folder_that_was_made_by_hand_is_empty(storage, bucket_path):
+    storage.write(("tests", f"{bucket_path.name}/"), b"")
+    assert disk.exists(bucket_path) and disk.children(bucket_path) == []
+    workdirs.check(bucket_path, {})
+    (bucket_path / bucket_path.name).write_text("x")
+    assert disk.children(bucket_path) == [bucket_path / bucket_path.name]
+
+
+def make_log(path, start=0):
+    options = {"total_steps": 9, "batch_size": 1, "flops_per_step": 1, "peak_flops": None}
+    return record.make_log(path, start=start, saved=lambda: None, **options)
+
+
+def test_a_save_that_a_bucket_refuses_is_tried_again_and_harms_nothing(storage, bucket_path):
+    steps = bucket_path / "checkpoints"
+    with keep.Keeper(steps, newest=1) as keeper:
+        keeper.save(1, {"params": tree(1)}, {})
+        keeper.wait()
+        storage.allow(write=lambda name: False)
+        keeper.save(2, {"params": tree(2)}, {})
+        keeper.wait()
+        assert keeper.poll() and "403" in keeper.failure and keeper.saved == 1
+        storage.allow(write=lambda name: "/params/" not in name)
+        keeper.save(3, {"params": tree(3)}, {})
+        keeper.wait()
+        assert keeper.poll() and keeper.saved == 1
+        storage.allow()
+        keeper.save(4, {"params": tree(4)}, {})
+        keeper.wait()
+    assert steps.saved(steps) == [4]
+    assert {name.split("/")[0] for name in names(storage, steps)} == {"4"}
+    store.verify(steps, 4)
+
+
+def test_the_record_grows_and_a_run_that_is_not_alone_ends(bucket_path):
+    path, means = bucket_path / "metrics.jsonl", {"loss": 1.0, "mse": 1.0, "data_wait": 0.0}
+    first = make_log(path)
+    for step in (1, 2, 3):
+        first(step, means, 1.0)
+    record.plot_losses(path, bucket_path / "loss.png")
+    assert (bucket_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    second = make_log(path, start=2)  # it drops step 3
+    with pytest.raises(ValueError, match=f"not be written by another run, got {bucket_path}"):
+        first(4, means, 1.0)
+    second(3, means, 2.0)
+    assert [line["step"] for line in record.read(path)] == [1, 2, 3]
+
+
+def test_a_path_stays_what_it_is(storage, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert disk.path("~/run") == disk.path(tmp_path / "run") == tmp_path / "run"
+    place = disk.path("gs://tests/a/b/")
+    assert disk.path(place) == disk.absolute(place) == place
+    assert str(place / "c") == "gs://tests/a/b/c"
+    assert str(disk.bucket_of(place)) == "gs://tests"
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/run", "gs://", "gs:///run", "https://a/b"])
+def test_another_scheme_is_refused(text):
+    with pytest.raises(
+        ValueError, match=f"must be on a disk or start with gs://BUCKET, got {text}"
+    ):
+        disk.path(text)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(disk.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs gcsfs: pip install -e .\[gcs\], got gs://a/b"):
+        disk.path("gs://a/b")

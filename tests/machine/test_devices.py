@@ -1,0 +1,57 @@
+import pytest
+
+from dit_jax.machine import devices
+
+
+@pytest.mark.parametrize(
+    "kind, tflops",
+    [
+        ("TPU v2", 22.5),
+        ("TPU v3", 61.5),
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v5p", 459),
+        ("TPU v6 lite", 918),
+        ("TPU7x", 1153.5),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+    ],
+)
+def test_the_peak_of_known_chips(kind, tflops):
+    assert devices.peak_flops(kind) == tflops * 1e12
+
+
+def test_an_unknown_chip_has_no_peak():
+    assert devices.peak_flops("cpu") is None
+    assert devices.total_peak_flops() is None
+
+
+def test_the_papers_pod_was_used_at_7_percent():
+    # XL/2, batch 256, 5.7 steps/s on 256 cores: 6.6 % of the peak.
+    used = 5.7 * 256 * 6 * 118.62e9
+    assert used / (256 * devices.peak_flops("TPU v3")) == pytest.approx(0.066, abs=0.001)
+
+
+def test_attention_is_resolved_by_name():
+    assert devices.resolve_attention("auto", "bfloat16") == "xla"  # no GPU here
+    assert devices.resolve_attention("xla", "float32") == "xla"
+    with pytest.raises(ValueError, match="'cudnn' only on a GPU in bfloat16"):
+        devices.resolve_attention("cudnn", "bfloat16")
+    with pytest.raises(ValueError, match="attention must be one of auto, xla, cudnn, got 'fast'"):
+        devices.resolve_attention("fast", "bfloat16")
+
+
+def test_attention_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(devices.jax, "default_backend", lambda: "gpu")
+    assert devices.resolve_attention("auto", "bfloat16") == "cudnn"
+    assert devices.resolve_attention("auto", "float32") == "xla"
+    with pytest.raises(ValueError, match="on gpu in float32"):
+        devices.resolve_attention("cudnn", "float32")
+
+
+def test_the_machine_in_words_and_its_memory():
+    assert devices.describe() == "8 x cpu"
+    assert 50e6 < devices.peak_memory() < 1e12

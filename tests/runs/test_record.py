@@ -1,0 +1,107 @@
+import json
+import resource
+
+import pytest
+from PIL import Image
+
+from dit_jax.runs import record
+
+MEANS = {"loss": 0.5, "mse": 0.4, "vb": 0.1, "grad_norm": 1.0, "data_wait": 0.1}
+
+
+def make_log(path, *, start=0, peak_flops=None):
+    return record.make_log(
+        path,
+        start=start,
+        total_steps=10,
+        batch_size=32,
+        flops_per_step=4e12,
+        peak_flops=peak_flops,
+        saved=lambda: 3,
+    )
+
+
+def test_a_record_has_the_metrics_and_the_speed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    make_log(path, peak_flops=20e12)(4, MEANS, 0.5)
+    (line,) = record.read(path)
+    assert line == {
+        "step": 4,
+        **MEANS,
+        "images_per_second": 64,
+        "model_tflops_per_second": 8,
+        "mfu": 0.4,
+        "seconds_left": 3,
+        "saved": 3,
+    }
+
+
+def test_there_is_no_mfu_without_a_known_peak(tmp_path):
+    make_log(tmp_path / "m")(4, MEANS, 0.5)
+    assert "mfu" not in record.read(tmp_path / "m")[0]
+
+
+def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = make_log(path)
+    for step in (2, 4, 6):
+        log(step, MEANS, 0.5)
+    with path.open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    log = make_log(path, start=4)
+    assert [line["step"] for line in record.read(path)] == [2, 4]
+    log(6, MEANS, 0.5)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 6]
+
+
+def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    log = make_log(path)
+    log(2, MEANS, 0.5)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))  # a part of a line fits
+    try:
+        log(4, MEANS, 0.5)
+        log(6, MEANS, 0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert "metrics.jsonl could not be written" in caplog.text
+    log(8, MEANS, 0.5)
+    assert [line["step"] for line in record.read(path)] == [2, 4, 6, 8]
+
+
+def test_a_new_run_starts_an_empty_record(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    make_log(path)(2, MEANS, 0.5)
+    make_log(path)
+    assert record.read(path) == []
+
+
+@pytest.mark.parametrize("line", ["oops", "3", '{"loss": 1}', ""])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=f"line 2 of {path} must be a record in JSON"):
+        record.read(path)
+
+
+def test_records_of_few_steps_are_joined_in_the_curve():
+    steps = [50, 100, 126, 150, 200, 210]  # stopped after 126, saved at 210
+    losses = [5.0, 4.0, 9.0, 1.0, 2.0, 7.0]
+    records = [{"step": s, "mse": x} for s, x in zip(steps, losses, strict=True)]
+    curve = record.curve(records, "mse")
+    assert curve[0] == [50, 100, 150, 200]
+    assert curve[1] == pytest.approx([5, 4, (26 * 9 + 24 * 1) / 50, 2])
+    assert record.curve([{"step": 3, "mse": 2.0}], "mse") == ([3], [2.0])
+
+
+def test_the_loss_curve_is_a_picture_with_ink(tmp_path):
+    log = make_log(tmp_path / "m")
+    for step in range(1, 9):
+        log(step, MEANS | {"mse": 1 / step}, 0.5)
+    record.plot_losses(tmp_path / "m", tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.width > image.height > 200
+        assert image.convert("L").getextrema()[0] < 100
