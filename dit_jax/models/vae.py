@@ -1,8 +1,7 @@
 """The autoencoder of Stable Diffusion (Rombach et al. 2022), in whose latents DiT works.
 
 Images x (N, H, W, 3) in [-1, 1] <-> latents z (N, H/8, W/8, 4), by the layers of diffusers'
-AutoencoderKL. Arithmetic runs in `dtype` over float32 parameters; statistics are float32.
-Shapes: N batch, H W grid, C channels, T = H W positions.
+AutoencoderKL. Shapes: N batch, H W grid, C channels, T = H W positions.
 """
 
 import functools

@@ -80,12 +80,12 @@ def test_a_directory_without_a_whole_step_has_no_latest(tmp_path):
 
 
 def test_a_step_is_found_from_the_run_its_steps_or_its_own_folder(tmp_path, monkeypatch):
-    steps = tmp_path / "run" / "checkpoints"
-    save(steps, make_tree(), steps=(5, 10))
-    assert steps.locate(tmp_path / "run") == steps.locate(steps) == (steps, 10)
-    assert steps.locate(steps / "5") == (steps, 5)
+    directory = tmp_path / "run" / "checkpoints"
+    save(directory, make_tree(), steps=(5, 10))
+    assert steps.locate(tmp_path / "run") == steps.locate(directory) == (directory, 10)
+    assert steps.locate(directory / "5") == (directory, 5)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert steps.locate("~/run") == (steps, 10)
+    assert steps.locate("~/run") == (directory, 10)
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", "{}"])

@@ -17,9 +17,9 @@ def save(keeper, *steps, losses=None):
     keeper.wait()
 
 
-def assert_whole(directory, steps):
-    assert steps.saved(directory) == list(steps)
-    for step in steps:
+def assert_whole(directory, expected):
+    assert steps.saved(directory) == list(expected)
+    for step in expected:
         store.verify(directory, step)
 
 
