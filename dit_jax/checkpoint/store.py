@@ -20,7 +20,7 @@ from jax.tree_util import keystr
 
 from dit_jax.checkpoint import digests
 from dit_jax.errors import UserError
-from dit_jax.machine import disk
+from dit_jax.machine import disk, sharding
 
 ITEMS = ("params", "ema", "opt_state")  # trees; meta is JSON
 KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # names in meta of an architecture
@@ -101,6 +101,13 @@ def restore(directory, step, templates, *, verify=True):
     if verify:
         compare(path, items, saved)
     return items
+
+
+def restore_params(directory, step, init, *, weights, mesh):
+    """The parameters that `init() -> params` has the shapes of, sharded over the mesh."""
+    template = jax.eval_shape(init)
+    template = sharding.abstract(template, sharding.of_params(template, mesh))
+    return restore(directory, step, {weights: template})[weights]
 
 
 def compare(path, items, saved):

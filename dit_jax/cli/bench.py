@@ -1,4 +1,4 @@
-r"""Measures how fast this machine trains, samples or loads a config. It decides nothing.
+r"""Measures how fast this machine trains, samples or loads a config.
 
     dit-bench train --config=configs/imagenet256.py:XL/2
     dit-bench data --config=configs/imagenet256.py:XL/2 --config.data.path=data/imagenet \
@@ -6,14 +6,14 @@ r"""Measures how fast this machine trains, samples or loads a config. It decides
     dit-bench sample --config=configs/digits.py --out=bench.json
     dit-bench train --config=configs/imagenet256.py:S/2 --peer
 
-Times are of whole steps (train) or of whole samplings of one batch (sample), of random data, each
-waited for; or of reading, decoding, cropping and flipping one batch on one core (data).
-FLOP/s count the model's own arithmetic, without what rematerialisation or the null label's pass
-outside the guided interval would add or save; MFU is their share of the chips' bfloat16 peak.
---peer runs the same work in PyTorch, eager and compiled, in turn with ours, and needs the extra
-[convert].
+train times whole steps and sample times the sampling of one batch, both on random data, and waits
+for each. data times reading, decoding, cropping and flipping one batch on one core. FLOP/s count
+the arithmetic of the model, without what rematerialisation repeats; MFU is their share of the
+devices' bfloat16 peak. --peer runs the same work in PyTorch, eager and compiled, in turn with ours;
+it needs the extra [convert].
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -32,19 +32,19 @@ from tqdm import tqdm
 
 from dit_jax.cli import command
 from dit_jax.convert import files
-from dit_jax.data import feed, loader, synthetic
-from dit_jax.diffusion import schedules
+from dit_jax.data import feed, loader
 from dit_jax.errors import UserError
 from dit_jax.machine import devices, sharding
 from dit_jax.models import dit, flops
 from dit_jax.runs import build
+from dit_jax.sampling import generate as generate_lib
 
 
 def define(values):
     config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
     options = {"flag_values": values}
     flags.DEFINE_integer("repeats", 10, "Timed steps or samplings.", lower_bound=2, **options)
-    flags.DEFINE_integer("warmup", 2, "Those before them.", lower_bound=1, **options)
+    flags.DEFINE_integer("warmup", 2, "Untimed ones before.", lower_bound=1, **options)
     flags.DEFINE_boolean("peer", False, "Also run it in PyTorch, in turn.", **options)
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
 
@@ -52,31 +52,31 @@ def define(values):
 def main(values, what):
     if what not in ("train", "sample", "data"):
         raise UserError(f"what to measure must be train, sample or data, got {what!r}")
-    config, out = values.config, values.out and command.output_path(values.out)
+    settings, out = build.read(values.config), values.out and command.output_path(values.out)
     if what == "data":
         if values.peer:
             raise UserError("peer must be false for data: nothing is compared")
-        return show(measure_data(config, values.repeats, values.warmup), out)
+        return show(measure_data(settings, values.repeats, values.warmup), out)
     if values.peer:
         files.require("torch")
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
-    ours = (prepare_train if what == "train" else prepare_sample)(config)
-    runs = {"dit_jax": ours.run} | (make_peers(config, what) if values.peer else {})
+    ours = (prepare_train if what == "train" else prepare_sample)(settings)
+    runs = {"dit_jax": ours.run} | (make_peers(settings, what) if values.peer else {})
     seconds, first = time_in_turn(runs, values.repeats, values.warmup)
     figures = {
         "what": what,
-        "model": f"{config.model.size}/{config.model.patch_size} {config.model.conditioning}",
-        "input_size": list(config.model.input_size),
-        "dtype": config.compute.dtype,
-        "batch_size": config.train.batch_size,
+        "model": f"{settings.model.size}/{settings.model.patch_size} {settings.model.conditioning}",
+        "input_size": list(settings.model.input_size),
+        "dtype": settings.compute.dtype,
+        "batch_size": settings.train.batch_size,
         "devices": devices.describe(),
         "jax": jax.__version__,
-        **summarize(seconds["dit_jax"], ours.work, config),
+        **summarize(seconds["dit_jax"], ours.work, settings),
         "compile_seconds": ours.compile_seconds,
         "peak_memory_gb": ours.memory / 1e9,
     }
     for name in runs.keys() - {"dit_jax"}:
-        figures |= compare(name, seconds, first[name], config)
+        figures |= compare(name, seconds, first[name], settings)
     show(figures, out)
 
 
@@ -88,23 +88,23 @@ def show(figures, out):
         out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def measure_data(config, repeats, warmup):
+def measure_data(settings, repeats, warmup):
     """The figures of the host's part of a batch, on one core."""
-    fed, size = feed.make(config), config.train.batch_size
+    fed, size = feed.make(settings), settings.train.batch_size
     share = loader.part(
         fed.source,
         batch_size=size,
-        seed=config.seed,
+        seed=settings.seed,
         start=0,
         augment=fed.augment,
         rows=list(range(size)),
     )
-    places = iter(range(warmup + repeats))
-    seconds, _ = time_in_turn({"data": lambda: share[next(places)]}, repeats, warmup)
+    indices = iter(range(warmup + repeats))
+    seconds, _ = time_in_turn({"data": lambda: share[next(indices)]}, repeats, warmup)
     median = statistics.median(seconds["data"])
     return {
         "what": "data",
-        "source": f"{config.data.source} {config.data.path}",
+        "source": f"{settings.data.source} {settings.data.path}",
         "examples": len(fed.source),
         "batch_size": size,
         "images_per_second_per_core": size / median,
@@ -114,7 +114,7 @@ def measure_data(config, repeats, warmup):
 
 
 class Work(NamedTuple):
-    """run() does it once and waits. work: its FLOPs. memory: bytes, before PyTorch takes any."""
+    """run() does the work once and waits. work: its FLOPs. memory: bytes, before PyTorch runs."""
 
     run: Callable
     work: float
@@ -122,11 +122,11 @@ class Work(NamedTuple):
     memory: int
 
 
-def prepare_train(config):
+def prepare_train(settings):
     """One training step on one batch that stays on the devices."""
-    parts, key = build.parts(config), jax.random.key(0)
+    parts, key = build.parts(settings), jax.random.key(0)
     state = parts.create_state(key)
-    batch = random_batch(config, parts.mesh)
+    batch = random_batch(settings, parts.mesh)
     step, compile_seconds = compile_timed(parts.jit_step(), state, batch, key)
 
     def run():
@@ -134,76 +134,67 @@ def prepare_train(config):
         state, _ = step(state, batch, key)
         jax.block_until_ready(state)
 
-    work = config.train.batch_size * flops.train_flops(parts.model)
+    work = settings.train.batch_size * flops.train_flops(parts.model)
     run()
     return Work(run, work, compile_seconds, devices.peak_memory())
 
 
-def prepare_sample(config):
+def prepare_sample(settings):
     """Sampling one batch from noise to the end, without a decoder."""
-    parts = build.parts(config)
+    parts = build.parts(settings)
     init = jax.jit(parts.init, out_shardings=sharding.replicated(parts.mesh))
     params = init(jax.random.key(0))
-    labels = random_batch(config, parts.mesh)["label"]
-    labels, everywhere = np.asarray(labels), sharding.replicated(parts.mesh)
+    labels = random_batch(settings, parts.mesh)["label"]
+    labels, replicated = np.asarray(labels), sharding.replicated(parts.mesh)
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(1), len(labels))))
-    labels, keys = jax.device_put((labels, keys), everywhere)
-    draw, compile_seconds = compile_timed(parts.draw, params, labels, keys)
+    labels, keys = jax.device_put((labels, keys), replicated)
+    generate, compile_seconds = compile_timed(parts.generate, params, labels, keys)
 
     def run():
-        jax.block_until_ready(draw(params, labels, keys))
+        jax.block_until_ready(generate(params, labels, keys))
 
-    passes = count_passes(config, parts.schedule)
-    work = config.train.batch_size * passes * flops.forward_flops(parts.model)
+    passes = generate_lib.count_passes(parts.process, settings.sampling)
+    work = settings.train.batch_size * passes * flops.forward_flops(parts.model)
     run()
     return Work(run, work, compile_seconds, devices.peak_memory())
 
 
-def make_peers(config, what):
+def make_peers(settings, what):
     """{name: run} of the same work in PyTorch."""
     from dit_jax.convert import torch_peer  # which imports torch
 
-    model = dit.configure(**config.model)
-    options = {"batch_size": config.train.batch_size, "dtype": config.compute.dtype}
-    diffusion = config.diffusion.to_dict()
+    model = dit.settingsure(**settings.model)
+    options = {"batch_size": settings.train.batch_size, "dtype": settings.compute.dtype}
+    diffusion = vars(settings.diffusion)
     if what == "train":
-        options |= {"learning_rate": config.train.learning_rate}
-        options |= {"ema_decay": config.train.ema_decay}
+        options |= {"learning_rate": settings.train.learning_rate}
+        options |= {"ema_decay": settings.train.ema_decay}
         make = functools.partial(torch_peer.make_train_step, model, diffusion, **options)
     else:
-        sampling = config.sampling.to_dict()
+        sampling = dataclasses.asdict(settings.sampling)
         make = functools.partial(torch_peer.make_sampling, model, diffusion, sampling, **options)
     return {"torch": make(compiled=False), "torch_compile": make(compiled=True)}
 
 
-def compare(name, seconds, first, config):
-    """The figures of a peer, and how many times as fast ours is: of medians taken in turn."""
+def compare(name, seconds, first, settings):
+    """The figures of a peer, and how many times as fast ours is, by medians."""
     median = statistics.median(seconds[name])
     return {
-        f"{name}_images_per_second": config.train.batch_size / median,
+        f"{name}_images_per_second": settings.train.batch_size / median,
         f"{name}_seconds_median": median,
         f"{name}_seconds_first": first,
         f"dit_jax_over_{name}": median / statistics.median(seconds["dit_jax"]),
     }
 
 
-def count_passes(config, schedule):
-    """Forward passes for one image: one a step, one more where a step is guided."""
-    steps = schedules.respace(schedule, config.sampling.num_steps).timestep
-    first, last = config.sampling.cfg_interval
-    guided = (first <= steps) & (steps <= last) & (config.sampling.cfg_scale != 1)
-    return len(steps) + int(guided.sum())
-
-
-def random_batch(config, mesh):
-    """{"image", "label"}: a global batch of random latents on the devices."""
-    model, size = config.model, config.train.batch_size
-    shape = (*model.input_size, model.in_channels)
-    example = synthetic.Synthetic(shape, model.num_classes)[0]
+def random_batch(settings, mesh):
+    """{"x0", "label"}: a global batch of random latents on the devices."""
+    model, size = settings.model, settings.train.batch_size
+    shape = (size, *model.input_size, model.in_channels)
 
     def make():
-        image = jax.random.normal(jax.random.key(2), (size, *example["image"].shape))
-        return {"image": image, "label": jnp.arange(size, dtype=jnp.int32) % model.num_classes}
+        x0 = jax.random.normal(jax.random.key(2), shape)
+        return {"x0": x0, "label": jnp.arange(size, dtype=jnp.int32) % model.num_classes}
 
     return jax.jit(make, out_shardings=sharding.of_batch(mesh))()
 
@@ -217,7 +208,7 @@ def compile_timed(jitted, *args):
 def time_in_turn(runs, repeats, warmup):
     """{name: seconds of each repeat}, {name: seconds of the very first run}, after `warmup` runs.
 
-    The runs take turns, so that what else the machine does falls on all of them.
+    The runs take turns, so that other load on the machine affects all of them.
     """
     seconds = {name: [] for name in runs}
     for _ in tqdm(range(warmup + repeats), unit="round", disable=None):
@@ -229,12 +220,12 @@ def time_in_turn(runs, repeats, warmup):
     return {name: times[warmup:] for name, times in seconds.items()}, first
 
 
-def summarize(seconds, work, config):
+def summarize(seconds, work, settings):
     """The figures of runs that took `seconds` each and `work` FLOPs each."""
     median = statistics.median(seconds)
     quartiles = statistics.quantiles(seconds, n=4)
     figures = {
-        "images_per_second": config.train.batch_size / median,
+        "images_per_second": settings.train.batch_size / median,
         "seconds_median": median,
         "seconds_quartile_range": quartiles[2] - quartiles[0],
         "model_tflops_per_second": work / median / 1e12,

@@ -1,8 +1,8 @@
-"""Says how good a model's samples are, and writes it down.
+"""Judges a model's samples and writes the result to a JSON file.
 
     dit-evaluate --checkpoint=runs/digits --out=runs/digits/judgments.json
 
-Models of digits only, so far: three judgments, see `evals/digits.py`.
+It works for models of digits only so far; `evals/digits.py` explains the three judgments.
 """
 
 import json
@@ -22,12 +22,10 @@ from dit_jax.machine import devices, disk
 def define(values):
     options = {"flag_values": values}
     flags.DEFINE_string("checkpoint", None, "A training run's directory.", **options)
-    flags.DEFINE_string("out", None, "The receipt; judgments.json in the run if absent.", **options)
-    flags.DEFINE_enum(
-        "weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **options
-    )
+    flags.DEFINE_string("out", None, "A JSON file; default: judgments.json in the run.", **options)
+    flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
     flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
-    flags.DEFINE_integer("batch_size", 500, "Images drawn at once.", lower_bound=1, **options)
+    flags.DEFINE_integer("batch_size", 500, "Images at a time.", lower_bound=1, **options)
 
 
 def main(values):
@@ -37,8 +35,9 @@ def main(values):
     if disk.is_on_disk(out):
         command.output_path(out)
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
-    if dit.source != "digits":
-        raise UserError(f"checkpoint must be of a model of digits so far, got one of {dit.source}")
+    source = dit.settings.data.source
+    if source != "digits":
+        raise UserError(f"checkpoint must be of a model of digits so far, got one of {source}")
     options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
     started = time.perf_counter()
     guided = dit.sample(digits.labels(digits.NUM_GUIDED), **options)

@@ -11,6 +11,7 @@ and tpu7x have two devices a chip. The times are the compiler's estimates, not m
 ranks them: minutes.
 """
 
+import dataclasses
 import json
 import sys
 
@@ -36,61 +37,64 @@ def define(values):
 
 def main(values):
     out = values.out and command.output_path(values.out)
-    jax.config.update("jax_platforms", "cpu")  # a TPU or a GPU of this machine is left alone
+    jax.settings.update("jax_platforms", "cpu")  # a TPU or a GPU of this machine is left alone
+    settings = build.read(values.config)
     target = plan.make_target(values.topology)
     if values.sweep:
-        figures = sweep(values.config, target)
+        figures = sweep(settings, target)
     else:
-        figures = plan_one(values.config, target)
+        figures = plan_one(settings, target)
         show(figures)
     if out:
         out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def plan_one(config, target):
-    """The figures of the training step of a config on a Target."""
-    parts = build.parts(config, target.devices)
-    args = plan.arguments(parts.abstract_state(), batch(config), parts.mesh)
-    work = config.train.batch_size * flops.train_flops(parts.model)
+def plan_one(settings, target):
+    """The figures of the training step of a settings on a Target."""
+    parts = build.parts(settings, target.devices)
+    args = plan.arguments(parts.abstract_state(), batch(settings), parts.mesh)
+    work = settings.train.batch_size * flops.train_flops(parts.model)
     figures = plan.make(parts.jit_step(), args, target, model_flops=work)
     mesh = dict(parts.mesh.shape)
     choice = {
-        "model": f"{config.model.size}/{config.model.patch_size} {config.model.conditioning}",
-        "input_size": list(config.model.input_size),
-        "batch_size": config.train.batch_size,
+        "model": f"{settings.model.size}/{settings.model.patch_size} {settings.model.conditioning}",
+        "input_size": list(settings.model.input_size),
+        "batch_size": settings.train.batch_size,
         "mesh": mesh,
-        "shard_optimizer": config.mesh.shard_optimizer,
-        "remat": config.compute.remat,
-        "unroll": config.compute.unroll,
+        "shard_optimizer": settings.mesh.shard_optimizer,
+        "remat": settings.compute.remat,
+        "unroll": settings.compute.unroll,
     }
     told = {name: choice[name] for name in ("mesh", "remat", "shard_optimizer")}
     return choice | figures | {"advice": plan.advise(figures, **told)}
 
 
-def batch(config):
-    """{name: (shape, dtype)} of a global batch: moments of latents, or pixels."""
-    model, size = config.model, config.train.batch_size
+def batch(settings):
+    """{name: (shape, dtype)} of a global batch: the posterior of latents, or pixels."""
+    model, size = settings.model, settings.train.batch_size
     height, width = model.input_size
-    if config.data.space == "latents":
-        images = {"moments": ((size, height, width, 2 * model.in_channels), "float32")}
+    if settings.data.space == "latents":
+        images = {"posterior": ((size, height, width, 2 * model.in_channels), "float32")}
     else:
         images = {"image": ((size, height, width, model.in_channels), "uint8")}
     return images | {"label": ((size,), "int32")}
 
 
-def sweep(config, target):
+def sweep(settings, target):
     """Figures of the sensible choices, best first; prints them as they come, then the winner."""
-    at_once = config.train.batch_size // config.train.accumulation_steps
-    options = {"heads": dit.SIZES[config.model.size][2], "batch_size": at_once}
+    at_once = settings.train.batch_size // settings.train.accumulation_steps
+    options = {"heads": dit.SIZES[settings.model.size][2], "batch_size": at_once}
     found = plan.meshes(len(target.devices), **options)
     if not found:  # plan_one says in words why none is possible
-        found = [{name: config.mesh[name] for name in CHOICES[:3]}]
+        found = [{name: getattr(settings.mesh, name) for name in CHOICES[:3]}]
     print(" ".join(f"{name:>6s}" for name in CHOICES), "    GB of limit  ms, overlapped or not")
 
     def try_one(mesh, remat):
-        changed = config.copy_and_resolve_references()
-        changed.mesh.update(mesh)
-        changed.compute.remat = remat
+        changed = dataclasses.replace(
+            settings,
+            mesh=dataclasses.replace(settings.mesh, **mesh),
+            compute=dataclasses.replace(settings.compute, remat=remat),
+        )
         figures = plan_one(changed, target)
         print(row(figures), flush=True)
         return figures

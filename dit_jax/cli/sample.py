@@ -1,12 +1,12 @@
-"""Draws images from a checkpoint: a PNG grid, a folder of PNGs, or an .npz of all of them.
+"""Generates images from a checkpoint: a PNG grid, a folder of PNGs, or one .npz.
 
     dit-sample --checkpoint=runs/digits --labels=3,1,4 --out=samples.png
     dit-sample --checkpoint=runs/xl2 --vae=runs/vae --labels=207,360 --cfg_scale=4 --out=grid.png
 
-The checkpoint is a training run, one step in its `checkpoints` or a converted checkpoint. Whatever
-is not said is as the run's config says. --vae, what `dit-convert vae` wrote, decodes the latents of
-a model of latents. An .npz holds arr_0, uint8 (N, H, W, C) as ADM's evaluation takes it, or float32
-latents in units of the model where there is no vae. In a folder the images are 00000.png, ...
+The checkpoint is a training run, one step in its `checkpoints`, or a converted checkpoint. Options
+that are not given come from the run's config. --vae, a checkpoint of `dit-convert vae`, decodes
+latents. An .npz holds arr_0: uint8 (N, H, W, C), as ADM's evaluation reads it, or, without a vae,
+float32 latents in model units. A folder holds 00000.png, 00001.png, ...
 """
 
 import sys
@@ -17,7 +17,7 @@ from absl import flags, logging
 import dit_jax
 from dit_jax.cli import command
 from dit_jax.errors import UserError
-from dit_jax.sampling import generate
+from dit_jax.sampling import pictures
 
 SAMPLING = ("sampler", "num_steps", "eta", "cfg_scale", "cfg_channels")
 
@@ -31,23 +31,21 @@ def define(values):
     flags.DEFINE_string(
         "out", "samples.png", "A .png (small images enlarged), an .npz or a new folder.", **options
     )
-    flags.DEFINE_string("vae", None, "An autoencoder that decodes latents.", **options)
+    flags.DEFINE_string("vae", None, "The autoencoder that decodes latents.", **options)
     flags.DEFINE_enum(
         "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
     )
-    flags.DEFINE_enum(
-        "weights", "ema", ["ema", "params"], "Averaged parameters or plain.", **options
-    )
+    flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
     flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
-    flags.DEFINE_integer("batch_size", 256, "Images drawn at once.", lower_bound=1, **options)
+    flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
-    flags.DEFINE_enum("sampler", None, ["ddpm", "ddim"], "Which sampler.", **options)
+    flags.DEFINE_enum("sampler", None, ["ddpm", "ddim"], "The sampler.", **options)
     flags.DEFINE_string(
         "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
     )
-    flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.", **options)
-    flags.DEFINE_float("cfg_scale", None, "Guidance; 1: none.", **options)
-    flags.DEFINE_integer("cfg_channels", None, "How many channels to guide; 0: all.", **options)
+    flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1.", **options)
+    flags.DEFINE_float("cfg_scale", None, "Scale of classifier-free guidance; 1: none.", **options)
+    flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
 
 
 def main(values):
@@ -70,10 +68,10 @@ def main(values):
     if out.suffix == ".npz":
         np.savez(out, images)
     elif not out.suffix:
-        generate.write_all(images, out)
+        pictures.write_all(images, out)
     else:
-        scale = generate.grid_scale(images.shape[1:3])
-        generate.grid(images, columns=values.columns, scale=scale).save(out)
+        scale = pictures.grid_scale(images.shape[1:3])
+        pictures.grid(images, columns=values.columns, scale=scale).save(out)
     logging.info("%d images of step %d: %s", len(images), dit.step, out)
 
 

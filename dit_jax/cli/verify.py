@@ -10,6 +10,7 @@ Nothing is written. Exit code 0: all is well; 1: something is damaged, and named
 
 import sys
 
+from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.cli import command
 from dit_jax.data import shards
@@ -91,17 +92,17 @@ def describe_step(directory, step):
 
 def describe_config(path):
     """That it is there, and is the one with which the newest step was saved."""
-    config = disk.read_json(path / "config.json")
-    if not config:
+    if not disk.read_json(path / "config.json"):
         raise UserError(f"{path / 'config.json'} is missing or empty")
+    settings = workdirs.read_settings(path)
     step = steps.latest(path / "checkpoints")
     try:
         if step is not None:
             saved = store.read_meta(path / "checkpoints", step)["config"]
-            workdirs.check_same(path, saved, config)
+            workdirs.check_same(path, settings_lib.read(saved), settings)
     except store.Damaged:
         pass  # the step tells
-    return f"{len(config)} topics"
+    return f"seed {settings.seed}, to step {settings.run.total_steps}"
 
 
 def describe_record(path):

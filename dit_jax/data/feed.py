@@ -1,6 +1,8 @@
-"""From a config's topic `data` to what a training step is fed with.
+"""Builds what feeds the training step from the settings' topic `data`.
 
-A value that does not fit is a UserError that names its field.
+To add a data set, write its source (`__len__`, `__getitem__` -> {"image" or "x0", "label"}) and a
+function here that returns a Feed, and list it in `FEEDS`. A value that does not fit is a UserError
+that names its field.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,63 +12,63 @@ import jax
 
 from dit_jax.data import digits, latents, prepared, synthetic
 from dit_jax.errors import UserError
-from dit_jax.models import layers, vae
+from dit_jax.models import vae
 from dit_jax.sampling import autoencoder
 
 
 class Feed(NamedTuple):
-    """Examples, what changes each of them, and what makes a batch that of a step."""
+    """The source of examples, the per-example augmentation and the preprocessing of a batch."""
 
-    source: Sequence  # of dicts, read at random
+    source: Sequence  # of dicts of NumPy arrays, with random access
     augment: Callable | None  # (example, rng) -> example
-    prepare: Callable  # (batch on the devices) -> {"image" or "moments", "label"}
-    decoder: autoencoder.Autoencoder | None = None  # that shows latents
-    vae_digests: dict | None = None  # of the autoencoder that encoded
+    prepare: Callable  # batch on the devices -> {"image", "x0" or "posterior"; "label"}
+    decoder: autoencoder.Autoencoder | None = None  # makes images of latents
+    vae_digests: dict | None = None  # of the autoencoder that encoded the latents
 
 
-def make(config, mesh=None):
-    """The Feed of a config; mesh: of the devices that an autoencoder works on."""
-    kind = config.data.source
-    if kind not in FEEDS:
-        raise UserError(f"data.source must be one of {', '.join(FEEDS)}, got {kind!r}")
-    if kind in ("images", "latents") and not config.data.path:
+def make(settings, mesh=None):
+    """The Feed of Settings; mesh: the devices on which an autoencoder runs."""
+    data = settings.data
+    if data.source not in FEEDS:
+        raise UserError(f"data.source must be one of {', '.join(FEEDS)}, got {data.source!r}")
+    if data.source in ("images", "latents") and not data.path:
         raise UserError(
             "data.path must be given: what dit-prepare or dit-encode wrote; "
             "or train on random latents with --config.data.source=synthetic"
         )
-    if "://" in config.data.path:
-        raise UserError(f"data.path must be on a disk, got {config.data.path}: mount the bucket")
-    if config.data.vae and (kind not in ("images", "latents") or config.data.space == "pixels"):
-        raise UserError(f"data.vae must be '' where there are no latents, got {config.data.vae!r}")
-    return FEEDS[kind](config, mesh)
+    if "://" in data.path:
+        raise UserError(f"data.path must be on a disk, got {data.path}: mount the bucket")
+    if data.vae and (data.source not in ("images", "latents") or data.space == "pixels"):
+        raise UserError(f"data.vae must be '' where there are no latents, got {data.vae!r}")
+    return FEEDS[data.source](settings, mesh)
 
 
-def _of_digits(config, mesh):
+def _of_digits(settings, mesh):
     train, _ = digits.load()
     _check(
-        config,
+        settings,
         input_size_and_channels=train.image.shape[1:],
         num_classes=digits.NUM_CLASSES,
         space="pixels",
     )
-    return Feed(train, prepared.flip_at_random if config.data.flip else None, _same)
+    return Feed(train, prepared.flip_at_random if settings.data.flip else None, _same)
 
 
-def _of_synthetic(config, mesh):
-    model = config.model
+def _of_synthetic(settings, mesh):
+    model = settings.model
     shape = (*model.input_size, model.in_channels)
     return Feed(synthetic.Synthetic(shape, model.num_classes), None, _same)
 
 
-def _of_images(config, mesh):
-    data, model = config.data, config.model
-    encoder = _load_vae(config, mesh) if data.space == "latents" else None
+def _of_images(settings, mesh):
+    data, model = settings.data, settings.model
+    encoder = _load_vae(settings, mesh) if data.space == "latents" else None
     factor = encoder.config.downsampling if encoder else 1
     size = model.input_size[0] * factor
     source = prepared.open_images(data.path, data.split, size)
     channels = model.in_channels if encoder else 3
     _check(
-        config,
+        settings,
         input_size_and_channels=(size // factor, size // factor, channels),
         num_classes=source.num_classes,
     )
@@ -77,27 +79,28 @@ def _of_images(config, mesh):
     return Feed(source, augment, encoder.encode_batch, encoder, autoencoder.read_digests(data.vae))
 
 
-def _of_latents(config, mesh):
-    data = config.data
+def _of_latents(settings, mesh):
+    data = settings.data
     source = latents.open_latents(data.path)
-    units = vae.VAEConfig.from_json(source.vae)
+    config = vae.VAEConfig.from_json(source.vae)
     height, width, channels = source.shape[1:]
     _check(
-        config,
+        settings,
         input_size_and_channels=(height, width, channels // 2),
         num_classes=source.num_classes,
         space="latents",
     )
     if data.split != source.split:
-        raise UserError(f"data.split must be {source.split}, that of {data.path}, got {data.split}")
+        raise UserError(f"data.split must be {source.split}, as in {data.path}, got {data.split}")
     digests = latents.read_manifest(data.path)["vae_digests"]
     if data.vae and not autoencoder.encodes_alike(digests, autoencoder.read_digests(data.vae)):
         raise UserError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
-    decoder = _load_vae(config, mesh) if data.vae else None
+    decoder = _load_vae(settings, mesh) if data.vae else None
 
     @jax.jit
     def prepare(batch):
-        return batch | {"moments": vae.moments_to_model_units(batch["moments"], units)}
+        posterior = vae.moments_to_model_units(batch["moments"], config)
+        return {"posterior": posterior, "label": batch["label"]}
 
     augment = latents.pick_at_random if data.flip else latents.pick_first
     return Feed(source, augment, prepare, decoder, digests)
@@ -115,13 +118,10 @@ def _same(batch):
     return batch
 
 
-def _load_vae(config, mesh):
-    data, model = config.data, config.model
+def _load_vae(settings, mesh):
+    data, model = settings.data, settings.model
     if not data.vae:
         raise UserError("data.vae must be given: what `dit-convert vae` wrote")
-    if data.vae_dtype not in layers.DTYPES:
-        names = ", ".join(layers.DTYPES)
-        raise UserError(f"data.vae_dtype must be one of {names}, got {data.vae_dtype!r}")
     loaded = autoencoder.load(data.vae, dtype=data.vae_dtype, mesh=mesh)
     channels = loaded.config.latent_channels
     if channels != model.in_channels:
@@ -129,14 +129,14 @@ def _load_vae(config, mesh):
     return loaded
 
 
-def _check(config, *, input_size_and_channels, num_classes, space=None):
-    """UserError where the model is not one of these data."""
-    model, kind = config.model, config.data.source
+def _check(settings, *, input_size_and_channels, num_classes, space=None):
+    """UserError if the model does not fit the data set."""
+    model, data = settings.model, settings.data
     shape = (*model.input_size, model.in_channels)
     for name, value, rule in (
         ("model.input_size and in_channels", shape, tuple(input_size_and_channels)),
         ("model.num_classes", model.num_classes, num_classes),
-        ("data.space", config.data.space, space or config.data.space),
+        ("data.space", data.space, space or data.space),
     ):
         if value != rule:
-            raise UserError(f"{name} must be {rule} for {kind}, got {value}")
+            raise UserError(f"{name} must be {rule} for {data.source}, got {value}")

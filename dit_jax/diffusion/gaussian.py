@@ -1,35 +1,33 @@
-"""The Gaussians of a diffusion: q, its posterior, the model's reverse step, KL and likelihood.
+"""The Gaussians of DDPM: q, its posterior, the model's reverse step, KL and likelihood.
 
-Shapes: N batch, H W grid, C channels. x0 and x_t are in model units, about [-1, 1]; t (N,) counts
-the steps of the schedule; log variances are natural, KL and likelihood in nats.
+Shapes: N batch; x0 and x_t (N, ..., C) have any number of axes and are in model units, about
+[-1, 1]. t, () or (N,), is a step of the schedule. Variances are given as natural logarithms, KL and
+likelihood in nats.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def at(table, t):
-    """table[t] as float32, ready to multiply x. table (S,), t (N,) -> (N, 1, 1, 1)."""
-    return jnp.asarray(table, jnp.float32)[t].reshape(-1, 1, 1, 1)
+from dit_jax.diffusion.process import at
 
 
 def q_sample(schedule, x0, t, noise):
     """x_t ~ q(x_t | x_0), given its noise (Ho et al. 2020, eq. 4)."""
     signal, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
-    return at(signal, t) * x0 + at(sigma, t) * noise
+    return at(signal, t, x0) * x0 + at(sigma, t, x0) * noise
 
 
 def x0_from_noise(schedule, x_t, t, noise):
-    """The x0 that x_t and its noise imply."""
+    """x0, given x_t and its noise."""
     reciprocal = 1 / schedule.alpha_bar
-    return at(np.sqrt(reciprocal), t) * x_t - at(np.sqrt(reciprocal - 1), t) * noise
+    return at(np.sqrt(reciprocal), t, x_t) * x_t - at(np.sqrt(reciprocal - 1), t, x_t) * noise
 
 
 def noise_from_x0(schedule, x_t, t, x0):
-    """The noise that x_t and its x0 imply."""
+    """The noise in x_t, given x0."""
     reciprocal = 1 / schedule.alpha_bar
-    return (at(np.sqrt(reciprocal), t) * x_t - x0) / at(np.sqrt(reciprocal - 1), t)
+    return (at(np.sqrt(reciprocal), t, x_t) * x_t - x0) / at(np.sqrt(reciprocal - 1), t, x_t)
 
 
 def posterior_mean(schedule, x0, x_t, t):
@@ -37,21 +35,22 @@ def posterior_mean(schedule, x0, x_t, t):
     beta, alpha_bar, previous = schedule.beta, schedule.alpha_bar, schedule.alpha_bar_prev
     of_x0 = beta * np.sqrt(previous) / (1 - alpha_bar)
     of_x_t = (1 - previous) * np.sqrt(1 - beta) / (1 - alpha_bar)
-    return at(of_x0, t) * x0 + at(of_x_t, t) * x_t
+    return at(of_x0, t, x0) * x0 + at(of_x_t, t, x_t) * x_t
 
 
-def reverse_log_variance(schedule, t, code):
-    """log of the variance of p(x_{t-1} | x_t).
+def reverse_log_variance(schedule, x_t, t, code):
+    """log of the variance of p(x_{t-1} | x_t), broadcastable to x_t.
 
-    code (N, H, W, C), -1 to 1, not clamped, interpolates between the posterior's and beta (Nichol
-    & Dhariwal 2021, eq. 15). None where the variance is not learned: beta then, of shape (N, 1,
-    1, 1), and at step 0 the posterior's of step 1.
+    code (N, ..., C), in about [-1, 1] but not clamped, interpolates between the variance of the
+    posterior and beta (Nichol & Dhariwal 2021, eq. 15). code None: the variance is not learned; it
+    is beta, and at step 0 the posterior's of step 1.
     """
     if code is None:
         fixed = np.append(schedule.posterior_variance[1], schedule.beta[1:])
-        return at(np.log(fixed), t)
+        return at(np.log(fixed), t, x_t)
     fraction = (code + 1) / 2
-    largest, smallest = at(np.log(schedule.beta), t), at(schedule.posterior_log_variance, t)
+    largest = at(np.log(schedule.beta), t, x_t)
+    smallest = at(schedule.posterior_log_variance, t, x_t)
     return fraction * largest + (1 - fraction) * smallest
 
 
@@ -67,7 +66,7 @@ def kl_divergence(mean1, log_variance1, mean2, log_variance2):
 
 
 def discretized_log_likelihood(x0, mean, log_variance):
-    """log P of each x0 among 256 levels in [-1, 1], the two ends open (Ho et al. 2020, eq. 13)."""
+    """log P of each x0, binned to 256 levels in [-1, 1] with open ends (Ho et al. 2020, eq. 13)."""
     inverse_sigma = jnp.exp(-0.5 * log_variance)
     above = _normal_cdf(inverse_sigma * (x0 - mean + 1 / 255))
     below = _normal_cdf(inverse_sigma * (x0 - mean - 1 / 255))
@@ -76,7 +75,7 @@ def discretized_log_likelihood(x0, mean, log_variance):
 
 
 def _normal_cdf(x):
-    # As the official code: a tanh approximation of the normal distribution function, in float32,
-    # whose rounding next to 0 and 1 shows in the tails. XLA's own tanh is coarser there.
+    # As the official code: a tanh approximation of the normal distribution function in float32.
+    # Its rounding near 0 and 1 shows in the tails, where XLA's own tanh is coarser.
     tanh = 2 * jax.nn.sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)) - 1
     return 0.5 * (1 + tanh)

@@ -1,44 +1,48 @@
-"""Classifier-free guidance: a model of (x, t, y) becomes a denoiser of (x, t).
+"""Classifier-free guidance: a model of x, t and its conditions becomes a network of (x, t).
 
-Shapes: N batch, H W grid, C channels. A denoiser maps x (N, H, W, C) and one step t () of the
-diffusion that the model was trained on to the noise (N, H, W, C) and the variance code, None
-where the model does not learn it.
+Shapes: N batch, C channels; x (N, ..., C) has any number of axes, t () is the same for all.
 """
 
 import jax
 import jax.numpy as jnp
 
-from dit_jax.diffusion.losses import split_output
 
+def condition(model, given):
+    """network(x, t) with the conditions `given`, {name: (N, ...)}, without guidance.
 
-def condition(model, y):
-    """denoise(x, t) of the labels y (N,), without guidance."""
-
-    def denoise(x, t):
-        return split_output(model(x, jnp.broadcast_to(t, y.shape), y), x.shape[-1])
-
-    return denoise
-
-
-def guide(model, y, *, null_label, scale, channels, interval):
-    """denoise(x, t) of the labels y (N,), guided (Ho & Salimans 2022): 1 is no guidance.
-
-    Only the first `channels` channels of the noise are guided, and only at first <= t <= last of
-    the interval (Kynkaanniemi et al. 2024); elsewhere the null label is not evaluated at all. The
-    variance code is that of y.
+    model(x, t=..., **given) -> (N, ..., out) is the function of a DiT.
     """
-    plain = condition(model, y)
-    both = condition(model, jnp.concatenate([y, jnp.full_like(y, null_label)]))  # of 2N
+
+    def network(x, t):
+        return model(x, t=jnp.broadcast_to(t, x.shape[:1]), **given)
+
+    return network
+
+
+def guide(model, given, *, nulls, scale, channels, interval):
+    """network(x, t) with the conditions `given`, guided (Ho & Salimans 2022); scale 1: no guidance.
+
+    nulls: {name: null value} of the conditions. Only the first `channels` channels of the
+    prediction are guided, and only at times first <= t <= last of the interval (Kynkaanniemi et
+    al. 2024); at other times the model is called without the null conditions. The variance code is
+    that of the conditions `given`.
+    """
+    plain = condition(model, given)
+    both = condition(
+        model,
+        {
+            name: jnp.concatenate([values, jnp.full_like(values, nulls[name])])  # (2N,)
+            for name, values in given.items()
+        },
+    )
 
     def guided(x, t):
-        noise, code = both(jnp.concatenate([x, x]), t)
-        noise, null_noise = jnp.split(noise, 2)
-        mixed = null_noise + scale * (noise - null_noise)
-        noise = jnp.concatenate([mixed[..., :channels], noise[..., channels:]], axis=-1)
-        return noise, None if code is None else code[: len(x)]
+        out, null_out = jnp.split(both(jnp.concatenate([x, x]), t), 2)
+        mixed = null_out + scale * (out - null_out)
+        return jnp.concatenate([mixed[..., :channels], out[..., channels:]], axis=-1)
 
-    def denoise(x, t):
+    def network(x, t):
         first, last = interval
         return jax.lax.cond((first <= t) & (t <= last), guided, plain, x, t)
 
-    return denoise
+    return network

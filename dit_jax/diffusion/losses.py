@@ -1,6 +1,6 @@
 """The paper's objective: noise MSE plus the variational bound of the learned variance.
 
-Shapes: N batch, H W grid, C channels. Every loss is per example, (N,).
+Shapes: N batch, C channels; x (N, ..., C) has any number of axes. Every loss is per example, (N,).
 """
 
 import jax
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion import gaussian
+from dit_jax.diffusion.process import at
 
 
 def split_output(out, num_channels):
-    """A model's output -> its noise (N, H, W, C) and its variance code, None if not learned."""
+    """A model's output -> its prediction (N, ..., C) and its variance code, None if not learned."""
     noise = out[..., :num_channels]
     return noise, out[..., num_channels:] if out.shape[-1] > num_channels else None
 
@@ -19,8 +20,8 @@ def split_output(out, num_channels):
 def objective(schedule, out, *, x0, x_t, t, noise):
     """{"loss", "mse"} and, if the variance is learned, "vb" of a model's output at (x_t, t).
 
-    The bound trains the variance alone: the noise is detached from it (Nichol & Dhariwal 2021,
-    sec. 4). mse is in squared model units, vb in bits per dimension, loss their plain sum.
+    vb trains the variance only: the predicted noise is detached in it (Nichol & Dhariwal 2021,
+    sec. 4). mse is in squared model units, vb in bits per dimension, loss is their sum.
     """
     predicted, code = split_output(out, x0.shape[-1])
     mse = _mean(jnp.square(predicted - noise))
@@ -32,19 +33,19 @@ def objective(schedule, out, *, x0, x_t, t, noise):
 
 def variational_bound(schedule, noise, code, *, x0, x_t, t):
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), at step 0 -log p(x_0 | x_1); bits (N,)."""
-    log_variance = gaussian.reverse_log_variance(schedule, t, code)
+    log_variance = gaussian.reverse_log_variance(schedule, x_t, t, code)
     predicted_x0 = gaussian.x0_from_noise(schedule, x_t, t, noise)
     mean = gaussian.posterior_mean(schedule, predicted_x0, x_t, t)
     kl = gaussian.kl_divergence(
         gaussian.posterior_mean(schedule, x0, x_t, t),
-        gaussian.at(schedule.posterior_log_variance, t),
+        at(schedule.posterior_log_variance, t, x_t),
         mean,
         log_variance,
     )
-    # As the official code: 256 levels, also where x0 is a latent.
+    # As the official code: 256 levels, even if x0 is a latent.
     nll = -gaussian.discretized_log_likelihood(x0, mean, log_variance)
     return jnp.where(t == 0, _mean(nll), _mean(kl)) / np.log(2).astype(np.float32)
 
 
 def _mean(x):
-    return x.mean(axis=(1, 2, 3))
+    return x.mean(axis=tuple(range(1, x.ndim)))

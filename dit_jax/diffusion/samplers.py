@@ -1,84 +1,101 @@
-"""Samplers: from noise x_T to x_0, each one `lax.scan` over the steps of a schedule.
+"""Samplers: from noise to data along `process.Levels`, for every process and any model.
 
-Shapes: N batch, H W grid, C channels, S steps. They take denoise(x, t) -> noise, code (see
-`guidance`) and know of no label. The noise that they add at step i is drawn from `keys` (N,), one
-for each example, so that a sample does not depend on its batch; or it is handed in as `noise`
-(S, N, H, W, C), where noise[i] belongs to step i. With clip_x0 the x0 implied at each step is
-clipped to [-1, 1]: right for pixels, wrong for latents, which have no bounds.
+A sampler is an `init` and a `step`, so that a loop, a trajectory, a preview or a server can drive
+it; `run` is one `lax.scan` over all steps. To add one, write a function of Levels that returns a
+Sampler and list it in `SAMPLERS`. Shapes: N batch, S steps; x (N, ..., C) has any number of axes.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.diffusion import gaussian
+from dit_jax.diffusion.process import at
 
 
-def draw_noise(keys, step, shape):
-    """Normal noise of a step for examples of `shape`: (N, *shape). x_T is that of step S."""
+class State(NamedTuple):
+    """x at the current level, and what a multistep sampler remembers of earlier steps."""
 
-    def draw(key):
-        return jax.random.normal(jax.random.fold_in(key, step), shape)
-
-    return jax.vmap(draw)(keys)
+    x: jax.Array
+    history: Any = ()
 
 
-def ddpm(denoise, x, schedule, *, clip_x0=False, keys=None, noise=None):
-    """Ancestral sampling with the learned variance, if there is one (Ho et al. 2020, alg. 2)."""
-    draw = _noise_source(x, keys, noise)
+class Sampler(NamedTuple):
+    """How to go from level 0, noise, to level num_steps, data.
 
-    def step(x, i):
-        t = jnp.full(len(x), i)  # (N,)
-        predicted, code = denoise(x, _timestep(schedule, i))
-        x0 = gaussian.x0_from_noise(schedule, x, t, predicted)
-        if clip_x0:
-            x0 = jnp.clip(x0, -1, 1)
-        mean = gaussian.posterior_mean(schedule, x0, x, t)
-        log_variance = gaussian.reverse_log_variance(schedule, t, code)
-        sigma = jnp.where(i == 0, 0.0, jnp.exp(0.5 * log_variance))
-        return mean + sigma * draw(i), None
+    init(x) -> State at level 0. step(predict, state, i, noise) -> State at level i + 1, where
+    predict(x, i) -> `process.Prediction`, and noise is like x, or None if the sampler is not
+    `stochastic`. passes: how many network calls a step costs.
+    """
 
-    return _run(step, x, schedule)
+    num_steps: int
+    init: Callable
+    step: Callable
+    passes: int
+    stochastic: bool
 
 
-def ddim(denoise, x, schedule, *, eta=0.0, clip_x0=False, keys=None, noise=None):
-    """Song et al. 2021, eq. 12 and 16; eta 0 is deterministic and needs neither keys nor noise."""
-    draw = _noise_source(x, keys, noise) if eta else None
-    alpha_bar, previous = schedule.alpha_bar, schedule.alpha_bar_prev
-    sigma = eta * np.sqrt((1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous))
-    direction = np.sqrt(1 - previous - sigma**2)
+def ddpm(levels):
+    """Ancestral sampling with the process's log variance (Ho et al. 2020, alg. 2)."""
+    alpha, sigma = levels.alpha[:-1], levels.sigma[:-1]
+    ratio = alpha / levels.alpha[1:]  # x_t = ratio x_s + noise of `variance`
+    variance = sigma**2 - ratio**2 * levels.sigma[1:] ** 2
+    x0_weight = levels.alpha[1:] * variance / sigma**2
+    x_weight = ratio * levels.sigma[1:] ** 2 / sigma**2
 
-    def step(x, i):
-        t = jnp.full(len(x), i)  # (N,)
-        predicted, _ = denoise(x, _timestep(schedule, i))
-        x0 = gaussian.x0_from_noise(schedule, x, t, predicted)
-        if clip_x0:
-            x0 = jnp.clip(x0, -1, 1)
-            predicted = gaussian.noise_from_x0(schedule, x, t, x0)
-        x = gaussian.at(np.sqrt(previous), t) * x0 + gaussian.at(direction, t) * predicted
-        if eta:
-            x = x + gaussian.at(sigma, t) * draw(i)  # sigma is 0 at step 0
-        return x, None
+    def step(predict, state, i, noise):
+        x, prediction = state.x, predict(state.x, i)
+        mean = at(x0_weight, i, x) * prediction.x0 + at(x_weight, i, x) * x
+        is_last = i == levels.num_steps - 1
+        deviation = jnp.where(is_last, 0.0, jnp.exp(0.5 * prediction.log_variance))
+        return State(mean + deviation * noise)
 
-    return _run(step, x, schedule)
+    return Sampler(levels.num_steps, State, step, passes=1, stochastic=True)
+
+
+def ddim(levels, *, eta=0.0):
+    """Song et al. 2021, eq. 12 and 16; eta 0 is deterministic."""
+    alpha, sigma = levels.alpha[1:], levels.sigma[1:]
+    ratio = levels.alpha[:-1] / alpha
+    added = eta * sigma / levels.sigma[:-1] * np.sqrt(1 - ratio**2)  # 0 at the last step
+    rest = np.sqrt(sigma**2 - added**2) if eta else sigma
+
+    def step(predict, state, i, noise):
+        x, prediction = state.x, predict(state.x, i)
+        x = at(alpha, i, x) * prediction.x0 + at(rest, i, x) * prediction.noise
+        return State(x + at(added, i, x) * noise if eta else x)
+
+    return Sampler(levels.num_steps, State, step, passes=1, stochastic=eta > 0)
 
 
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
 
 
-def _timestep(schedule, i):
-    return jnp.asarray(schedule.timestep, jnp.int32)[i]
+def run(sampler, predict, x, *, noise_at=None):
+    """x at level 0 -> x at the last level. noise_at(i): what step i may add, if stochastic."""
+    if sampler.stochastic and noise_at is None:
+        raise ValueError("noise_at must be given for a stochastic sampler")
+
+    def step(state, i):
+        noise = noise_at(i) if sampler.stochastic else None
+        return sampler.step(predict, state, i, noise), None
+
+    return jax.lax.scan(step, sampler.init(x), jnp.arange(sampler.num_steps))[0].x
 
 
-def _noise_source(x, keys, noise):
-    if (keys is None) == (noise is None):
-        raise ValueError("either keys or noise must be given, and not both")
-    if noise is not None:
-        noise = jnp.asarray(noise)
-        return lambda i: noise[i]
-    return lambda i: draw_noise(keys, i, x.shape[1:])
+def make_noise(keys, shape, num_steps):
+    """noise_at(i) -> (N, *shape) of step i, from `keys` (N,); that of step -1 is the start.
 
+    Each example has its own key, so that a sample does not depend on its batch.
+    """
 
-def _run(step, x, schedule):
-    steps = jnp.arange(schedule.num_steps - 1, -1, -1)
-    return jax.lax.scan(step, x, steps)[0]
+    def noise_at(i):
+        def normal(key):
+            # Counted from the data, so that the last steps have the same noise in every spacing.
+            return jax.random.normal(jax.random.fold_in(key, num_steps - 1 - i), shape)
+
+        return jax.vmap(normal)(keys)
+
+    return noise_at

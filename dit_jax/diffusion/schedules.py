@@ -1,6 +1,6 @@
-"""Noise schedules as tables over diffusion steps, in NumPy float64, and their respacing.
+"""Noise schedules of DDPM as tables over its steps, in NumPy float64, and their respacing.
 
-t is a step, 0 the cleanest. The tables stay float64 until `gaussian.at` looks a step up.
+t is a step, 0 the cleanest. The tables stay float64 until `process.at` looks a step up.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from dit_jax.errors import UserError
 
 
 class Schedule(NamedTuple):
-    """Tables (S,) over the S steps that are kept of a longer diffusion."""
+    """Tables (S,) over S steps, all of a diffusion or those that a respacing keeps."""
 
     beta: np.ndarray
     alpha_bar: np.ndarray
     alpha_bar_prev: np.ndarray  # alpha_bar one step earlier; 1 before step 0
     posterior_variance: np.ndarray  # of q(x_{t-1} | x_t, x_0), Ho et al. 2020, eq. 7
-    posterior_log_variance: np.ndarray  # its logarithm, where step 0 takes the value of step 1
-    timestep: np.ndarray  # int64, each step's number in the diffusion that the model was trained on
+    posterior_log_variance: np.ndarray  # its logarithm; step 0 has the value of step 1
+    timestep: np.ndarray  # each step's number in the diffusion that the model was trained on
 
     @property
     def num_steps(self):
@@ -30,7 +30,7 @@ def from_betas(beta, timestep):
     alpha_bar = np.cumprod(1 - beta)
     alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
     posterior_variance = beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
-    # The variance of step 0 is 0: its logarithm is replaced by the next one.
+    # The variance of step 0 is 0 and has no logarithm.
     posterior_log_variance = np.log(np.append(posterior_variance[1], posterior_variance[1:]))
     return Schedule(
         beta, alpha_bar, alpha_bar_prev, posterior_variance, posterior_log_variance, timestep
@@ -60,26 +60,29 @@ SCHEDULES = {"linear": linear, "squared_cosine": squared_cosine}
 
 
 def make(schedule, num_steps):
-    """The Schedule of a name of `SCHEDULES`."""
+    """The Schedule of a name in `SCHEDULES`; UserError for another name."""
     if schedule not in SCHEDULES:
         raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     return SCHEDULES[schedule](num_steps)
 
 
 def respace(schedule, spacing):
-    """The shorter diffusion through the steps that `spacing` keeps, with the same alpha_bar there.
+    """The Schedule of the steps that `spacing` keeps; each keeps its alpha_bar.
 
     "250": 250 steps from the first to the last, evenly spaced and rounded. "ddim50": every k-th
     step for the smallest k that keeps exactly 50 (Song et al. 2021).
     """
     kept = keep_steps(schedule.num_steps, spacing)
-    alpha_bar = schedule.alpha_bar[kept]
-    beta = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
-    return from_betas(beta, schedule.timestep[kept])
+    return from_alpha_bar(schedule.alpha_bar[kept], schedule.timestep[kept])
+
+
+def from_alpha_bar(alpha_bar, timestep):
+    """The Schedule of the given alpha_bar, descending. alpha_bar, timestep (S,), S at least 2."""
+    return from_betas(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), timestep)
 
 
 def keep_steps(num_steps, spacing):
-    """The steps, ascending, that `spacing` keeps of num_steps. See `respace`."""
+    """The steps, ascending, that `spacing` keeps of num_steps; UserError if it keeps none so."""
     digits = spacing.removeprefix("ddim")
     if not digits.isdecimal():
         raise UserError(f'num_steps must be a number, as "250" or "ddim50", got {spacing!r}')
@@ -87,7 +90,7 @@ def keep_steps(num_steps, spacing):
     if not 2 <= count <= num_steps:
         raise UserError(f"num_steps must be in 2 .. {num_steps}, got {spacing!r}")
     if spacing == digits:
-        # As the official code: the strides are added up, which decides where a half rounds to.
+        # As the official code: the strides are summed, which decides how halves are rounded.
         strides = np.full(count, (num_steps - 1) / (count - 1))
         strides[0] = 0
         return np.rint(np.cumsum(strides)).astype(np.int64)

@@ -1,19 +1,23 @@
 """Diffusion Transformer (DiT), Peebles & Xie 2023, https://arxiv.org/abs/2212.09748.
 
-Shapes: N batch, H W grid, C channels, p patch size, T = (H/p)(W/p) tokens, D hidden size.
-Arithmetic runs in `dtype` over float32 parameters; LayerNorm statistics, softmax and the output
-are float32.
+Shapes: N batch, H W grid (or any number of axes), C channels, p patch size, T tokens, M conditions,
+L blocks, D hidden size. Arithmetic runs in `dtype` over float32 parameters; the statistics of
+LayerNorm, the softmax and the output are float32.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dit_jax.errors import UserError
-from dit_jax.models import layers
-from dit_jax.models.layers import DTYPES, REMAT_POLICIES, layer_norm, modulate
+from dit_jax.models import conditions, layers
+from dit_jax.models.attention import ATTENTIONS
+from dit_jax.models.blocks import BLOCKS
+from dit_jax.models.layers import DTYPES, REMAT_POLICIES
 
 SIZES = {  # depth, hidden size, heads: table 1 of the paper; Ti is ours, for tiny images
     "Ti": (4, 128, 4),
@@ -25,9 +29,9 @@ SIZES = {  # depth, hidden size, heads: table 1 of the paper; Ti is ours, for ti
 
 
 class DiTConfig(NamedTuple):
-    """All that the parameters depend on; how to compute with them is chosen apart (`DiT`)."""
+    """The architecture: everything that the parameters depend on."""
 
-    input_size: tuple[int, int]  # H, W
+    input_size: tuple[int, ...]  # H, W; any number of axes
     patch_size: int
     in_channels: int
     depth: int
@@ -36,22 +40,36 @@ class DiTConfig(NamedTuple):
     num_classes: int
     null_label: bool  # whether label `num_classes` exists and means "no label"
     learn_sigma: bool
-    conditioning: str
+    conditioning: str  # a name in `BLOCKS`
 
     @classmethod
     def from_json(cls, fields):
-        """The config whose `_asdict()` went through JSON, which has no tuples."""
+        """The config of an `_asdict()` that went through JSON, which has no tuples."""
         return cls(**fields | {"input_size": tuple(fields["input_size"])})
 
     @property
+    def token_grid(self):
+        """How many tokens there are along each axis."""
+        return tuple(extent // self.patch_size for extent in self.input_size)
+
+    @property
     def num_tokens(self):
-        height, width = self.input_size
-        return (height // self.patch_size) * (width // self.patch_size)
+        return math.prod(self.token_grid)
+
+    @property
+    def patch_area(self):
+        """How many positions a patch covers: p * p on a grid of two axes."""
+        return self.patch_size ** len(self.input_size)
 
     @property
     def out_channels(self):
-        """The noise, then, if it is learned, the variance code."""
+        """The channels of the prediction and, if the variance is learned, as many of its code."""
         return (1 + self.learn_sigma) * self.in_channels
+
+    @property
+    def adaptive(self):
+        """Whether the conditions enter through adaptive LayerNorm."""
+        return self.conditioning.startswith("adaln")
 
 
 def configure(
@@ -65,7 +83,7 @@ def configure(
     learn_sigma=True,
     conditioning="adaln_zero",
 ):
-    """The DiTConfig of a size of `SIZES`; UserError where the fields do not fit together."""
+    """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together."""
     if size not in SIZES:
         raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
     if conditioning not in BLOCKS:
@@ -73,10 +91,16 @@ def configure(
     if patch_size < 1:
         raise UserError(f"patch_size must be at least 1, got {patch_size}")
     if not _is_size(input_size):
-        raise UserError(f"input_size must be two whole numbers of at least 1, got {input_size!r}")
+        raise UserError(f"input_size must be whole numbers of at least 1, got {input_size!r}")
     if any(extent % patch_size for extent in input_size):
         raise UserError(
             f"input_size must be divisible by patch_size {patch_size}, got {tuple(input_size)}"
+        )
+    _, hidden_size, _ = SIZES[size]
+    if hidden_size % (2 * len(input_size)):
+        raise UserError(
+            f"input_size must have so many axes that twice their number divides the hidden size "
+            f"{hidden_size}, got {tuple(input_size)}"
         )
     for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
         if value < 1:
@@ -86,89 +110,27 @@ def configure(
 
 
 def _is_size(size):
-    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
-    return is_pair and all(isinstance(extent, int) and extent >= 1 for extent in size)
-
-
-class InContextBlock(nnx.Module):
-    """Attention and MLP; the condition comes as two more tokens of x (fig. 3)."""
-
-    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.attn = layers.Attention(hidden_size, num_heads, attention=attention, **options)
-        self.mlp = layers.Mlp(hidden_size, **options)
-
-    def __call__(self, x, c):
-        """x (N, T, D); c (N, 2, D), the embeddings of t and y -> (N, T, D). So every block."""
-        x = x + self.attn(layer_norm(x))
-        return x + self.mlp(layer_norm(x))
-
-
-class CrossAttentionBlock(InContextBlock):
-    """Attention, attention to the two condition tokens, and MLP."""
-
-    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
-        super().__init__(hidden_size, num_heads, dtype=dtype, attention=attention, rngs=rngs)
-        self.cross_attn = layers.CrossAttention(hidden_size, num_heads, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x, c):
-        x = x + self.attn(layer_norm(x))
-        x = x + self.cross_attn(layer_norm(x), c)
-        return x + self.mlp(layer_norm(x))
-
-
-class AdaLNBlock(InContextBlock):
-    """Attention and MLP, each shifted and scaled by the condition: c (N, 1, chunks, D)."""
-
-    chunks = 4
-
-    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
-        super().__init__(hidden_size, num_heads, dtype=dtype, attention=attention, rngs=rngs)
-        self.adaLN_modulation = layers.Linear(
-            hidden_size, self.chunks * hidden_size, kernel_init=layers.zeros, dtype=dtype, rngs=rngs
-        )
-
-    def __call__(self, x, c):
-        shift_msa, scale_msa, shift_mlp, scale_mlp = jnp.unstack(c, axis=2)  # (N, 1, D)
-        x = x + self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
-        return x + self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
-
-
-class AdaLNZeroBlock(AdaLNBlock):
-    """As AdaLNBlock, each branch gated by the condition, every gate 0 at the start."""
-
-    chunks = 6
-
-    def __call__(self, x, c):
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = jnp.unstack(c, axis=2)
-        x = x + gate_msa * self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
-        return x + gate_mlp * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
-
-
-BLOCKS = {
-    "in_context": InContextBlock,
-    "cross_attention": CrossAttentionBlock,
-    "adaln": AdaLNBlock,
-    "adaln_zero": AdaLNZeroBlock,
-}
+    extents = size if isinstance(size, (tuple, list)) else ()
+    return len(extents) > 0 and all(isinstance(x, int) and x >= 1 for x in extents)
 
 
 class DiT(nnx.Module):
-    """x_t, t, y -> the noise in x_t and the code of the reverse step's variance.
+    """x and the conditions (t, y) -> the prediction and the code of the reverse step's variance.
 
-    dtype: of the arithmetic. attention: "xla" or "cudnn". remat: one of `REMAT_POLICIES`.
-    unroll: compile every block apart (slower to compile) instead of one block in a loop.
-    gather: None, or gather(tree, dtype), which brings what is divided to its use, by names.
+    dtype: of the arithmetic. attention: a name in `ATTENTIONS`. remat: one of `REMAT_POLICIES`.
+    unroll: compile every block separately (slower to compile) instead of one loop over them.
+    gather(tree, dtype): all-gathers the sharded arrays of a tree, by their names, and casts them.
     """
 
     def __init__(self, config, *, dtype, attention, remat, unroll, gather, rngs):
         self.config, self.dtype = config, dtype
         self.remat, self.unroll, self.gather = remat, unroll, gather
-        size, p, labels = config.hidden_size, config.patch_size, config.num_classes
-        options = {"dtype": dtype, "rngs": rngs}
-        self.x_embedder = layers.PatchEmbedder(p, config.in_channels, size, **options)
-        self.t_embedder = layers.TimestepEmbedder(size, **options)
-        self.y_embedder = layers.LabelEmbedder(labels + config.null_label, size, **options)
+        size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
+        patch = config.patch_area * config.in_channels
+        self.x_embedder = layers.PatchEmbedder(config.patch_size, patch, size, **options)
+        self.conditions = tuple(each.name for each in conditions.of(config))
+        for each in conditions.of(config):
+            setattr(self, f"{each.name}_embedder", each.make(size, **options))
 
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap
@@ -177,74 +139,92 @@ class DiT(nnx.Module):
             return block(size, config.num_heads, dtype=dtype, attention=attention, rngs=rngs)
 
         self.blocks = stack(rngs)
-        options["adaptive"] = config.conditioning.startswith("adaln")
-        self.final_layer = layers.FinalLayer(size, p * p * config.out_channels, **options)
+        out_features = config.patch_area * config.out_channels
+        self.final_layer = layers.FinalLayer(
+            size, out_features, adaptive=config.adaptive, **options
+        )
 
-    def bring(self, name, x):
-        """An array, or a tree of parameters, where it is used."""
-        return self.gather({name: x}, self.dtype)[name] if self.gather else x
-
-    def modulations(self, c):
-        """c (N, 2, D) -> (L, N, 1, chunks, D), of all L blocks: few rows for such large weights."""
-        c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
-        linear = nnx.vmap(lambda linear, c: linear(c), in_axes=(0, None))
-        c = self.bring("modulation", linear(self.blocks.adaLN_modulation, c))  # (L, N, 1, F)
-        return self.bring("chunks", c.reshape(*c.shape[:-1], -1, self.config.hidden_size))
-
-    def __call__(self, x, t, y):
-        """x (N, H, W, C), t (N,) steps, y (N,) labels -> (N, H, W, out_channels) float32."""
+    def __call__(self, x, **given):
+        """x (N, H, W, C) and each condition (N,), by name -> (N, H, W, out_channels) float32."""
         config = self.config
-        p, (height, width) = config.patch_size, config.input_size
         x = self.x_embedder(x)  # (N, T, D)
-        table = layers.position_table(height // p, width // p, config.hidden_size)
+        table = layers.position_table(config.token_grid, config.hidden_size)
         x = x + jnp.asarray(table, x.dtype)[None]
-        c = jnp.stack([self.t_embedder(t), self.y_embedder(y)], axis=1)  # (N, 2, D)
+        embeddings = [getattr(self, f"{name}_embedder")(given[name]) for name in self.conditions]
+        c = jnp.stack(embeddings, axis=1)  # (N, M, D)
         if config.conditioning == "in_context":
-            x = jnp.concatenate([x, c], axis=1)  # (N, T+2, D)
+            x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
+        x = self.run_blocks(x, c)
+        x = self.final_layer(x[:, : config.num_tokens], c)  # (N, T, p*p*out_channels)
+        return layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
 
-        def run(block, x, c):
-            graphdef, params = nnx.split(block)  # one block at a time
-            params = self.bring("blocks", nnx.to_pure_dict(params))
-            return nnx.merge(graphdef, params)(x, c)
+    def run_blocks(self, x, c):
+        """x (N, T, D), c (N, M, D) -> (N, T, D), in one loop over the stacked parameters."""
+        graphdef, params = nnx.split(self.blocks)
+        params = nnx.to_pure_dict(params)  # each (L, ...)
+        modulations = self.modulations(params, c) if self.config.adaptive else None
+
+        def run(x, layer):
+            params, modulation = layer
+            block = nnx.merge(graphdef, self.gather({"blocks": params}, self.dtype)["blocks"])
+            return block(x, c if modulation is None else modulation), None
 
         if self.remat != "none":
-            # Inside a loop XLA cannot undo the rematerialisation by sharing its work.
-            run = nnx.remat(run, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll)
-        adaptive = config.conditioning.startswith("adaln")
-        conditions, axis = (self.modulations(c), 0) if adaptive else (c, None)
-        unroll = config.depth if self.unroll else 1
-        scan = nnx.scan(run, in_axes=(0, nnx.Carry, axis), out_axes=nnx.Carry, unroll=unroll)
-        x = scan(self.blocks, x, conditions)
-        x = self.final_layer(x[:, : config.num_tokens], c)  # (N, T, p*p*out_channels)
-        return layers.unpatchify(x, p, height, width).astype(jnp.float32)
+            # In a loop XLA cannot undo the rematerialisation, so CSE need not be prevented.
+            policy = REMAT_POLICIES[self.remat]
+            run = jax.checkpoint(run, policy=policy, prevent_cse=self.unroll)
+        unroll = self.config.depth if self.unroll else 1
+        return jax.lax.scan(run, x, (params, modulations), unroll=unroll)[0]
+
+    def modulations(self, params, c):
+        """c (N, M, D) -> the modulations of all blocks, (L, N, 1, chunks, D).
+
+        Their product is memory-bound: N rows against weights (L, D, chunks * D). So it is computed
+        where the weights are, for all blocks at once, and only its result is sent.
+        """
+        c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
+        linear = nnx.graphdef(self.blocks.adaLN_modulation)
+        apply = jax.vmap(lambda params: nnx.merge(linear, params)(c))
+        c = apply(params["adaLN_modulation"])  # (L, N, 1, chunks * D)
+        c = self.gather({"modulation": c}, self.dtype)["modulation"]
+        c = c.reshape(*c.shape[:-1], -1, self.config.hidden_size)  # (L, N, 1, chunks, D)
+        return self.gather({"chunks": c}, self.dtype)["chunks"]
 
 
 def init(config, key):
     """Random parameters: a nested dict of float32 arrays with the official names.
 
-    The parameters of the blocks are stacked on a leading layer axis.
+    The parameters of the blocks are stacked on a leading axis of layers.
     """
     options = {"dtype": jnp.float32, "attention": "xla", "remat": "none", "rngs": nnx.Rngs(key)}
-    model = DiT(config, unroll=False, gather=None, **options)
+    model = DiT(config, unroll=False, gather=_keep, **options)
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def make_apply(
     config, *, dtype="float32", attention="xla", remat="none", unroll=False, gather=None
 ):
-    """apply(params, x, t, y), the pure function of a `DiT` with these options."""
-    choices = {"dtype": DTYPES, "attention": layers.ATTENTIONS, "remat": REMAT_POLICIES}
+    """apply(params, x, t=..., y=...), the pure function of a `DiT` with these options.
+
+    gather: None where no parameter is sharded, else as in `DiT`. UserError for an unknown name.
+    """
+    choices = {"dtype": DTYPES, "attention": ATTENTIONS, "remat": REMAT_POLICIES}
     for name, value in {"dtype": dtype, "attention": attention, "remat": remat}.items():
         if value not in choices[name]:
             raise UserError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
+    gather = gather or _keep
     options = {"attention": attention, "remat": remat, "unroll": unroll, "gather": gather}
     make = functools.partial(DiT, config, dtype=DTYPES[dtype], **options)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
 
-    def apply(params, x, t, y):
-        if gather:
-            rest = {name: params[name] for name in params if name != "blocks"}
-            params = params | gather(rest, DTYPES[dtype])
-        return nnx.merge(graphdef, params)(x, t, y)
+    def apply(params, x, **given):
+        rest = {name: params[name] for name in params if name != "blocks"}
+        params = params | gather(rest, DTYPES[dtype])
+        return nnx.merge(graphdef, params)(x, **given)
 
     return apply
+
+
+def _keep(tree, dtype):
+    """What `gather` does where nothing is sharded."""
+    return tree

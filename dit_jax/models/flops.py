@@ -1,36 +1,36 @@
-"""The arithmetic of a DiT, counted from its config.
+"""Counts the arithmetic of a DiT from its config.
 
-Only products of matrices count, as in table 4 of the paper, whose "Gflops" are multiply-adds: true
+Only matrix products count, as in table 4 of the paper, whose "Gflops" are multiply-adds: true
 FLOPs are twice that, and a training step costs three forward passes.
 """
 
-from dit_jax.models.layers import FREQUENCIES, MLP_RATIO
+from dit_jax.models import conditions
+from dit_jax.models.layers import MLP_RATIO
 
 
 def multiply_adds(config):
     """Multiply-adds of one forward pass of one example."""
     size = config.hidden_size
-    patch = config.patch_size**2
     embedders = (
-        config.num_tokens * patch * config.in_channels * size  # x
-        + FREQUENCIES * size  # t
+        config.num_tokens * config.patch_area * config.in_channels * size  # x
+        + conditions.FREQUENCIES * size  # t
         + size**2
     )
-    final = config.num_tokens * size * patch * config.out_channels
-    final += 2 * size**2 if config.conditioning.startswith("adaln") else 0
+    final = config.num_tokens * size * config.patch_area * config.out_channels
+    final += 2 * size**2 if config.adaptive else 0
     return embedders + config.depth * _block(config) + final
 
 
 def _block(config):
     size, tokens = config.hidden_size, config.num_tokens
+    count = len(conditions.of(config))  # M, the tokens of the conditions
     if config.conditioning == "in_context":
-        tokens += 2
+        tokens += count
     attention = 4 * tokens * size**2 + 2 * tokens**2 * size
     mlp = 2 * MLP_RATIO * tokens * size**2
-    memory = 2  # tokens: t and y
     condition = {
         "in_context": 0,
-        "cross_attention": (2 * tokens + 2 * memory) * size**2 + 2 * tokens * memory * size,
+        "cross_attention": (2 * tokens + 2 * count) * size**2 + 2 * tokens * count * size,
         "adaln": 4 * size**2,
         "adaln_zero": 6 * size**2,
     }

@@ -1,4 +1,4 @@
-"""Pixels, uint8 at rest, and the [-1, 1] that networks see."""
+"""Converts between uint8 pixels, as stored, and the [-1, 1] of networks."""
 
 import jax.numpy as jnp
 
@@ -9,8 +9,8 @@ def to_unit(image):
 
 
 def to_uint8(x):
-    """[-1, 1] -> uint8, what is beyond clipped: the inverse of `to_unit`.
+    """[-1, 1] -> uint8, clipped: the inverse of `to_unit`.
 
-    As the official code's 127.5 x + 128 without its fraction, but for halves.
+    It equals the official code's floor(127.5 x + 128), except at exact halves.
     """
     return jnp.clip(jnp.round(x * 127.5 + 127.5), 0, 255).astype(jnp.uint8)

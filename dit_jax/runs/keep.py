@@ -1,6 +1,6 @@
-"""The saved steps of a run: written in the background, read back, and only then are others deleted.
+"""Saves a run's steps in the background, reads them back, and only then deletes older ones.
 
-A save that fails harms nothing that was saved before, and does not stop the training.
+A save that fails harms no earlier step and does not stop the training.
 """
 
 import threading
@@ -12,46 +12,46 @@ from absl import logging
 from dit_jax.checkpoint import steps, store
 from dit_jax.machine import cluster, disk
 
-ATTEMPTS = 3  # of the last save of a run, with pauses between them
-PAUSE = 2  # seconds; twice as long after every attempt
+ATTEMPTS = 3  # for the final save of a run
+PAUSE = 2  # seconds after the first attempt; doubles after each
 
 
 class Keeper:
-    """Saves steps to a directory and keeps the `newest` of them, and the `best`: of lowest loss.
+    """Saves steps to a directory and keeps the `newest` of them and the `best` by loss.
 
-    verify: every step is read back and compared with its digests before an older one is deleted;
-    one that is not as it was saved is set aside. With several processes all of them call every
-    method, equally often. `saved` is the newest step that is known to be whole, None at first.
+    verify: every step is read back and compared with its digests before an older one is deleted; a
+    corrupt one is set aside. Every process must call every method equally often. `saved` is the
+    newest step whose save is complete (and verified), None before the first.
     """
 
     def __init__(self, directory, *, newest, best=0, verify=True):
         self._directory, self._newest, self._best = disk.path(directory), newest, best
         self._verify = verify
-        self._writer = store.open_writer(barrier=lambda **words: self._task.wait(**words))
+        self._writer = store.open_writer(barrier=lambda **options: self._task.wait(**options))
         self._step = self._task = self._thread = self._error = None
         self.saved = steps.latest(directory)
-        self.failure = None  # in words, of the last save
+        self.failure = None  # why the last save failed, as text
         if jax.process_index() == 0:
             steps.clean(directory)
 
     def save(self, step, items, meta):
-        """Starts to save and returns when the arrays are copied; `poll` tells what became of it."""
+        """Starts a save and returns when the arrays are copied; `poll` says whether it failed."""
         self.wait()
         self._step, self._task, self.failure = step, cluster.Task(), None
         self._error = self._probe()
-        if cluster.any_of(self._error is not None):  # Orbax would wait for the one that failed
+        if cluster.any_of(self._error is not None):  # Orbax would wait for that process
             self._conclude()
             return
         try:
             store.save(self._writer, self._directory, step, items, meta)
-        except Exception as error:  # of whatever it is that writes: files, TensorStore, a bucket
+        except Exception as error:  # files, TensorStore and buckets raise many types
             self._error = error
             self._task.fail()
         self._thread = threading.Thread(target=self._finish, name="read back")
         self._thread.start()
 
     def save_now(self, step, items, meta):
-        """Saves and waits for it, several times where it fails; `failure` says how it ended."""
+        """Saves, waits, and tries again if it failed; `failure` says how it ended."""
         for attempt in range(ATTEMPTS):
             self.save(step, items, meta)
             self.wait()
@@ -61,20 +61,20 @@ class Keeper:
                 time.sleep(PAUSE * 2**attempt)
 
     def poll(self):
-        """Whether a save has failed and should be tried again; deletes what need not be kept."""
+        """Whether a save has failed and should be tried again; deletes steps not to be kept."""
         if self._thread and not cluster.any_of(self._thread.is_alive()):
             self.wait()
         return self.failure is not None
 
     def wait(self):
-        """Waits for the save that is under way, and deletes what need not be kept."""
+        """Waits for a save in progress, and deletes steps not to be kept."""
         if self._thread:
             self._thread.join()
             self._thread = None
             self._conclude()
 
     def close(self):
-        """Waits for this process's part of what is under way, also where another has failed."""
+        """Waits for this process's part of a save in progress, even if another process failed."""
         if self._thread:
             self._thread.join()
             if self._error:
@@ -88,7 +88,7 @@ class Keeper:
         self.close()
 
     def _probe(self):
-        """What a directory says where this process cannot write, else None."""
+        """The exception if this process cannot write to the directory, else None."""
         if jax.process_index() != 0:
             return None
         probe = self._directory / ".probe"
@@ -101,7 +101,7 @@ class Keeper:
         return None
 
     def _finish(self):
-        """What the thread does: waits for the disk, and reads this process's share back."""
+        """Runs in the thread: waits for the disk, and reads this process's share back."""
         try:
             self._writer.wait_until_finished()
             if self._verify and self._error is None:
@@ -115,7 +115,7 @@ class Keeper:
         error, self._error = self._error, None
         failed = cluster.any_of(error is not None)
         if failed:
-            error = error or OSError("another process could not write, and says why")
+            error = error or OSError("another process could not write and logs the reason")
             self.failure = store.explain(error)
             logging.warning("step %d could not be saved: %s", self._step, self.failure)
         else:
@@ -125,7 +125,7 @@ class Keeper:
                 self._clear(self._step) if failed else self._delete_old()
 
     def _clear(self, step):
-        """Takes away what a save that failed has left."""
+        """Removes what a failed save left behind."""
         steps.clean(self._directory)
         if step in steps.saved(self._directory):
             steps.set_aside(self._directory, step)

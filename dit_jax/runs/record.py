@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, a progress bar, and the loss curve."""
+"""The record of a run: metrics.jsonl, progress on the terminal, and the loss curve."""
 
 import json
 
@@ -15,9 +15,9 @@ from dit_jax.machine import disk
 def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops, saved):
     """log(step, means, seconds) for `loop.run`: one JSON line, and progress on the terminal.
 
-    Lines of steps after `start`, left by a run that was killed, are dropped first. peak_flops
-    (FLOP/s of all devices) is None where it is not known: then there is no MFU. saved() is the
-    newest saved step, None before the first.
+    Lines of steps after `start`, left by a killed run, are dropped first. peak_flops: FLOP/s of
+    all devices, None if unknown; then there is no MFU. saved() is the newest saved step, None
+    before the first.
     """
     if jax.process_index() != 0:
         return lambda step, means, seconds: None
@@ -25,7 +25,7 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
     records = [record for record in read(path) if record["step"] <= start] if start else []
     text = "".join(json.dumps(record) + "\n" for record in records)
     disk.write_text(path, text)
-    unwritten = ""  # lines that a full disk has refused
+    unwritten = ""  # lines that a full disk refused
     bar = tqdm(total=total_steps, initial=start, unit="step", disable=None)  # on a terminal only
 
     def log(step, means, seconds):
@@ -55,27 +55,27 @@ def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops
 
 
 def read(path):
-    """The records of a metrics.jsonl, without a last line that was cut short."""
+    """The records of a metrics.jsonl, without a truncated last line."""
     path = disk.path(path)
     text = path.read_bytes().decode(errors="replace") if disk.exists(path) else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [_parse(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
 
 
-def _parse(line, place):
+def _parse(line, where):
     try:
         record = json.loads(line)
         int(record["step"])
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"{place} must be a record in JSON with a step, got {line.strip()[:40]!r}: repair or "
+            f"{where} must be a record in JSON with a step, got {line.strip()[:40]!r}: repair or "
             "delete it"
         ) from None
     return record
 
 
 def plot_losses(metrics_path, png_path):
-    """Draws the curves of the noise MSE and of the variational bound over the steps."""
+    """Plots the noise MSE and the variational bound over the steps."""
     records = read(metrics_path)
     names = [name for name in ("mse", "vb") if records and name in records[0]]
     if not names:  # before the first log
@@ -92,10 +92,10 @@ def plot_losses(metrics_path, png_path):
 
 
 def curve(records, name):
-    """(steps, means) of a metric, every mean over at least as many steps as most records hold.
+    """(steps, means) of a metric; every mean is over at least the usual number of steps.
 
-    A record holds the steps since the one before it. Where training stopped or saved that is few
-    steps, whose mean would be a spike in the curve: such records are joined to the next ones.
+    A record covers the steps since the record before. After a stop or a save these are few, and
+    their mean would be a spike in the curve; such records are merged with the next ones.
     """
     counts = np.diff([0, *(record["step"] for record in records)])
     usual, steps, means = np.median(counts), [], []

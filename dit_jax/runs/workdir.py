@@ -1,6 +1,6 @@
-"""The directory of a training run: whether a config may use it, and how it becomes the config's.
+"""Checks and locks a run's directory.
 
-In it: config.json, metrics.jsonl, loss.png, samples/STEP.png, checkpoints/STEP/.
+It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and checkpoints/STEP/.
 """
 
 import contextlib
@@ -9,20 +9,18 @@ import os
 
 import jax
 
+from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk
 from dit_jax.runs import record
 
-FREE = ("run", "mesh")  # topics of a config that may change when a run goes on
 
-
-def check(workdir, config):
-    """UserError where no run of this config can start or go on in the workdir; writes nothing."""
-    _check_place(workdir)
+def check(workdir, settings):
+    """UserError if a run of these Settings can neither start nor resume here; writes nothing."""
+    _check_path(workdir)
     if disk.exists(workdir / "config.json"):
-        old = _read_config(workdir / "config.json")
-        check_same(workdir, old, config)
+        check_same(workdir, read_settings(workdir), settings)
         _check_saved(workdir)
     elif disk.exists(workdir / "metrics.jsonl"):
         raise UserError(
@@ -34,9 +32,9 @@ def check(workdir, config):
 
 @contextlib.contextmanager
 def held(workdir):
-    """A context in which no other run writes to the workdir; UserError where one does.
+    """A context in which no other run writes to workdir; UserError if one does already.
 
-    In a bucket, where nothing can be locked, the record of the run finds that out, and later.
+    A bucket cannot be locked; there the record of the run detects another writer at a log.
     """
     with contextlib.ExitStack() as stack:
         with cluster.together():
@@ -46,19 +44,20 @@ def held(workdir):
         yield
 
 
-def claim(workdir, config):
-    """Makes a workdir that is held this config's own."""
+def claim(workdir, settings):
+    """Writes config.json to a workdir that is held, and removes partial files of a killed run."""
     for path in workdir.glob(".partial-*"):
-        path.unlink()  # of a run that was killed
-    disk.write_text(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        path.unlink()
+    text = json.dumps(settings_lib.to_json(settings), indent=2)
+    disk.write_text(workdir / "config.json", text + "\n")
 
 
-def _check_place(workdir):
+def _check_path(workdir):
     if not disk.is_on_disk(workdir):
         if not disk.exists(disk.bucket_of(workdir)):
             raise UserError(f"workdir must be in a bucket that exists, got {workdir}")
         return
-    nearest = next(place for place in (workdir, *workdir.parents) if place.exists())
+    nearest = next(path for path in (workdir, *workdir.parents) if path.exists())
     if not nearest.is_dir():
         raise UserError(f"workdir must not be or lie under a file, got {workdir}")
     if not os.access(nearest, os.W_OK):
@@ -66,52 +65,42 @@ def _check_place(workdir):
 
 
 def _is_left_over(path):
-    """Whether a run that was killed as it began left a file."""
+    """Whether a run that was killed at its start left this file."""
     return path.name == ".lock" or path.name.startswith(".partial-")
 
 
-def _read_config(path):
+def read_settings(workdir):
+    """The Settings in config.json; UserError if it is corrupt."""
+    path = workdir / "config.json"
     try:
-        config = json.loads(path.read_bytes())
-        config["run"]["total_steps"]
-    except (ValueError, TypeError, KeyError) as error:
+        fields = disk.read_json(path)
+        if "run" not in fields:
+            raise UserError("it has no topic run")
+        return settings_lib.read(fields)
+    except UserError as error:
         raise UserError(
             f"{path} must be the config of a run, but it is damaged: restore it or use another "
-            f"workdir ({error!r})"
+            f"workdir ({error})"
         ) from error
-    return config
 
 
 def check_same(workdir, old, new):
-    """UserError where two configs of a run differ in what may not change."""
-    differences = sorted(_differences(old, new))
-    if differences:
-        name, before, after = differences[0]
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    """UserError if two Settings of a run differ in what may not change."""
+    found = settings_lib.differences(old, new)
+    if found:
+        name, before, after = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(
             f"workdir must not hold a run of another config: {workdir} has "
             f"{name} {before!r}, got {after!r}{more}"
         )
 
 
-def _differences(old, new):
-    """(name, old value, new value) of the fields that differ and may not."""
-    names = {(topic, None) for topic in old.keys() | new.keys() if topic not in FREE}
-    for topic, _ in list(names):
-        if isinstance(old.get(topic), dict) and isinstance(new.get(topic), dict):
-            names.remove((topic, None))
-            names |= {(topic, name) for name in old[topic].keys() | new[topic].keys()}
-    for topic, name in names:
-        a, b = (c.get(topic) if name is None else c[topic].get(name) for c in (old, new))
-        if a != b:
-            yield ".".join(filter(None, (topic, name))), a, b
-
-
 def _check_saved(workdir):
-    """UserError where steps were saved and are gone: starting at 0 would drop the record.
+    """UserError if the saved steps are gone: starting at 0 would drop the record.
 
-    A run that was killed before its first save was whole starts at 0 by itself. On a disk
-    a step's folder gets its number, in one move, when all is in it.
+    A run that was killed before its first save was complete may start at 0. On a disk a step's
+    folder is renamed to its number after everything is in it.
     """
     directory = workdir / "checkpoints"
     saved = [line.get("saved") for line in record.read(workdir / "metrics.jsonl")]

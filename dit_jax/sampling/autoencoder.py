@@ -1,6 +1,6 @@
-"""An autoencoder, opened from its checkpoint: images <-> latents in units of a DiT.
+"""An autoencoder, opened from its checkpoint: images to latents and back.
 
-Shapes: N batch, H W grid, C channels. Images are uint8 (N, H, W, 3), latents (N, H/8, W/8, C).
+Shapes: N batch, H W grid, C channels. Images are uint8 (N, H, W, 3); latents are (N, H/8, W/8, C).
 """
 
 import jax
@@ -12,11 +12,11 @@ from dit_jax.errors import UserError
 from dit_jax.machine import sharding
 from dit_jax.models import pixels, vae
 
-PIXELS = 2**21  # of a chunk that is decoded at once: 8 images of 512x512, about 8 GB in float32
+PIXELS = 2**21  # decoded at once on a device: 8 images of 512x512, about 8 GB in float32
 
 
 def describe(path):
-    """The VAEConfig of a checkpoint, no array read."""
+    """The VAEConfig of a checkpoint; reads no array."""
     return vae.VAEConfig.from_json(_read_meta(path)["vae"])
 
 
@@ -26,36 +26,34 @@ def read_digests(path):
 
 
 def encodes_alike(digests, others):
-    """Whether two autoencoders have the same encoder; they may have been trained to decode apart.
+    """True if the encoders match; the decoders may differ (ft-EMA and ft-MSE)."""
 
-    As Stable Diffusion's ft-EMA and ft-MSE.
-    """
-    parts = (
-        {k: x for k, x in d.items() if "decoder" not in k and "post_" not in k}
-        for d in (digests, others)
-    )
-    return next(parts) == next(parts)
+    def of_encoder(digests):
+        return {k: x for k, x in digests.items() if "decoder" not in k and "post_" not in k}
+
+    return of_encoder(digests) == of_encoder(others)
 
 
 def _read_meta(path):
+    return store.read_meta(*_locate(path), of="vae")
+
+
+def _locate(path):
     try:
-        place = steps.locate(path)
-    except ValueError as error:
+        return steps.locate(path)
+    except UserError as error:
         raise UserError(f"vae must be a folder that `dit-convert vae` wrote, got {path}") from error
-    return store.read_meta(*place, of="vae")
 
 
 def load(path, *, dtype="float32", mesh=None):
-    """The Autoencoder that `dit-convert vae` wrote; dtype: of its arithmetic.
+    """The Autoencoder of a checkpoint of `dit-convert vae`; dtype: of its arithmetic.
 
-    mesh: whose devices share the work; by default all there are.
+    mesh: its devices share the work; None: all devices. UserError if path is no such checkpoint.
     """
-    config = describe(path)
-    directory, step = steps.locate(path)
-    mesh = mesh or sharding.make_mesh()
-    template = jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
-    template = sharding.abstract(template, sharding.of_params(template, mesh))
-    params = store.restore(directory, step, {"params": template})["params"]
+    config, mesh = describe(path), mesh or sharding.make_mesh()
+    params = store.restore_params(
+        *_locate(path), lambda: vae.init(config, jax.random.key(0)), weights="params", mesh=mesh
+    )
     return Autoencoder(config, params, mesh, dtype=dtype)
 
 
@@ -66,15 +64,15 @@ def save(path, config, params):
 
 
 class Autoencoder:
-    """Decodes latents in units of a DiT to images, and encodes images to moments."""
+    """Encodes images to moments, and decodes latents in model units to images."""
 
     def __init__(self, config, params, mesh, *, dtype="float32"):
-        self.config, self.params, self._count = config, params, sharding.batch_shards(mesh)
+        self.config, self.params, self._shards = config, params, sharding.batch_shards(mesh)
         encode, decode = vae.make_apply(config, dtype=dtype)
         batch = self._batch = sharding.of_batch(mesh)
         options = {"in_shardings": (None, batch), "out_shardings": batch}
         self._encode = jax.jit(lambda params, x: encode(params, pixels.to_unit(x)), **options)
-        self._encode_units = jax.jit(
+        self._encode_to_model_units = jax.jit(
             lambda params, x: vae.moments_to_model_units(encode(params, pixels.to_unit(x)), config),
             **options,
         )
@@ -84,7 +82,7 @@ class Autoencoder:
         )
 
     def encode(self, images):
-        """Moments (N, H/8, W/8, 2C) float32 of uint8 images (N, H, W, 3), in units of the VAE."""
+        """uint8 images (N, H, W, 3) -> moments (N, H/8, W/8, 2C) float32, in VAE units."""
         height, width = images.shape[1:3]
         if height % self.config.downsampling or width % self.config.downsampling:
             raise UserError(
@@ -93,15 +91,15 @@ class Autoencoder:
         return self._in_chunks(self._encode, images, area=height * width, progress=False)
 
     def encode_batch(self, batch):
-        """A batch {"image" (N, H, W, 3), "label"} on the devices -> {"moments", "label"}.
+        """A batch {"image" (N, H, W, 3), "label"} on the devices -> {"posterior", "label"}.
 
-        The moments (N, H/8, W/8, 2C) are of latents in units of a DiT.
+        posterior (N, H/8, W/8, 2C): mean and log variance of the latents, in model units.
         """
-        moments = self._encode_units(self.params, batch["image"])
-        return {"moments": moments, "label": batch["label"]}
+        posterior = self._encode_to_model_units(self.params, batch["image"])
+        return {"posterior": posterior, "label": batch["label"]}
 
     def decode(self, latents, *, progress=False):
-        """Images of latents in units of a DiT, a chunk at a time; progress: shows a bar."""
+        """uint8 images of latents in model units, a chunk at a time; progress: shows a bar."""
         channels, factor = latents.shape[-1], self.config.downsampling
         if channels != self.config.latent_channels:
             raise UserError(
@@ -111,9 +109,8 @@ class Autoencoder:
         return self._in_chunks(self._decode, latents, area=area, progress=progress)
 
     def _in_chunks(self, run, x, *, area, progress):
-        """run over x (N, ...), a chunk at a time, the last one filled up: NumPy (N, ...)."""
-        count = self._count
-        size = min(max(1, PIXELS // area), -(-len(x) // count)) * count
+        """run over x (N, ...), a chunk at a time, the last one padded: NumPy (N, ...)."""
+        size = min(max(1, PIXELS // area), -(-len(x) // self._shards)) * self._shards
         padded = np.resize(np.asarray(x), (-(-len(x) // size) * size, *x.shape[1:]))
         out = []
         with tqdm(total=len(x), unit="image", disable=None if progress else True) as bar:

@@ -3,6 +3,7 @@
 Shapes: N batch, H W grid, C channels.
 """
 
+import dataclasses
 import functools
 import numbers
 
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
-from dit_jax.diffusion import schedules
 from dit_jax.errors import UserError
 from dit_jax.machine import devices, sharding
 from dit_jax.models import dit
@@ -20,7 +21,7 @@ from dit_jax.sampling import autoencoder, generate
 
 
 def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"):
-    """The LoadedDiT of a training run, of the directory of its steps or of one of these.
+    """The LoadedDiT of a training run, of its directory of steps, or of one step.
 
     vae: the checkpoint of an autoencoder that decodes its samples.
     """
@@ -28,28 +29,21 @@ def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"
         raise UserError(f"weights must be ema or params, got {weights!r}")
     directory, step = steps.locate(path)
     meta = store.read_meta(directory, step, of="model")
-    saved, config = meta["config"], dit.DiTConfig.from_json(meta["model"])
-    decoder = vae and _load_decoder(vae, vae_dtype, config, saved["data"]["space"])
+    settings = settings_lib.read(meta["config"])
+    config = dit.DiTConfig.from_json(meta["model"])
+    decoder = vae and _load_decoder(vae, vae_dtype, config, settings.data.space)
     digests = meta.get("vae_digests")  # of the autoencoder that the run was trained with
     if vae and digests and not autoencoder.encodes_alike(digests, autoencoder.read_digests(vae)):
-        logging.warning("vae %s is not the one that encoded for %s", vae, path)
+        logging.warning("vae %s is not the one whose latents %s was trained on", vae, path)
     mesh = sharding.make_mesh()
-    template = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
-    template = sharding.abstract(template, sharding.of_params(template, mesh))
-    params = store.restore(directory, step, {weights: template})[weights]
-    attention = devices.resolve_attention(attention, saved["compute"]["dtype"])
+    params = store.restore_params(
+        directory, step, lambda: dit.init(config, jax.random.key(0)), weights=weights, mesh=mesh
+    )
+    compute = dataclasses.asdict(settings.compute)
+    compute["attention"] = devices.resolve_attention(attention, settings.compute.dtype)
+    apply = dit.make_apply(config, **compute)
     return LoadedDiT(
-        config,
-        params,
-        dit.make_apply(config, **saved["compute"] | {"attention": attention}),
-        schedules.make(**saved["diffusion"]),
-        mesh,
-        step=step,
-        weights=weights,
-        source=saved["data"]["source"],
-        space=saved["data"]["space"],
-        sampling=_plain(saved["sampling"]),
-        decoder=decoder,
+        config, params, apply, settings, mesh, step=step, weights=weights, decoder=decoder
     )
 
 
@@ -66,30 +60,26 @@ def _load_decoder(path, dtype, config, space):
 class LoadedDiT:
     """A trained DiT: its config, its parameters, its forward pass and its samples."""
 
-    def __init__(
-        self,
-        config,
-        params,
-        apply,
-        schedule,
-        mesh,
-        *,
-        step,
-        weights,
-        source,
-        space,
-        sampling,
-        decoder=None,
-    ):
-        self.config, self.params, self.sampling, self.decoder = config, params, sampling, decoder
-        self.step, self.weights, self.source, self.space = step, weights, source, space
-        self._schedule = schedule
+    def __init__(self, config, params, apply, settings, mesh, *, step, weights, decoder=None):
+        self.config, self.params, self.settings = config, params, settings
+        self.step, self.weights, self.decoder = step, weights, decoder
+        self._process = process = generate.make_process(settings.diffusion)
         self._apply = jax.jit(apply)
         self._make = functools.cache(
-            lambda options: generate.make_sampler(
-                apply, config, schedule, mesh, space=space, **dict(options)
+            lambda sampling: generate.make(
+                apply, config, process, mesh, space=settings.data.space, sampling=sampling
             )
         )
+
+    @property
+    def space(self):
+        """What the model generates: "pixels" or "latents"."""
+        return self.settings.data.space
+
+    @property
+    def sampling(self):
+        """{option: value}: how the run's config wants to be sampled."""
+        return dataclasses.asdict(self.settings.sampling)
 
     def __call__(self, x, t, y):
         """x (N, H, W, C) in model units, t (N,) steps, y (N,) labels -> (N, H, W, out) float32.
@@ -105,18 +95,16 @@ class LoadedDiT:
                 f"x, t and y must have shapes (N, {shape}), (N,) and (N,), N at least 1, "
                 f"got {x.shape}, {t.shape} and {y.shape}"
             )
-        t = _check_whole("t", t, self._schedule.num_steps)
+        t = _check_whole("t", t, self._process.num_times)
         y = _check_whole("y", y, self.config.num_classes + self.config.null_label)
-        return self._apply(self.params, x, t, y)
+        return self._apply(self.params, x, t=t, y=y)
 
     def sample(self, labels, *, seed=0, batch_size=256, progress=False, **sampling):
-        """One image for each label: uint8 (N, H, W, C), or latents where there is no decoder.
+        """One image for each label: uint8 (N, H, W, C), or latents if there is no decoder.
 
-        Latents are float32, in units of the model.
-
-        `sampling` overrides `self.sampling`, how the run's config wants to be sampled; its names
-        are those of `make_sampler`. The same seed gives the same images in any batch_size. progress
-        shows a bar on a terminal.
+        Latents are float32, in model units. `sampling` overrides options of `self.sampling`. The
+        same seed gives the same images with any batch_size. progress: shows a bar on a terminal.
+        UserError for a label, a seed or an option that does not fit.
         """
         unknown = sampling.keys() - self.sampling.keys()
         if unknown:
@@ -128,11 +116,15 @@ class LoadedDiT:
         if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
             raise UserError(f"seed must be a whole number in 0 .. {2**32 - 1}, got {seed!r}")
         labels = _check_whole("labels", labels, self.config.num_classes)
-        options = self.sampling | _plain(sampling)
-        generate.check_sampling(self.config, self._schedule, space=self.space, **options)
-        draw = self._make(tuple(options.items()))
-        images = generate.draw_all(
-            draw, self.params, labels, seed=seed, batch_size=batch_size, progress=progress
+        options = settings_lib.read_topic(settings_lib.Sampling, self.sampling | _plain(sampling))
+        generate.check(self.config, self._process, options)
+        images = generate.run(
+            self._make(options),
+            self.params,
+            labels,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
         )
         return self.decoder.decode(images, progress=progress) if self.decoder else images
 
@@ -145,9 +137,8 @@ class LoadedDiT:
 
 
 def _plain(options):
-    """Options as plain Python values that can be hashed: arrays as numbers, lists as tuples."""
-    plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in options.items()}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+    """Options as plain Python values: arrays as numbers or lists."""
+    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in options.items()}
 
 
 def _to_array(name, values):
@@ -158,14 +149,14 @@ def _to_array(name, values):
 
 
 def _check_whole(name, values, limit):
-    """values (N,), each in 0 .. limit - 1, as int32; what is traced inside a jit is let pass."""
+    """values (N,), each in 0 .. limit - 1, as int32; values traced by jit are not checked."""
     if isinstance(values, jax.core.Tracer):
         return values
     try:
         array = np.asarray(values)
     except ValueError:  # ragged
         raise UserError(f"{name} must be a list of whole numbers, got {values!r}") from None
-    # NumPy keeps whole numbers that no integer of its own can hold as objects.
+    # NumPy keeps integers that are too large for its own types as objects.
     whole = array.dtype.kind in "iu" or all(type(value) is int for value in array.flat)
     if array.ndim != 1 or not array.size or not whole:
         raise UserError(f"{name} must be a list of whole numbers, got {array.tolist()!r}")

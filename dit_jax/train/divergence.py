@@ -1,14 +1,14 @@
-"""When training has gone wrong: what is not finite, and losses that jump."""
+"""Detects divergence: metrics that are not finite, and spikes of the loss."""
 
 import math
 import statistics
 
-WINDOW = 100  # losses that a new one is compared with
-FEWEST = 20  # with fewer than so many nothing is compared
+WINDOW = 100  # how many losses a new one is compared with
+FEWEST = 20  # the check starts with so many losses
 
 
 class Diverged(Exception):
-    """Training has gone wrong; the message says how. step: the one where it was seen."""
+    """Training has diverged; the message says how. step: where it was detected."""
 
     def __init__(self, message, step):
         super().__init__(message)
@@ -16,16 +16,16 @@ class Diverged(Exception):
 
 
 def check_finite(metrics, step):
-    """Raises Diverged where a metric {name: value} of a step is not finite."""
+    """Raises Diverged if a metric {name: value} of a step is not finite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise Diverged(f"{name} is {value} at step {step}", step)
 
 
 class Spikes:
-    """Raises Diverged where the loss of a step is above `factor` times the median of the last ones.
+    """Raises Diverged if the loss of a step is above `factor` times the median of the last ones.
 
-    factor 0: never. losses: those of the steps before, oldest first.
+    factor 0: never. losses: of the steps before, oldest first.
     """
 
     def __init__(self, factor, losses=()):

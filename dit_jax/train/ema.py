@@ -7,8 +7,8 @@ import jax.numpy as jnp
 def decay_at(step, *, decay, warmup):
     """The decay of update number `step` (from 0).
 
-    With warmup it rises as (1 + step) / (10 + step) to `decay`, so that the average of a short
-    run forgets the random start; without, it is `decay` from the first step, as in the paper.
+    With warmup it rises as (1 + step) / (10 + step) up to `decay`, so that the EMA of a short run
+    forgets the random start. Without, it is `decay` from the first step, as in the paper.
     """
     if not warmup:
         return decay

@@ -1,4 +1,4 @@
-"""The optimizer of DiT: AdamW at a constant rate, or one that a short run decays to zero."""
+"""The optimizer of DiT: AdamW, at a constant learning rate or one that decays to 0."""
 
 import optax
 
@@ -6,7 +6,7 @@ from dit_jax.errors import UserError
 
 
 def adamw(*, learning_rate, b1, b2, eps, weight_decay, warmup_steps, decay_steps):
-    """AdamW. The rate rises linearly over warmup_steps and falls to 0 as a cosine over decay_steps.
+    """AdamW whose rate rises linearly over warmup_steps and falls to 0 as a cosine.
 
     decay_steps counts from the first step; 0 keeps the rate constant, as the paper does.
     """

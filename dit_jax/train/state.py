@@ -26,7 +26,7 @@ def create(init, optimizer, key, mesh, *, shard_optimizer):
 def abstract(init, optimizer, key, mesh, *, shard_optimizer):
     """The TrainState that `create` makes, as ShapeDtypeStructs with shardings.
 
-    shard_optimizer: the average and the optimizer's state are divided by `data` too (ZeRO-1).
+    shard_optimizer: the EMA and the optimizer's state are sharded over `data` too (ZeRO-1).
     """
     shapes = jax.eval_shape(_maker(init, optimizer), key)
     divided = sharding.of_params(shapes, mesh, over_data=shard_optimizer)
@@ -36,14 +36,14 @@ def abstract(init, optimizer, key, mesh, *, shard_optimizer):
 
 
 def shardings(state):
-    """Where the leaves of a state, or of its templates, are."""
+    """The shardings of a state, or of its templates."""
     return jax.tree.map(lambda x: x.sharding, state)
 
 
 def _maker(init, optimizer):
     def make(key):
         params = init(key)
-        # The average starts at the parameters: from zeros it would be far too small for long.
+        # The EMA starts at the parameters: from zeros it would stay too small for a long time.
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
     return make

@@ -1,53 +1,53 @@
-"""One training step: draw, differentiate, update, average.
+"""One training step: make examples, differentiate, update, average.
 
-Shapes: N global batch, H W grid, C channels, A accumulated micro-batches.
+Shapes: N global batch, C channels, A micro-batches that are accumulated; x0 (N, ..., C) has any
+number of axes.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dit_jax.diffusion import gaussian, losses
 from dit_jax.models import pixels, vae
 from dit_jax.train import ema as ema_lib
 from dit_jax.train.state import TrainState
 
 
 def to_x0(batch, key):
-    """x0 (N, H, W, C) in model units, of uint8 pixels, of latents, or drawn from their moments.
+    """x0 (N, ..., C) in model units, of a batch that has one of three arrays.
 
-    Moments (N, H, W, 2C) are mean and log variance of latents in model units.
+    "image": uint8 pixels. "x0": itself. "posterior" (N, ..., 2C): mean and log variance of latents
+    in model units, from which x0 is drawn.
     """
-    if "moments" in batch:
-        mean = batch["moments"][..., : batch["moments"].shape[-1] // 2]
-        return vae.sample(batch["moments"], jax.random.normal(key, mean.shape))
-    image = batch["image"]
-    return pixels.to_unit(image) if image.dtype == jnp.uint8 else image
+    if "posterior" in batch:
+        mean = batch["posterior"][..., : batch["posterior"].shape[-1] // 2]
+        return vae.sample(batch["posterior"], jax.random.normal(key, mean.shape))
+    return batch["x0"] if "x0" in batch else pixels.to_unit(batch["image"])
 
 
-def draw(key, batch, schedule, *, null_label, class_dropout_prob):
-    """A batch {"image" or "moments", "label" (N,)} -> {"x0", "y", "t", "noise"}.
+def make_examples(key, batch, process, *, nulls, class_dropout_prob):
+    """A batch with "label" (N,) -> {"x0", "t", "noise", "given": {"y": (N,)}}.
 
-    A pure function of the key over global arrays: the same on any number of devices. Labels turn
-    into the null label with probability class_dropout_prob.
+    A pure function of the key over global arrays: the same on any number of devices. Labels become
+    the null label with probability class_dropout_prob.
     """
     t_key, noise_key, drop_key, posterior_key = jax.random.split(key, 4)
     x0, y = to_x0(batch, posterior_key), batch["label"]
     if class_dropout_prob:
         dropped = jax.random.bernoulli(drop_key, class_dropout_prob, y.shape)
-        y = jnp.where(dropped, null_label, y)
-    t = jax.random.randint(t_key, y.shape, 0, schedule.num_steps)
-    return {"x0": x0, "y": y, "t": t, "noise": jax.random.normal(noise_key, x0.shape)}
+        y = jnp.where(dropped, nulls["y"], y)
+    t = process.draw_time(t_key, y.shape)
+    return {"x0": x0, "t": t, "noise": jax.random.normal(noise_key, x0.shape), "given": {"y": y}}
 
 
-def make_loss(apply, schedule):
-    """loss_fn(params, example) -> scalar, {"loss", "mse", "vb"}: means over the examples."""
+def make_loss(apply, process):
+    """loss_fn(params, examples) -> scalar, {"loss", ...}: means over the examples."""
 
-    def loss_fn(params, example):
-        x0, t, noise = example["x0"], example["t"], example["noise"]
-        x_t = gaussian.q_sample(schedule, x0, t, noise)
-        out = apply(params, x_t, t, example["y"])
-        terms = losses.objective(schedule, out, x0=x0, x_t=x_t, t=t, noise=noise)
+    def loss_fn(params, examples):
+        def network(x, t):
+            return apply(params, x, t=t, **examples["given"])
+
+        terms = process.losses(network, examples["x0"], examples["t"], examples["noise"])
         means = jax.tree.map(jnp.mean, terms)
         return means["loss"], means
 
@@ -55,11 +55,11 @@ def make_loss(apply, schedule):
 
 
 def make_gradients(loss_fn, accumulation_steps):
-    """gradients(params, examples) -> grads, metrics, over A micro-batches one after another."""
+    """gradients(params, examples) -> grads, metrics, summed over A micro-batches in turn."""
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
     def split(x):
-        # Strided, so that every micro-batch lies on all devices as the whole batch does.
+        # Strided, so that every micro-batch is sharded over all devices, as the whole batch is.
         return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)  # (A, N/A, ...)
 
     def gradients(params, examples):
@@ -82,24 +82,28 @@ def make_gradients(loss_fn, accumulation_steps):
 
 def make_train_step(
     apply,
-    schedule,
+    process,
     optimizer,
     *,
-    null_label,
+    nulls,
     class_dropout_prob,
     ema_decay,
     ema_warmup,
     accumulation_steps,
 ):
-    """train_step(state, batch, key) -> state, metrics. The key is the run's; the step folds in."""
-    gradients = make_gradients(make_loss(apply, schedule), accumulation_steps)
+    """train_step(state, batch, key) -> state, metrics. key: the run's; the step is folded into it.
+
+    apply(params, x, t=..., **given) is a DiT, process a `diffusion.process.Process`, nulls {name:
+    null value} of the conditions.
+    """
+    gradients = make_gradients(make_loss(apply, process), accumulation_steps)
 
     def train_step(state, batch, key):
-        examples = draw(
+        examples = make_examples(
             jax.random.fold_in(key, state.step),
             batch,
-            schedule,
-            null_label=null_label,
+            process,
+            nulls=nulls,
             class_dropout_prob=class_dropout_prob,
         )
         grads, metrics = gradients(state.params, examples)

@@ -1,0 +1,292 @@
+"""A training run from its settings to its end: restore, train, save, record.
+
+Everything random is a function of (seed, step), so that a resumed run repeats an undisturbed one.
+"""
+
+import itertools
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from dit_jax import settings as settings_lib
+from dit_jax.checkpoint import steps, store
+from dit_jax.data import feed, loader
+from dit_jax.machine import cluster, devices, disk, sharding
+from dit_jax.models import flops
+from dit_jax.runs import build, keep, record
+from dit_jax.runs import workdir as workdirs
+from dit_jax.sampling import generate, pictures
+from dit_jax.train import divergence, loop
+from dit_jax.train import state as states
+from dit_jax.train import step as train_steps
+
+
+class Stopped(Exception):
+    """The run was asked to stop; the message says from which step it can be resumed."""
+
+
+class Diverged(Exception):
+    """The run diverged once too often; the message says which step is kept."""
+
+
+def run(settings, workdir, listen_for_stop):
+    """Trains a new run in workdir, or resumes the one in it, to run.total_steps.
+
+    listen_for_stop() -> stop_requested() is called when training begins; stop_requested() is asked
+    after every step. Raises UserError if the workdir cannot be used, Stopped, Diverged, or OSError
+    if the last save failed.
+    """
+    parts = build.parts(settings)
+    fed = feed.make(settings, parts.mesh)
+    if not disk.is_on_disk(workdir):
+        logging.info("opening %s", workdir)  # a bucket that does not answer takes long
+    with cluster.together():
+        workdirs.check(workdir, settings)
+    if jax.process_count() > 1:
+        cluster.check_same(
+            config=settings_lib.to_json(settings),
+            code=cluster.code_version(),
+            workdir=[str(workdir), steps.latest(workdir / "checkpoints")],
+        )
+    with workdirs.held(workdir):
+        _start(settings, parts, fed, workdir, listen_for_stop)
+
+
+def _start(settings, parts, fed, workdir, listen_for_stop):
+    directory, limits = workdir / "checkpoints", settings.run
+    step = steps.latest(directory)
+    if step and step >= limits.total_steps:
+        logging.info("%s is trained already: it is at step %d", workdir, step)
+        return
+    _set_incomplete_steps_aside(directory)
+    state, past = resume(settings, parts, directory)
+    with cluster.together():
+        if jax.process_index() == 0:
+            workdirs.claim(workdir, settings)
+    if int(state.step):
+        logging.info("resuming %s from step %d", workdir, state.step)
+    jitted, stop_requested = parts.jit_step(), listen_for_stop()
+    while True:
+        try:
+            failure = _train(settings, parts, fed, state, past, jitted, workdir, stop_requested)
+            break
+        except loop.Interrupted as error:
+            raise Stopped(_explain_stop(error, directory)) from error
+        except divergence.Diverged as error:
+            message, bad = str(error), error.step
+        if len(past.rollbacks) >= limits.max_rollbacks:
+            good = steps.latest(directory)
+            kept = "nothing was saved before" if good is None else f"step {good} is kept"
+            raise Diverged(f"{message}; {kept}")
+        state = None  # frees its memory
+        state, saved = resume(settings, parts, directory)
+        past = saved._replace(rollbacks=[*past.rollbacks, [bad, int(state.step)]])
+        logging.warning(
+            "%s: rolled back to step %d, skipping the %d batches since; rollback %d of %d",
+            *(message, state.step, bad - int(state.step)),
+            *(len(past.rollbacks), limits.max_rollbacks),
+        )
+    if failure:
+        saved = steps.latest(directory) or 0
+        raise OSError(
+            f"step {limits.total_steps} could not be saved: {failure}; the same command resumes "
+            f"from step {saved}"
+        )
+    logging.info("trained to step %d: %s", limits.total_steps, workdir)
+
+
+def _set_incomplete_steps_aside(directory):
+    with cluster.together():
+        if jax.process_index() == 0:
+            for step in steps.incomplete(directory):
+                aside = steps.set_aside(directory, step)
+                logging.warning("step %d is incomplete and was moved to %s", step, aside)
+
+
+def _explain_stop(error, directory):
+    saved = steps.latest(directory)
+    if saved == error.step:
+        return f"{error}, which is saved: the same command resumes from there"
+    return f"{error}, which could not be saved: the same command resumes from step {saved or 0}"
+
+
+class Past(NamedTuple):
+    """What a checkpoint remembers of its run beside the state.
+
+    rollbacks: [step where it diverged, step that it was rolled back to] of each rollback. losses:
+    of the last steps, for `divergence.Spikes`.
+    """
+
+    rollbacks: list
+    losses: list
+
+    @property
+    def skipped(self):
+        """How many batches the rollbacks skipped."""
+        return sum(bad - good for bad, good in self.rollbacks)
+
+
+def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
+    """Trains from the state to the end; returns why the last save failed, or None."""
+    start, limits = int(state.step), settings.run
+    key = jax.random.split(jax.random.key(np.uint32(settings.seed)))[1]
+    if past.rollbacks:  # other noise than the steps that diverged
+        key = jax.random.fold_in(key, len(past.rollbacks))
+    batches = _make_batches(settings, parts, fed, start + past.skipped)
+    first = next(batches)
+    train_step = _compile(jitted, state, first, key)
+    if "posterior" in first:
+        _check_latents(first, key)
+    batches = itertools.chain([first], batches)
+    spikes = divergence.Spikes(limits.spike_factor, past.losses)
+    keeper, log = _open_outputs(settings, parts, workdir, start)
+
+    def save(step, state, loss, last):
+        items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
+        config = settings_lib.to_json(settings)
+        meta = {"model": parts.model._asdict(), "config": config, "loss": loss}
+        meta |= {"rollbacks": past.rollbacks, "losses": spikes.losses}
+        if fed.vae_digests:
+            meta["vae_digests"] = fed.vae_digests
+        (keeper.save_now if last else keeper.save)(step, items, meta)
+
+    with keeper:  # waits for a save in progress, also if an exception passes
+        loop.run(
+            state,
+            train_step,
+            batches,
+            key,
+            total_steps=limits.total_steps,
+            log_every=limits.log_every,
+            checkpoint_every=limits.checkpoint_every,
+            spikes=spikes,
+            log=log,
+            save=save,
+            save_again=keeper.poll,
+            hooks=[(limits.sample_every, _make_hook(settings, parts, fed.decoder, workdir))],
+            stop_requested=cluster.agree(stop_requested),
+        )
+    return keeper.failure
+
+
+def _open_outputs(settings, parts, workdir, start):
+    """(a Keeper of the run's steps, the log of `loop.run`) from a step on."""
+    limits, batch_size = settings.run, settings.train.batch_size
+    with cluster.together():
+        keeper = keep.Keeper(
+            workdir / "checkpoints",
+            newest=limits.keep_checkpoints,
+            best=limits.keep_best,
+            verify=limits.verify_checkpoints,
+        )
+        write = record.make_log(
+            workdir / "metrics.jsonl",
+            start=start,
+            total_steps=limits.total_steps,
+            batch_size=batch_size,
+            flops_per_step=batch_size * flops.train_flops(parts.model),
+            peak_flops=devices.total_peak_flops(),
+            saved=lambda: keeper.saved,
+        )
+
+    def log(step, means, seconds):
+        with cluster.together():  # rank 0 may find that another run writes to the record
+            write(step, means, seconds)
+
+    return keeper, log
+
+
+def _make_batches(settings, parts, fed, start):
+    """The batches of the run from number `start` on, on the devices."""
+    batches = loader.batches(
+        fed.source,
+        batch_size=settings.train.batch_size,
+        seed=settings.seed,
+        start=start,
+        sharding=sharding.of_batch(parts.mesh),
+        augment=fed.augment,
+    )
+    return map(fed.prepare, batches)
+
+
+def resume(settings, parts, directory):
+    """(TrainState, Past) of the newest step that can be read, or of a new run if none is saved.
+
+    A corrupt step is set aside, unless it is the last one: then `store.Damaged` is raised.
+    """
+    while True:
+        step = steps.latest(directory)
+        if step is None:
+            key = jax.random.split(jax.random.key(np.uint32(settings.seed)))[0]
+            return parts.create_state(key), Past([], [])
+        try:
+            return _restore(settings, parts, directory, step)
+        except store.Damaged as damage:
+            if steps.saved(directory) == [step]:
+                raise store.Damaged(
+                    f"{damage}; there is no older step: restore one or use another workdir"
+                ) from damage
+            with cluster.together():
+                if jax.process_index() == 0:
+                    aside = steps.set_aside(directory, step)
+                    damage = f"{damage}; moved to {aside}, resuming from an older step"
+            logging.warning("%s", damage)
+
+
+def _restore(settings, parts, directory, step):
+    """(TrainState, Past) of a saved step; `store.Damaged` on all processes if one cannot read."""
+    templates = parts.abstract_state()._asdict()
+    replicated = templates.pop("step").sharding
+    with cluster.together(store.Damaged):
+        meta = store.read_meta(directory, step)
+        items = store.restore(directory, step, templates, verify=False)
+    if settings.run.verify_checkpoints:
+        store.compare(directory / str(step), items, meta["digests"])
+    state = states.TrainState(step=jax.device_put(np.int32(step), replicated), **items)
+    return state, Past(*(meta.get(name, []) for name in Past._fields))
+
+
+def _check_latents(batch, key):
+    """Logs mean and standard deviation of the latents, and warns if a DiT would not expect them."""
+    x0 = train_steps.to_x0(batch, key)
+    mean, deviation = float(x0.mean()), float(x0.std())
+    logging.info("latents: mean %.3f, standard deviation %.3f", mean, deviation)
+    if abs(mean) > 0.5 or not 0.5 < deviation < 2:
+        logging.warning("latents should have mean 0 and standard deviation 1: is it the right vae?")
+
+
+def _compile(jitted, state, batch, key):
+    """The step, compiled before the first step is timed."""
+    started = time.perf_counter()
+    step = jitted.lower(state, batch, key).compile()
+    logging.info("compiled the step in %.1f s", time.perf_counter() - started)
+    return step
+
+
+def _make_hook(settings, parts, decoder, workdir):
+    """hook(step, state): draws the loss curve, and samples with the same noise and labels always.
+
+    Latents are skipped if there is no decoder.
+    """
+    labels = [i % settings.model.num_classes for i in range(settings.run.num_samples)]
+
+    def hook(step, state):
+        if jax.process_index() == 0:
+            with disk.only_warned("the loss curve could not be drawn"):
+                record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png")
+        if settings.data.space == "latents" and not decoder:
+            return
+        images = generate.run(parts.generate, state.ema, labels, seed=0, batch_size=len(labels))
+        images = decoder.decode(images) if decoder else images
+        grid = pictures.grid(images, scale=pictures.grid_scale(images.shape[1:3]))
+        if jax.process_index() == 0:
+            path = workdir / "samples" / f"{step:07d}.png"
+            with disk.only_warned("samples could not be written"):
+                path.parent.mkdir(exist_ok=True)
+                with path.open("wb") as file:
+                    grid.save(file, format="png")
+
+    return hook

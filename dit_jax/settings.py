@@ -1,0 +1,235 @@
+"""Typed settings of a run, with defaults: what a config or the meta of a checkpoint is read into.
+
+To add a field, add it here with the value that every run had before it existed, and to
+configs/base.py with its explanation. Runs and checkpoints that lack the field then still open.
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+
+from dit_jax.errors import UserError
+
+# What may differ when a run is resumed: nothing of it changes what is learned.
+FREE = ("mesh", "run", "sampling", "compute.attention", "compute.remat", "compute.unroll")
+
+
+def at_least(least, default):
+    return field(default=default, metadata={"rule": (f"at least {least}", lambda x: x >= least)})
+
+
+def above(bound, default):
+    return field(default=default, metadata={"rule": (f"above {bound}", lambda x: x > bound)})
+
+
+def fraction(default):
+    return field(default=default, metadata={"rule": ("in [0, 1)", lambda x: 0 <= x < 1)})
+
+
+def one_of(names, default):
+    rule = f"one of {', '.join(names)}", lambda x: x in names
+    return field(default=default, metadata={"rule": rule})
+
+
+@dataclass(frozen=True)
+class Model:
+    """The architecture; `models.dit.configure` checks that the fields fit together."""
+
+    size: str = "XL"
+    patch_size: int = 2
+    input_size: tuple = (32, 32)
+    in_channels: int = 4
+    num_classes: int = 1000
+    null_label: bool = True
+    learn_sigma: bool = True
+    conditioning: str = "adaln_zero"
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How to compute with the model: options of `models.dit.make_apply`."""
+
+    dtype: str = "bfloat16"
+    attention: str = "auto"
+    remat: str = "none"
+    unroll: bool = False
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The mesh of devices: see `machine.sharding.make_mesh`."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    shard_optimizer: bool = True
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The process: see `diffusion.schedules`."""
+
+    schedule: str = "linear"
+    num_steps: int = 1000
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where examples come from: see `data.feed`."""
+
+    source: str = "images"
+    space: str = one_of(("pixels", "latents"), "latents")
+    path: str = ""
+    split: str = "train"
+    flip: bool = True
+    vae: str = ""
+    vae_dtype: str = one_of(("float32", "bfloat16"), "float32")
+
+
+@dataclass(frozen=True)
+class Train:
+    """The optimizer and its batches."""
+
+    batch_size: int = at_least(1, 256)
+    accumulation_steps: int = at_least(1, 1)
+    class_dropout_prob: float = fraction(0.1)
+    learning_rate: float = above(0, 1e-4)
+    b1: float = fraction(0.9)
+    b2: float = fraction(0.999)
+    eps: float = above(0, 1e-8)
+    weight_decay: float = at_least(0, 0.0)
+    warmup_steps: int = at_least(0, 0)
+    decay_steps: int = at_least(0, 0)
+    ema_decay: float = fraction(0.9999)
+    ema_warmup: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn unless a caller says otherwise: see `sampling.generate`."""
+
+    sampler: str = "ddpm"
+    num_steps: str = "250"
+    eta: float = 0.0
+    clip_x0: bool = False
+    cfg_scale: float = 1.5
+    cfg_channels: int = 3
+    cfg_interval: tuple = (0, 999)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long a run takes, and what it writes."""
+
+    total_steps: int = at_least(1, 400_000)
+    log_every: int = at_least(1, 100)
+    checkpoint_every: int = at_least(1, 5_000)
+    keep_checkpoints: int = at_least(1, 2)
+    keep_best: int = at_least(0, 0)
+    verify_checkpoints: bool = True
+    max_rollbacks: int = at_least(0, 0)
+    spike_factor: float = field(
+        default=0.0, metadata={"rule": ("0 or above 1", lambda x: x == 0 or x > 1)}
+    )
+    sample_every: int = at_least(1, 10_000)
+    num_samples: int = at_least(1, 16)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, by topic."""
+
+    seed: int = field(
+        default=0, metadata={"rule": (f"in 0 .. {2**32 - 1}", lambda x: 0 <= x < 2**32)}
+    )
+    model: Model = Model()
+    compute: Compute = Compute()
+    mesh: Mesh = Mesh()
+    diffusion: Diffusion = Diffusion()
+    data: Data = Data()
+    train: Train = Train()
+    sampling: Sampling = Sampling()
+    run: Run = Run()
+
+
+def read(fields):
+    """The Settings of a nested dict, as a config or a JSON file has it; absent fields get defaults.
+
+    UserError for a field that does not exist, is of another type, or is out of its range.
+    """
+    settings = _read(Settings, fields, "")
+    if settings.train.class_dropout_prob and not settings.model.null_label:
+        raise UserError(
+            "train.class_dropout_prob must be 0 without model.null_label, "
+            f"got {settings.train.class_dropout_prob}"
+        )
+    return settings
+
+
+def read_topic(kind, fields):
+    """One topic, as Sampling, of a dict of its fields; UserError as `read`."""
+    return _read(kind, fields, "")
+
+
+def _read(kind, fields, topic):
+    """A dataclass of a dict of its fields; topic: its name with a dot, for messages."""
+    if not isinstance(fields, dict):
+        raise UserError(f"{topic.removesuffix('.') or 'config'} must be a topic, got {fields!r}")
+    declared = {each.name: each for each in dataclasses.fields(kind)}
+    for name in fields.keys() - declared.keys():
+        near = difflib.get_close_matches(name, declared, 1)
+        hint = f"; did you mean {topic}{near[0]}?" if near else ""
+        raise UserError(f"there is no field {topic}{name}{hint}")
+    values = {}
+    for name, value in fields.items():
+        if dataclasses.is_dataclass(declared[name].type):
+            values[name] = _read(declared[name].type, value, f"{name}.")
+        else:
+            values[name] = _convert(f"{topic}{name}", value, declared[name])
+    return kind(**values)
+
+
+def _convert(name, value, declared):
+    """A field's value in its type, checked."""
+    kind = declared.type
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is str and type(value) is int:  # num_steps: 250 stands for "250"
+        value = str(value)
+    if type(value) is not kind:
+        words = {int: "a whole number", float: "a number", bool: "true or false"}
+        wanted = words.get(kind, "a list" if kind is tuple else "text")
+        raise UserError(f"{name} must be {wanted}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{name} must be finite, got {value}")
+    rule, fits = declared.metadata.get("rule", ("", lambda x: True))
+    if not fits(value):
+        raise UserError(f"{name} must be {rule}, got {value!r}")
+    return value
+
+
+def to_json(settings):
+    """Settings, or one topic of them, as plain JSON values."""
+    plain = dataclasses.asdict(settings)
+    return _lists(plain)
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {name: _lists(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def differences(old, new):
+    """[(name, old value, new value)] of the fields in which two Settings differ and must not."""
+    found = []
+    for topic, before in vars(old).items():
+        after = getattr(new, topic)
+        if not dataclasses.is_dataclass(before):
+            found += [(topic, before, after)]
+        elif topic not in FREE:
+            found += [(f"{topic}.{k}", x, getattr(after, k)) for k, x in vars(before).items()]
+    return [each for each in found if each[0] not in FREE and each[1] != each[2]]
