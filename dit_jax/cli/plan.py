@@ -37,7 +37,7 @@ def define(values):
 
 def main(values):
     out = values.out and command.output_path(values.out)
-    jax.settings.update("jax_platforms", "cpu")  # a TPU or a GPU of this machine is left alone
+    jax.config.update("jax_platforms", "cpu")  # a TPU or a GPU of this machine is left alone
     settings = build.read(values.config)
     target = plan.make_target(values.topology)
     if values.sweep:

@@ -75,7 +75,7 @@ def to_diffusers(state_dict, model):
 def from_diffusers(state_dict, model):
     """The official state dict. Takes the arrays out of the one of a `DiTTransformer2DModel`."""
     shape = (extent // model.patch_size for extent in model.input_size)
-    out = {"pos_embed": layers.position_table(*shape, model.hidden_size)[None]}
+    out = {"pos_embed": layers.position_table(tuple(shape), model.hidden_size)[None]}
     state_dict.pop("pos_embed.pos_embed", None)
     _check_fit(state_dict, model)
     for official, name in EMBEDDERS.items():

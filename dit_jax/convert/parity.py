@@ -35,7 +35,7 @@ def ours(path, weights="ema"):
     def run(x, t, y):
         model, _, params = native.read(path, weights)
         with jax.default_matmul_precision("highest"):
-            return np.asarray(jax.jit(dit.make_apply(model))(params, x, t, y))
+            return np.asarray(jax.jit(dit.make_apply(model))(params, x, t=t, y=y))
 
     return run
 

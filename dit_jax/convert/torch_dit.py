@@ -125,7 +125,7 @@ def _input_size(table, patch_size):
     _, tokens, hidden_size = table.shape
     grids = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
     for rows, columns in sorted(grids, key=lambda grid: abs(grid[0] - grid[1])):
-        if _is_close(table, layers.position_table(rows, columns, hidden_size)[None]):
+        if _is_close(table, layers.position_table((rows, columns), hidden_size)[None]):
             return rows * patch_size, columns * patch_size
     raise UserError(f"pos_embed must be the sin-cos table of a grid of {tokens} patches")
 
@@ -230,7 +230,7 @@ def _is_joined(path):
 
 def _position_table(config):
     rows, columns = (extent // config.patch_size for extent in config.input_size)
-    return layers.position_table(rows, columns, config.hidden_size)[None]  # (1, T, D)
+    return layers.position_table((rows, columns), config.hidden_size)[None]  # (1, T, D)
 
 
 def check_finite(name, x):

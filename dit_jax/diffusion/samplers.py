@@ -39,11 +39,9 @@ class Sampler(NamedTuple):
 
 def ddpm(levels):
     """Ancestral sampling with the process's log variance (Ho et al. 2020, alg. 2)."""
-    alpha, sigma = levels.alpha[:-1], levels.sigma[:-1]
-    ratio = alpha / levels.alpha[1:]  # x_t = ratio x_s + noise of `variance`
-    variance = sigma**2 - ratio**2 * levels.sigma[1:] ** 2
-    x0_weight = levels.alpha[1:] * variance / sigma**2
-    x_weight = ratio * levels.sigma[1:] ** 2 / sigma**2
+    ratio, variance = _forward(levels)
+    x0_weight = levels.alpha[1:] * variance / levels.sigma[:-1] ** 2
+    x_weight = ratio * levels.sigma[1:] ** 2 / levels.sigma[:-1] ** 2
 
     def step(predict, state, i, noise):
         x, prediction = state.x, predict(state.x, i)
@@ -58,8 +56,8 @@ def ddpm(levels):
 def ddim(levels, *, eta=0.0):
     """Song et al. 2021, eq. 12 and 16; eta 0 is deterministic."""
     alpha, sigma = levels.alpha[1:], levels.sigma[1:]
-    ratio = levels.alpha[:-1] / alpha
-    added = eta * sigma / levels.sigma[:-1] * np.sqrt(1 - ratio**2)  # 0 at the last step
+    _, variance = _forward(levels)
+    added = eta * sigma / levels.sigma[:-1] * np.sqrt(variance)  # 0 at the last step
     rest = np.sqrt(sigma**2 - added**2) if eta else sigma
 
     def step(predict, state, i, noise):
@@ -68,6 +66,12 @@ def ddim(levels, *, eta=0.0):
         return State(x + at(added, i, x) * noise if eta else x)
 
     return Sampler(levels.num_steps, State, step, passes=1, stochastic=eta > 0)
+
+
+def _forward(levels):
+    """(ratio, variance) of each step backwards: x_i = ratio x_{i+1} + noise of that variance."""
+    ratio = levels.alpha[:-1] / levels.alpha[1:]
+    return ratio, levels.sigma[:-1] ** 2 - ratio**2 * levels.sigma[1:] ** 2
 
 
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim}

@@ -96,12 +96,6 @@ def configure(
         raise UserError(
             f"input_size must be divisible by patch_size {patch_size}, got {tuple(input_size)}"
         )
-    _, hidden_size, _ = SIZES[size]
-    if hidden_size % (2 * len(input_size)):
-        raise UserError(
-            f"input_size must have so many axes that twice their number divides the hidden size "
-            f"{hidden_size}, got {tuple(input_size)}"
-        )
     for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")

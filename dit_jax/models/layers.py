@@ -27,14 +27,16 @@ normal = nnx.initializers.normal(0.02)
 def position_table(grid, hidden_size):
     """Fixed sinusoids, [sin, cos] for each axis of the grid of tokens, the last axis first.
 
-    With a grid of (rows, columns) the first half of D encodes the column. (T, D) float32.
+    With a grid of (rows, columns) the first half of D encodes the column. (T, D) float32; if D is
+    not divisible by twice the number of axes, the last features are 0.
     """
     count = hidden_size // (2 * len(grid))
     omega = 1 / 10_000 ** (np.arange(count, dtype=np.float64) / count)
     indices = np.meshgrid(*map(np.arange, grid), indexing="ij")
     angles = [np.outer(index.ravel(), omega) for index in reversed(indices)]
     waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-    return np.concatenate(waves, axis=1).astype(np.float32)  # (T, D)
+    table = np.concatenate(waves, axis=1).astype(np.float32)
+    return np.pad(table, ((0, 0), (0, hidden_size - table.shape[1])))  # (T, D)
 
 
 def patchify(x, p):

@@ -22,11 +22,11 @@ def test_golden_reverse_step(golden, golden_batch, make_model, check_close):
     """Mean and log variance of p(x_{t-1} | x_t); x0 of the batch stands for x_t."""
     x_t, t, y = (golden_batch[name] for name in ("x0", "t", "y"))
     model = make_model(dit.configure("S", 4))
-    noise, code = losses.split_output(model.apply(model.params, x_t, t, y), 4)
+    noise, code = losses.split_output(model.apply(model.params, x_t, t=t, y=y), 4)
     x0 = gaussian.x0_from_noise(SCHEDULE, x_t, t, noise)
     mean = gaussian.posterior_mean(SCHEDULE, x0, x_t, t)
     check_close("pmv/mean", mean, golden["pmv/mean"], 1e-4)
-    log_variance = gaussian.reverse_log_variance(SCHEDULE, t, code)
+    log_variance = gaussian.reverse_log_variance(SCHEDULE, x_t, t, code)
     check_close("pmv/log_variance", log_variance, golden["pmv/log_variance"], 1e-4)
 
 
@@ -41,9 +41,10 @@ def test_q_sample_is_its_chain_of_single_steps():
     assert sigma == pytest.approx(np.sqrt(variance), rel=1e-6)
 
 
-def test_noise_and_x0_are_inverse():
+@pytest.mark.parametrize("shape", [(5, 2, 2, 3), (5, 6), (5, 2, 2, 2, 1)])
+def test_noise_and_x0_are_inverse_on_any_grid(shape):
     t = np.array([0, 3, 100, 500, 999])
-    x_t, noise = normal(0, (5, 2, 2, 3)), normal(1, (5, 2, 2, 3))
+    x_t, noise = normal(0, shape), normal(1, shape)
     x0 = gaussian.x0_from_noise(SCHEDULE, x_t, t, noise)
     # At step 0 the noise is 0.01 of x_t: two digits are lost.
     np.testing.assert_allclose(gaussian.noise_from_x0(SCHEDULE, x_t, t, x0), noise, atol=1e-4)
@@ -72,7 +73,8 @@ def test_posterior_is_the_product_of_two_gaussians(t):
 def test_learned_variance_lies_between_the_posterior_and_beta():
     t = np.array([0, 1, 500])
     code = jnp.asarray([-1.0, 1.0, 0.0, 3.0]).reshape(1, 1, 1, 4).repeat(3, axis=0)
-    log_variance = np.asarray(gaussian.reverse_log_variance(SCHEDULE, t, code))[:, 0, 0]  # (3, 4)
+    log_variance = gaussian.reverse_log_variance(SCHEDULE, code, t, code)
+    log_variance = np.asarray(log_variance)[:, 0, 0]  # (3, 4)
     low, high = SCHEDULE.posterior_log_variance[t], np.log(SCHEDULE.beta[t])
     expected = np.stack([low, high, (low + high) / 2, 2 * high - low], axis=1)  # 3: not clamped
     np.testing.assert_allclose(log_variance, expected, rtol=1e-5)
@@ -80,7 +82,7 @@ def test_learned_variance_lies_between_the_posterior_and_beta():
 
 def test_fixed_variance_is_beta_but_at_step_0():
     t = np.array([0, 1, 999])
-    fixed = gaussian.reverse_log_variance(SCHEDULE, t, None)
+    fixed = gaussian.reverse_log_variance(SCHEDULE, jnp.ones((3, 2, 2, 4)), t, None)
     assert fixed.shape == (3, 1, 1, 1)
     expected = [SCHEDULE.posterior_variance[1], SCHEDULE.beta[1], SCHEDULE.beta[999]]
     np.testing.assert_allclose(np.exp(fixed).ravel(), expected, rtol=1e-5)

@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion import guidance, samplers, schedules
+from dit_jax.diffusion import ddpm, guidance, samplers, schedules
+from dit_jax.diffusion.losses import split_output
+from dit_jax.diffusion.process import predictor
 from dit_jax.models import dit
 
 NULL = 7
 LABELS = np.array([2, 5], np.int32)
-ALWAYS = {"null_label": NULL, "channels": 4, "interval": (0, 999)}
+GIVEN = {"y": LABELS}
+ALWAYS = {"nulls": {"y": NULL}, "channels": 4, "interval": (0, 999)}
 X = np.random.default_rng(0).standard_normal((2, 2, 2, 4), np.float32)
 
 
@@ -24,48 +27,49 @@ def test_golden_guided_forward(golden, golden_images, make_model, check_close):
     """The official rows: guided conditional ones, then null ones under the same guided noise."""
     net = make_model(dit.configure("S", 8))
     z, y = golden_images("z", 2), np.array([207, 360], np.int32)
-    options = {"null_label": 1000, "scale": 4.0, "channels": 3, "interval": (0, 999)}
+    options = {"nulls": {"y": 1000}, "scale": 4.0, "channels": 3, "interval": (0, 999)}
 
     @jax.jit
     def forward(params, z):
         plain = functools.partial(net.apply, params)
-        noise, code = guidance.guide(plain, y, **options)(z, 500)
-        null = plain(z, jnp.full(2, 500), jnp.full(2, 1000))
-        conditional = jnp.concatenate([noise, code], axis=-1)
-        unconditional = jnp.concatenate([noise[..., :3], null[..., 3:]], axis=-1)
+        conditional = guidance.guide(plain, {"y": y}, **options)(z, 500)
+        null = plain(z, t=jnp.full(2, 500), y=jnp.full(2, 1000))
+        unconditional = jnp.concatenate([conditional[..., :3], null[..., 3:]], axis=-1)
         return jnp.concatenate([conditional, unconditional])
 
     check_close("cfg/forward", forward(net.params, z), golden["cfg/forward"], 1e-4)
 
 
-def test_condition_hands_the_model_its_step_and_labels():
-    noise, code = guidance.condition(model, LABELS)(X, 300)
+def test_condition_passes_the_time_and_the_labels_to_the_model():
+    noise, code = split_output(guidance.condition(model, GIVEN)(X, 300), 4)
     label = (LABELS + 0.3).astype(np.float32)[:, None, None, None]
     np.testing.assert_allclose(noise, np.float32(0.1) * X + label, rtol=1e-5)
     np.testing.assert_allclose(code, np.broadcast_to(-label, X.shape), rtol=1e-5)
 
 
 def test_scale_1_is_no_guidance():
-    noise, code = guidance.guide(model, LABELS, scale=1.0, **ALWAYS)(X, 300)
-    plain_noise, plain_code = guidance.condition(model, LABELS)(X, 300)
+    noise, code = split_output(guidance.guide(model, GIVEN, scale=1.0, **ALWAYS)(X, 300), 4)
+    plain_noise, plain_code = split_output(guidance.condition(model, GIVEN)(X, 300), 4)
     np.testing.assert_allclose(noise, plain_noise, atol=1e-5)
     np.testing.assert_array_equal(code, plain_code)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.5, 4.0])
-def test_guidance_leads_away_from_the_null_label(scale):
-    noise, code = guidance.guide(model, LABELS, scale=scale, **ALWAYS)(X, 300)
-    conditional, plain_code = guidance.condition(model, LABELS)(X, 300)
-    null, _ = guidance.condition(model, np.full(2, NULL, np.int32))(X, 300)
+def test_guidance_extrapolates_from_the_null_label(scale):
+    noise, code = split_output(guidance.guide(model, GIVEN, scale=scale, **ALWAYS)(X, 300), 4)
+    conditional, plain_code = split_output(guidance.condition(model, GIVEN)(X, 300), 4)
+    null, _ = split_output(guidance.condition(model, {"y": np.full(2, NULL, np.int32)})(X, 300), 4)
     np.testing.assert_allclose(noise, null + scale * (conditional - null), atol=1e-5)
     np.testing.assert_array_equal(code, plain_code)
 
 
 def test_channels_beyond_the_guided_ones_stay_conditional():
     options = ALWAYS | {"channels": 3, "scale": 4.0}
-    noise, _ = guidance.guide(model, LABELS, **options)(X, 300)
-    everywhere, _ = guidance.guide(model, LABELS, **options | {"channels": 4})(X, 300)
-    conditional, _ = guidance.condition(model, LABELS)(X, 300)
+    noise, _ = split_output(guidance.guide(model, GIVEN, **options)(X, 300), 4)
+    everywhere, _ = split_output(
+        guidance.guide(model, GIVEN, **options | {"channels": 4})(X, 300), 4
+    )
+    conditional, _ = split_output(guidance.condition(model, GIVEN)(X, 300), 4)
     np.testing.assert_array_equal(noise[..., :3], everywhere[..., :3])
     np.testing.assert_array_equal(noise[..., 3:], conditional[..., 3:])
     assert np.abs(noise[..., 3:] - everywhere[..., 3:]).min() > 1
@@ -75,15 +79,15 @@ def test_without_learned_variance_there_is_no_code():
     def bare(x, t, y):
         return model(x, t, y)[..., :4]
 
-    noise, code = guidance.guide(bare, LABELS, scale=3.0, **ALWAYS)(X, 300)
-    expected, _ = guidance.guide(model, LABELS, scale=3.0, **ALWAYS)(X, 300)
+    noise, code = split_output(guidance.guide(bare, GIVEN, scale=3.0, **ALWAYS)(X, 300), 4)
+    expected, _ = split_output(guidance.guide(model, GIVEN, scale=3.0, **ALWAYS)(X, 300), 4)
     assert code is None
     np.testing.assert_array_equal(noise, expected)
 
 
 @pytest.mark.parametrize("t, rows", [(99, 2), (100, 4), (400, 4), (401, 2)])
 def test_outside_the_interval_the_null_label_is_not_evaluated(t, rows):
-    """Counted where the model runs: a callback tells how many rows it was given."""
+    """Counted inside the model, by a callback with its labels."""
     options = ALWAYS | {"interval": (100, 400), "scale": 4.0}
     seen = []
 
@@ -91,16 +95,16 @@ def test_outside_the_interval_the_null_label_is_not_evaluated(t, rows):
         jax.debug.callback(lambda y: seen.append(y.tolist()), y)
         return model(x, t, y)
 
-    denoise = jax.jit(guidance.guide(counted, LABELS, **options))
-    noise, _ = jax.block_until_ready(denoise(X, jnp.asarray(t)))
+    network = jax.jit(guidance.guide(counted, GIVEN, **options))
+    noise, _ = split_output(jax.block_until_ready(network(X, jnp.asarray(t))), 4)
     jax.effects_barrier()
     assert seen == [[2, 5] + [NULL] * (rows - 2)]
-    conditional, _ = guidance.condition(model, LABELS)(X, t)
+    conditional, _ = split_output(guidance.condition(model, GIVEN)(X, t), 4)
     assert np.allclose(noise, conditional, atol=1e-5) == (rows == 2)
 
 
 def test_a_sampler_evaluates_the_null_label_inside_the_interval_only():
-    """Within the sampler's loop, at the steps of the long diffusion."""
+    """In the loop of the sampler, at the steps that the model was trained on."""
     seen = []
 
     def counted(x, t, y):
@@ -108,9 +112,11 @@ def test_a_sampler_evaluates_the_null_label_inside_the_interval_only():
         return model(x, t, y)
 
     options = ALWAYS | {"interval": (200, 500), "scale": 4.0}
-    short = schedules.respace(schedules.linear(), "ddim10")
-    denoise = guidance.guide(counted, LABELS, **options)
-    jax.block_until_ready(jax.jit(lambda x: samplers.ddim(denoise, x, short))(X))
+    process = ddpm.DDPM(schedules.linear())
+    levels = process.levels("ddim10")
+    predict = predictor(guidance.guide(counted, GIVEN, **options), process, levels)
+    run = jax.jit(lambda x: samplers.run(samplers.ddim(levels), predict, x))
+    jax.block_until_ready(run(X))
     jax.effects_barrier()
     expected = [(t, 4 if 200 <= t <= 500 else 2) for t in range(0, 1000, 100)]
     assert sorted(seen) == expected

@@ -24,7 +24,7 @@ def test_golden_loss(golden, golden_batch, make_model, check_close):
     x0, t, noise, y = (golden_batch[name] for name in ("x0", "t", "noise", "y"))
     model = make_model(dit.configure("S", 4))
     x_t = gaussian.q_sample(SCHEDULE, x0, t, noise)
-    out = model.apply(model.params, x_t, t, y)
+    out = model.apply(model.params, x_t, t=t, y=y)
     terms = losses.objective(SCHEDULE, out, x0=x0, x_t=x_t, t=t, noise=noise)
     for name in ("mse", "vb", "loss"):
         # At each of the sixteen steps, relative to its own value, which spans five decades.
@@ -79,7 +79,7 @@ def test_bound_at_step_0_is_the_negative_log_likelihood_in_bits():
     batch = {name: x[:1] for name, x in example().items()}
     code = jnp.zeros((1, 2, 2, 3))
     terms = losses.objective(SCHEDULE, jnp.concatenate([batch["noise"], code], -1), **batch)
-    log_variance = gaussian.reverse_log_variance(SCHEDULE, batch["t"], code)
+    log_variance = gaussian.reverse_log_variance(SCHEDULE, batch["x_t"], batch["t"], code)
     # At step 0 the mean of the reverse step is the x0 that the noise implies.
     log_likelihood = gaussian.discretized_log_likelihood(batch["x0"], batch["x0"], log_variance)
     expected = -float(log_likelihood.mean()) / np.log(2)

@@ -3,10 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_jax.errors import UserError
 from dit_jax.models import dit, layers
 
 CONDITIONINGS = ("in_context", "cross_attention", "adaln", "adaln_zero")
 SMALL = {"input_size": (8, 8), "num_classes": 5}
+
+
+def call(apply, params, x, t, y):
+    return apply(params, x, t=t, y=y)
 
 
 def inputs(config, seed=0, examples=2):
@@ -27,7 +32,7 @@ def test_golden_forward(patch_size, make_model, golden, golden_images, check_clo
     model = make_model(dit.configure("S", patch_size))
     x, t, y = golden_images("x" + name, 2), jnp.asarray([17, 801]), jnp.asarray([3, 1000])
     expected = golden[f"forward/{name}"]
-    check_close(f"forward/{name}", model.apply(model.params, x, t, y), expected, 1e-4)
+    check_close(f"forward/{name}", model.apply(model.params, x, t=t, y=y), expected, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_golden_parameter_count(name, golden):
     size, patch_size = name.removeprefix("DiT-").split("/")
     config = dit.configure(size, int(patch_size))
     params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
-    table = layers.position_table(*[32 // int(patch_size)] * 2, config.hidden_size)
+    table = layers.position_table(config.token_grid, config.hidden_size)
     assert sum(x.size for x in jax.tree.leaves(params)) + table.size == golden[f"params/{name}"]
 
 
@@ -150,7 +155,7 @@ def reference(make_model):
 
 def value_and_gradients(model, apply):
     def loss(params):
-        out = apply(params, *inputs(model.config))
+        out = call(apply, params, *inputs(model.config))
         return jnp.square(out).mean(), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params)
@@ -161,7 +166,7 @@ def value_and_gradients(model, apply):
     "options",
     [{"unroll": True}, {"remat": "dots"}, {"remat": "full", "unroll": True}],
 )
-def test_how_it_is_computed_changes_nothing(reference, options):
+def test_remat_and_unroll_change_no_output_and_no_gradient(reference, options):
     model, _, (out, grads) = reference
     other_out, other_grads = value_and_gradients(model, dit.make_apply(model.config, **options))
     # The order of float32 sums may differ.
@@ -170,13 +175,13 @@ def test_how_it_is_computed_changes_nothing(reference, options):
     assert min(np.abs(x).max() for x in jax.tree.leaves(grads)) > 1e-4
 
 
-def test_remat_keeps_less_for_the_backward_pass(reference):
+def test_remat_stores_less_for_the_backward_pass(reference):
     model, arguments, _ = reference
 
     def kept(remat):
         apply = dit.make_apply(model.config, remat=remat)
         backward = jax.eval_shape(
-            lambda p: jax.vjp(lambda p: apply(p, *arguments), p)[1], model.params
+            lambda p: jax.vjp(lambda p: call(apply, p, *arguments), p)[1], model.params
         )
         return sum(x.size for x in jax.tree.leaves(backward))
 
@@ -192,9 +197,9 @@ def test_bfloat16_is_close_to_float32(conditioning, make_model):
     model = make_model(dit.configure("Ti", 4, conditioning=conditioning, **SMALL))
     arguments = (model.params, *inputs(model.config))
     with jax.numpy_dtype_promotion("standard"):
-        out = jax.jit(dit.make_apply(model.config, dtype="bfloat16"))(*arguments)
+        out = call(jax.jit(dit.make_apply(model.config, dtype="bfloat16")), *arguments)
     assert out.dtype == jnp.float32
-    assert 1e-3 < relative_error(out, model.apply(*arguments)) < 0.03
+    assert 1e-3 < relative_error(out, call(model.apply, *arguments)) < 0.03
 
 
 def test_gradients_in_bfloat16_are_close_to_float32(reference):
@@ -216,38 +221,60 @@ def test_gradients_in_bfloat16_are_close_to_float32(reference):
     ],
 )
 def test_any_input(conditioning, options, make_model):
-    """The output has the shape of the input, and every label and every step its own."""
+    """Every label and every step changes every output channel."""
     model = make_model(dit.configure("Ti", 4, conditioning=conditioning, num_classes=5, **options))
     x, t, y = inputs(model.config)
-    out = model.apply(model.params, x, t, y)
+    out = model.apply(model.params, x, t=t, y=y)
     channels = options["in_channels"] * (1 + options.get("learn_sigma", True))
     assert out.shape == (2, *options["input_size"], channels)
     assert out.dtype == jnp.float32
     for other in ((x, t + 50, y), (x, t, y + 1), (x, t, np.full_like(y, 5))):
-        change = np.abs(np.asarray(model.apply(model.params, *other)) - out).max(axis=(1, 2))
+        change = np.abs(np.asarray(call(model.apply, model.params, *other)) - out).max(axis=(1, 2))
         assert (change > 1e-4 * np.abs(out).max()).all()  # of each example and channel
+
+
+@pytest.mark.parametrize("input_size", [(12,), (4, 8, 4)])
+@pytest.mark.parametrize("conditioning", ["in_context", "adaln_zero"])
+def test_grids_of_one_and_three_axes(conditioning, input_size):
+    """A change of one patch reaches every token, and equal patches give different outputs."""
+    options = {"conditioning": conditioning, "input_size": input_size, "in_channels": 2}
+    config = dit.configure("Ti", 4, num_classes=5, **options)
+    params = dit.init(config, jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    x, t, y = inputs(config)
+    apply = jax.jit(dit.make_apply(config))
+    out = apply(params, np.ones_like(x), t=t, y=y)
+    assert out.shape == (2, *input_size, 4)
+    tokens = np.asarray(layers.patchify(out, 4))
+    count = config.num_tokens
+    distance = np.abs(tokens[:, :, None] - tokens[:, None]).max(axis=-1)
+    assert (distance + np.eye(count) > 1e-3).all()
+    changed = np.ones_like(x)
+    changed.reshape(2, -1)[:, 0] += 1
+    change = layers.patchify(apply(params, changed, t=t, y=y) - out, 4)
+    assert (np.abs(change).max(axis=-1) > 1e-5).all()
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_examples_do_not_mix(conditioning, make_model):
     model = make_model(dit.configure("Ti", 4, conditioning=conditioning, **SMALL))
     x, t, y = inputs(model.config)
-    out = model.apply(model.params, x, t, y)
-    swapped = model.apply(model.params, x[::-1], t[::-1], y[::-1])
+    out = model.apply(model.params, x, t=t, y=y)
+    swapped = model.apply(model.params, x[::-1], t=t[::-1], y=y[::-1])
     np.testing.assert_allclose(swapped[::-1], out, atol=1e-5)
 
 
-def test_every_token_knows_its_place_and_the_others(make_model):
+def test_every_token_depends_on_its_position_and_on_the_others(make_model):
     """A change of one patch reaches all; equal patches give different outputs."""
     model = make_model(dit.configure("Ti", 4, input_size=(8, 12), num_classes=5))
     x, t, y = inputs(model.config)
     x = np.ones_like(x)
-    out = np.asarray(model.apply(model.params, x, t, y))
+    out = np.asarray(model.apply(model.params, x, t=t, y=y))
     patches = layers.patchify(out, 4)  # (2, 6, P)
     distance = np.abs(patches[:, :, None] - patches[:, None]).max(axis=-1)
     assert (distance + np.eye(6) > 1e-3).all()
     x[:, 0, 0] += 1
-    change = layers.patchify(np.asarray(model.apply(model.params, x, t, y)) - out, 4)
+    change = layers.patchify(np.asarray(model.apply(model.params, x, t=t, y=y)) - out, 4)
     assert (np.abs(change).max(axis=-1) > 1e-4).all()
 
 
@@ -258,14 +285,16 @@ def test_unconditional(conditioning, make_model):
     )
     model = make_model(config)
     assert model.params["y_embedder"]["embedding_table"]["embedding"].shape == (1, 128)
-    out = model.apply(model.params, *inputs(config))
+    out = call(model.apply, model.params, *inputs(config))
     assert out.shape == (2, 8, 8, 8)
     assert np.isfinite(out).all()
 
 
 def test_a_fresh_model_predicts_zero():
     config = dit.configure("Ti", 4, **SMALL)
-    out = jax.jit(dit.make_apply(config))(dit.init(config, jax.random.key(0)), *inputs(config))
+    out = call(
+        jax.jit(dit.make_apply(config)), dit.init(config, jax.random.key(0)), *inputs(config)
+    )
     np.testing.assert_array_equal(out, np.zeros((2, 8, 8, 8)))
 
 
@@ -279,13 +308,14 @@ def test_a_fresh_model_predicts_zero():
         ),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
         ({"input_size": (32, 30)}, r"divisible by patch_size 4, got \(32, 30\)"),
-        ({"input_size": (0, 32)}, r"two whole numbers of at least 1, got \(0, 32\)"),
+        ({"input_size": (0, 32)}, r"input_size must be whole numbers of at least 1, got \(0, 32\)"),
+        ({"input_size": ()}, r"input_size must be whole numbers of at least 1, got \(\)"),
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
     ],
 )
 def test_bad_config(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dit.configure(**{"size": "S", "patch_size": 4} | options)
 
 
@@ -298,5 +328,5 @@ def test_bad_config(options, message):
     ],
 )
 def test_bad_option(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dit.make_apply(dit.configure("Ti", 4, **SMALL), **options)

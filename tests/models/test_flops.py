@@ -51,7 +51,7 @@ def test_multiply_adds_are_those_of_the_program(conditioning, options):
     params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
     x = jnp.zeros((examples, *config.input_size, config.in_channels))
     step = jnp.zeros(examples, jnp.int32)
-    program = jax.make_jaxpr(dit.make_apply(config))(params, x, step, step)
+    program = jax.make_jaxpr(dit.make_apply(config))(params, x, t=step, y=step)
     assert count_products(program.jaxpr) == examples * flops.multiply_adds(config)
 
 

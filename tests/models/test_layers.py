@@ -1,22 +1,30 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from modules import apply_linear, normal, with_bias
 
 from dit_jax.models import layers
 
 
-def normal(seed, shape):
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-@pytest.mark.parametrize("p, h, w, c", [(1, 3, 5, 2), (2, 4, 8, 4), (4, 8, 4, 1), (3, 6, 9, 3)])
-def test_unpatchify_inverts_patchify(p, h, w, c):
-    x = normal(0, (2, h, w, c))
+@pytest.mark.parametrize(
+    "p, grid, c",
+    [
+        *((1, (3, 5), 2), (2, (4, 8), 4), (4, (8, 4), 1), (3, (6, 9), 3)),
+        *((2, (6,), 3), (2, (4, 6, 2), 3), (2, (2, 4, 2, 4), 1)),
+    ],
+)
+def test_unpatchify_inverts_patchify(p, grid, c):
+    x = normal(0, (2, *grid, c))
     tokens = layers.patchify(x, p)
-    assert tokens.shape == (2, (h // p) * (w // p), p * p * c)
-    np.testing.assert_array_equal(layers.unpatchify(tokens, p, h, w), x)
+    assert tokens.shape == (2, np.prod(grid) // p ** len(grid), p ** len(grid) * c)
+    np.testing.assert_array_equal(layers.unpatchify(tokens, p, grid), x)
+
+
+def test_a_patch_of_a_video_is_a_block_of_frames_rows_and_columns():
+    x = normal(0, (1, 4, 6, 2, 3))
+    tokens = layers.patchify(x, 2)
+    np.testing.assert_array_equal(tokens[0, 1 * 3 + 2], x[0, 2:4, 4:6, 0:2].ravel())
 
 
 def test_patchify_takes_rows_first_and_the_channel_is_the_fastest():
@@ -29,23 +37,24 @@ def test_patchify_takes_rows_first_and_the_channel_is_the_fastest():
 def test_first_half_of_the_position_table_encodes_the_column():
     height, width, size = 3, 5, 16
     row, column = np.indices((height, width), np.float32)
-    place = layers.patchify(np.stack([row, column], axis=-1)[None], 1)[0]  # (T, 2)
+    position = layers.patchify(np.stack([row, column], axis=-1)[None], 1)[0]  # (T, 2)
     omega = 1e4 ** (-np.arange(size // 4) / (size // 4))
     for half, index in ((slice(0, size // 2), 1), (slice(size // 2, size), 0)):
-        angle = place[:, index, None] * omega
+        angle = position[:, index, None] * omega
         expected = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-        table = layers.position_table(height, width, size)[:, half]
+        table = layers.position_table((height, width), size)[:, half]
         np.testing.assert_allclose(table, expected, atol=1e-6)
 
 
-def test_timestep_embedding_is_cosines_then_sines_of_falling_frequency():
-    t = np.array([0, 1, 999])
-    embedding = layers.timestep_embedding(jnp.asarray(t, jnp.int32))
-    frequency = 1e4 ** (-np.arange(128) / 128)
-    angle = t[:, None] * frequency
-    expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
-    # float32 angles up to 999 are known to 999 * 2^-24 = 6e-5.
-    np.testing.assert_allclose(embedding, expected, atol=1e-4)
+def test_position_table_of_three_axes_tells_every_token_apart():
+    table = layers.position_table((2, 3, 4), 14)  # the last axis first, two frequencies each
+    assert table.shape == (24, 14) and len(np.unique(table, axis=0)) == 24
+    assert not table[:, 12:].any()
+    frame, row, column = (x.ravel() for x in np.indices((2, 3, 4)))
+    for i, index in enumerate((column, row, frame)):
+        angle = np.outer(index, [1, 0.01])
+        expected = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+        np.testing.assert_allclose(table[:, 4 * i : 4 * i + 4], expected, atol=1e-6)
 
 
 def test_layer_norm_is_exact_beside_a_large_mean():
@@ -74,70 +83,6 @@ def test_modulate():
     np.testing.assert_array_equal(layers.modulate(x, shift, scale), np.full((1, 2, 3), 15.5))
 
 
-def softmax_attention(q, k, v):
-    """q (N, T, K, D/K), k and v (N, S, K, D/K) -> (N, T, D), in float64."""
-    logits = np.einsum("ntkd,nskd->nkts", np.float64(q), k) / np.sqrt(q.shape[-1])
-    weight = np.exp(logits - logits.max(-1, keepdims=True))
-    weight /= weight.sum(-1, keepdims=True)
-    return np.einsum("nkts,nskd->ntkd", weight, v).reshape(*q.shape[:2], -1)
-
-
-def apply_linear(linear, x):
-    """Of several joined linears, one after the other."""
-    kernel = np.asarray(linear.kernel[...])
-    return np.float64(x) @ kernel.reshape(len(kernel), -1) + np.ravel(linear.bias[...])
-
-
-def with_bias(module):
-    """The module, its biases no longer 0."""
-    state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-    state = jax.tree.map(lambda x: x + 0.1 * normal(x.size, x.shape), state)
-    return nnx.merge(nnx.graphdef(module), state)
-
-
-def test_attention_is_the_softmax_of_scaled_products():
-    attention = with_bias(
-        layers.Attention(24, 3, dtype=jnp.float32, attention="xla", rngs=nnx.Rngs(0))
-    )
-    x = normal(0, (2, 5, 24))
-    qkv = apply_linear(attention.qkv, x).reshape(2, 5, 3, 3, 8)
-    mixed = softmax_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-    np.testing.assert_allclose(attention(x), apply_linear(attention.proj, mixed), atol=1e-5)
-
-
-def test_attention_and_its_gradients_are_those_of_jax():
-    q, k, v, weight = (jnp.asarray(normal(i, (2, 7, 3, 8))) for i in range(4))
-
-    def total(attend):
-        return lambda *x: (attend(*x) * weight).sum()
-
-    np.testing.assert_allclose(
-        layers.attend(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-6
-    )
-    grads, expected = (
-        jax.grad(total(attend), argnums=(0, 1, 2))(q, k, v)
-        for attend in (layers.attend, jax.nn.dot_product_attention)
-    )
-    for x, y in zip(grads, expected, strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-5)
-
-
-def test_attention_takes_large_logits():
-    q = jnp.full((1, 3, 1, 4), 1e3)
-    out, grads = jax.value_and_grad(lambda q: layers.attend(q, q, q / 1e3).sum())(q)
-    assert out == pytest.approx(12) and np.isfinite(grads).all()
-
-
-def test_cross_attention_looks_at_the_memory_alone():
-    attention = with_bias(layers.CrossAttention(24, 3, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    x, memory = normal(0, (2, 5, 24)), normal(1, (2, 2, 24))
-    q = apply_linear(attention.q, x).reshape(2, 5, 3, 8)
-    kv = apply_linear(attention.kv, memory).reshape(2, 2, 2, 3, 8)
-    mixed = softmax_attention(q, kv[:, :, 0], kv[:, :, 1])
-    actual = attention(x, memory)
-    np.testing.assert_allclose(actual, apply_linear(attention.proj, mixed), atol=1e-5)
-
-
 def test_mlp_is_a_tanh_gelu_between_two_linears():
     mlp = with_bias(layers.Mlp(8, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     x = normal(0, (2, 3, 8))
@@ -146,11 +91,3 @@ def test_mlp_is_a_tanh_gelu_between_two_linears():
     inner = np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)
     hidden = 0.5 * hidden * (1 + np.tanh(inner))
     np.testing.assert_allclose(mlp(x), apply_linear(mlp.fc2, hidden), atol=1e-5)
-
-
-def test_timestep_embedder_is_a_silu_between_two_linears():
-    embedder = with_bias(layers.TimestepEmbedder(8, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    t = jnp.asarray([3, 700], jnp.int32)
-    hidden = apply_linear(embedder.fc1, layers.timestep_embedding(t))
-    hidden = hidden / (1 + np.exp(-hidden))
-    np.testing.assert_allclose(embedder(t), apply_linear(embedder.fc2, hidden), atol=1e-5)

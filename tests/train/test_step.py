@@ -4,14 +4,15 @@ import numpy as np
 import optax
 import pytest
 
-from dit_jax.diffusion import schedules
+from dit_jax.diffusion import ddpm, schedules
 from dit_jax.machine import sharding
 from dit_jax.models import dit
 from dit_jax.train import state as states
 from dit_jax.train import step as steps
 
 CONFIG = dit.configure("Ti", 4, input_size=(8, 8), in_channels=1, num_classes=10)
-SCHEDULE = schedules.linear()
+PROCESS = ddpm.DDPM(schedules.linear())
+NULLS = {"y": 10}
 
 
 @pytest.fixture
@@ -25,9 +26,9 @@ def make_step(*, accumulation_steps=1, ema_decay=0.9, optimizer=None):
     optimizer = optimizer or optax.sgd(0.1)
     step = steps.make_train_step(
         dit.make_apply(CONFIG),
-        SCHEDULE,
+        PROCESS,
         optimizer,
-        null_label=10,
+        nulls=NULLS,
         class_dropout_prob=0.1,
         ema_decay=ema_decay,
         ema_warmup=False,
@@ -46,7 +47,7 @@ def perturbed_init(key):
     return jax.tree.map(lambda x: x + 0.02 * jax.random.normal(key, x.shape), params)
 
 
-def place(batch, mesh):
+def shard(batch, mesh):
     return jax.device_put(batch, sharding.of_batch(mesh))
 
 
@@ -55,38 +56,40 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)  # float32 sums in another order
 
 
-def test_pixels_become_model_units():
+def test_pixels_are_converted_to_model_units_and_x0_is_taken_as_it_is():
     x = steps.to_x0({"image": np.array([0, 255], np.uint8)}, jax.random.key(0))
     np.testing.assert_allclose(x, [-1, 1])
     latents = jnp.array([3.0])
-    assert steps.to_x0({"image": latents}, jax.random.key(0)) is latents
+    assert steps.to_x0({"x0": latents}, jax.random.key(0)) is latents
 
 
-def test_moments_become_a_fresh_sample_of_the_posterior():
+def test_x0_is_sampled_anew_from_the_posterior():
     mean, log_variance = jnp.full((4, 32, 32, 2), 3.0), jnp.full((4, 32, 32, 2), np.log(0.25))
-    batch = {"moments": jnp.concatenate([mean, log_variance], axis=-1)}
+    batch = {"posterior": jnp.concatenate([mean, log_variance], axis=-1)}
     one, two = (steps.to_x0(batch, jax.random.key(seed)) for seed in (0, 1))
     assert one.shape == (4, 32, 32, 2)
     np.testing.assert_allclose([one.mean(), one.std()], [3, 0.5], rtol=0.03)  # 8,192 draws
     assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.05
 
 
-def test_draws_are_a_function_of_the_key_and_drop_labels(batch):
+def test_examples_are_a_function_of_the_key_and_drop_labels(batch):
     many = {"image": np.zeros((20_000, 1, 1, 1), np.uint8), "label": np.zeros(20_000, np.int32)}
-    options = {"null_label": 10, "class_dropout_prob": 0.1}
+    options = {"nulls": NULLS, "class_dropout_prob": 0.1}
     first, again, other = (
-        steps.draw(jax.random.key(i), many, SCHEDULE, **options) for i in (0, 0, 1)
+        steps.make_examples(jax.random.key(i), many, PROCESS, **options) for i in (0, 0, 1)
     )
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first, again)))
     assert not np.array_equal(first["noise"], other["noise"])
-    assert np.mean(first["y"] == 10) == pytest.approx(0.1, abs=0.01)  # 5 sigma of 20,000 draws
+    assert np.mean(first["given"]["y"] == 10) == pytest.approx(0.1, abs=0.01)  # 5 sigma
     assert (int(first["t"].min()), int(first["t"].max())) == (0, 999)
     assert float(first["t"].mean()) == pytest.approx(499.5, abs=10)
-    kept = steps.draw(jax.random.key(0), many, SCHEDULE, null_label=10, class_dropout_prob=0.0)
-    assert not np.any(kept["y"] == 10)
+    kept = steps.make_examples(
+        jax.random.key(0), many, PROCESS, nulls=NULLS, class_dropout_prob=0.0
+    )
+    assert not np.any(kept["given"]["y"] == 10)
 
 
-def test_the_average_follows_the_new_parameters(batch):
+def test_the_ema_is_of_the_new_parameters(batch):
     step, state, key = make_step(ema_decay=0.75)
     new, _ = step(state, batch, key)
     expected = jax.tree.map(lambda old, x: 0.75 * old + 0.25 * x, state.params, new.params)
@@ -96,7 +99,7 @@ def test_the_average_follows_the_new_parameters(batch):
     assert float(moved) > 1e-3
 
 
-def test_metrics_add_up(batch):
+def test_the_loss_is_the_sum_of_its_terms(batch):
     step, state, key = make_step()
     _, metrics = step(state, batch, key)
     assert float(metrics["loss"]) == pytest.approx(float(metrics["mse"] + metrics["vb"]), rel=1e-6)
@@ -104,7 +107,7 @@ def test_metrics_add_up(batch):
 
 
 @pytest.mark.parametrize("accumulation_steps", [2, 4])
-def test_accumulation_changes_nothing(batch, accumulation_steps):
+def test_accumulation_gives_the_same_update(batch, accumulation_steps):
     whole, state, key = make_step()
     parts, _, _ = make_step(accumulation_steps=accumulation_steps)
     (a, a_metrics), (b, b_metrics) = whole(state, batch, key), parts(state, batch, key)
@@ -113,21 +116,22 @@ def test_accumulation_changes_nothing(batch, accumulation_steps):
 
 def test_eight_devices_compute_what_one_does(batch):
     step, state, key = make_step()
-    on_eight, eight_metrics = step(state, place(batch, sharding.make_mesh()), key)
+    on_eight, eight_metrics = step(state, shard(batch, sharding.make_mesh()), key)
     alone = jax.device_put(jax.device_get(state), jax.devices()[0])
     on_one, one_metrics = step(alone, jax.device_put(batch, jax.devices()[0]), key)
     assert len(on_eight.params["x_embedder"]["proj"]["kernel"].sharding.device_set) == 8
     assert_close((on_eight.params, eight_metrics), (on_one.params, one_metrics))
 
 
-def test_noise_steps_and_labels_do_not_depend_on_the_devices(batch):
-    def draw(batch):
-        return steps.draw(jax.random.key(3), batch, SCHEDULE, null_label=10, class_dropout_prob=0.1)
+def test_examples_do_not_depend_on_the_number_of_devices(batch):
+    def make(batch):
+        return steps.make_examples(
+            jax.random.key(3), batch, PROCESS, nulls=NULLS, class_dropout_prob=0.1
+        )
 
-    spread = jax.jit(draw)(place(batch, sharding.make_mesh()))
-    alone = jax.jit(draw)(jax.device_put(batch, jax.devices()[0]))
-    for name in ("t", "y", "noise"):
-        assert np.array_equal(spread[name], alone[name]), name
+    spread = jax.jit(make)(shard(batch, sharding.make_mesh()))
+    alone = jax.jit(make)(jax.device_put(batch, jax.devices()[0]))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, spread, alone)))
 
 
 def test_a_step_learns(batch):

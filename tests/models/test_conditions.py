@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from modules import apply_linear, with_bias
+
+from dit_jax.models import conditions, dit
+
+
+def test_timestep_embedding_is_cosines_then_sines_of_falling_frequency():
+    t = np.array([0, 1, 999])
+    embedding = conditions.timestep_embedding(jnp.asarray(t, jnp.int32))
+    frequency = 1e4 ** (-np.arange(128) / 128)
+    angle = t[:, None] * frequency
+    expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    # float32 angles up to 999 have an error of 999 * 2^-24 = 6e-5.
+    np.testing.assert_allclose(embedding, expected, atol=1e-4)
+
+
+def test_timestep_embedder_is_a_silu_between_two_linears():
+    embedder = with_bias(conditions.TimestepEmbedder(8, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    t = jnp.asarray([3, 700], jnp.int32)
+    hidden = apply_linear(embedder.fc1, conditions.timestep_embedding(t))
+    hidden = hidden / (1 + np.exp(-hidden))
+    np.testing.assert_allclose(embedder(t), apply_linear(embedder.fc2, hidden), atol=1e-5)
+
+
+def test_a_step_may_be_a_real_number():
+    embedding = conditions.timestep_embedding(jnp.asarray([0.25, 3.0]))
+    np.testing.assert_allclose(embedding[0, 0], np.cos(0.25), atol=1e-6)
+    whole = conditions.timestep_embedding(jnp.asarray([3], jnp.int32))
+    np.testing.assert_array_equal(embedding[1], whole[0])
+
+
+def test_nulls_are_of_the_conditions_that_can_be_left_out():
+    config = dit.configure("Ti", 4, num_classes=7)
+    assert [each.name for each in conditions.of(config)] == ["t", "y"]
+    assert conditions.nulls(config) == {"y": 7}
+    assert conditions.nulls(config._replace(null_label=False)) == {}
+
+
+def test_a_model_takes_its_conditions_from_the_list(monkeypatch):
+    """A third condition needs one entry: an embedder's parameters, a token, and an effect."""
+    config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5, conditioning="in_context")
+    of = conditions.of
+
+    def with_action(config):
+        return *of(config), conditions.Condition("action", conditions.TimestepEmbedder, None)
+
+    monkeypatch.setattr(conditions, "of", with_action)
+    params = dit.init(config, jax.random.key(0))
+    assert "action_embedder" in params
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    apply, x, one = jax.jit(dit.make_apply(config)), jnp.ones((1, 8, 8, 4)), jnp.ones(1, jnp.int32)
+    out, other = (apply(params, x, t=one, y=one, action=action) for action in (one, 5 * one))
+    assert np.abs(out - other).max() > 1e-3
