@@ -196,14 +196,14 @@ def count_passes(config, schedule):
 
 
 def random_batch(config, mesh):
-    """{"image", "label"}: a global batch of random latents on the devices."""
+    """{"x0", "label"}: a global batch of random latents on the devices."""
     model, size = config.model, config.train.batch_size
     shape = (*model.input_size, model.in_channels)
     example = synthetic.Synthetic(shape, model.num_classes)[0]
 
     def make():
-        image = jax.random.normal(jax.random.key(2), (size, *example["image"].shape))
-        return {"image": image, "label": jnp.arange(size, dtype=jnp.int32) % model.num_classes}
+        x0 = jax.random.normal(jax.random.key(2), (size, *example["x0"].shape))
+        return {"x0": x0, "label": jnp.arange(size, dtype=jnp.int32) % model.num_classes}
 
     return jax.jit(make, out_shardings=sharding.of_batch(mesh))()
 
