@@ -1,8 +1,7 @@
 """Stable Diffusion's autoencoder (Rombach et al. 2022), with the layers of AutoencoderKL.
 
-It maps images x (N, H, W, 3) in [-1, 1] to latents z (N, H/8, W/8, 4) and back. `z` and `moments`
-(mean, log variance) are in VAE units; x0 = (z - shift) * scale is in model units, as DiT sees it.
-Shapes: N batch, H W grid, C channels, T = H W positions.
+Images x (N, H, W, 3) in [-1, 1] <-> z (N, H/8, W/8, 4) in VAE units <-> x0 in model units.
+Shapes: N batch, H W grid, C channels, T = H W positions. `moments`: mean and log variance of z.
 """
 
 import functools
@@ -20,7 +19,7 @@ LATENT_SCALE = 0.18215  # brings Stable Diffusion's latents to a standard deviat
 
 
 class VAEConfig(NamedTuple):
-    """The architecture, and the scale and shift from VAE units to model units."""
+    """The architecture, and the model units of a DiT: x0 = (z - shift) * scale."""
 
     in_channels: int = 3
     latent_channels: int = 4
