@@ -28,7 +28,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import disk, sharding
 from dit_jax.sampling import autoencoder
 
-BATCH = 32  # images encoded at once, beside their 32 mirror images
+BATCH = 32  # images encoded at once, and as many mirror images
 
 
 def define(values):

@@ -60,7 +60,7 @@ def check_files(folder, entries):
 
 
 def check_digest(path, entry):
-    """UserError if the size or the sha256 of a shard is not that of its entry. Reads the file."""
+    """UserError if the size or the sha256 of a shard differs from its entry. Reads the file."""
     check_files(path.parent, {path.name: entry})
     if disk.sha256(path) != entry["sha256"]:
         raise UserError(f"{path} is damaged: its sha256 is not {entry['sha256']}")

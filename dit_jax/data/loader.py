@@ -19,8 +19,8 @@ EPOCHS = 2**31  # more than any run needs; grain's endless repeat overflows at b
 def batches(source, *, batch_size, seed, start, sharding, augment=None):
     """Yields {name: global array (batch_size, ...)} for the steps start, start + 1, ...
 
-    Every epoch is shuffled anew, and a batch may span two epochs. Each process loads its rows of
-    every batch in threads, a few batches ahead. augment(example, rng) -> example; its random
+    Every epoch has a new random order, and a batch may span two epochs. Each process loads its rows
+    of every batch in threads, a few batches ahead. augment(example, rng) -> example; its random
     generator depends only on the seed and on the example's index in the shuffled, repeated data.
     """
     rows = sharding_lib.local_rows(sharding, batch_size)
@@ -38,7 +38,7 @@ def batches(source, *, batch_size, seed, start, sharding, augment=None):
 def part(source, *, batch_size, seed, start, augment, rows):
     """The given rows of every batch from `start` on: a grain MapDataset of NumPy batches.
 
-    Row i of batch k is the same example with the same augmentation, whichever rows are asked for.
+    Row i of batch k is the same example with the same augmentation, whatever the other rows are.
     """
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS)
     if augment:  # before the rows are selected, so that its randomness does not depend on them

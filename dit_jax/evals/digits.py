@@ -1,4 +1,4 @@
-"""Judges generated digits by three scores, each beside the score of real digits."""
+"""Judges generated digits by three scores, each with the score of real digits to compare."""
 
 import numpy as np
 from sklearn.svm import SVC
@@ -52,7 +52,7 @@ def pixels(image):
 
 
 def report(judgments):
-    """The scores as three lines of text, each beside the score of real digits."""
+    """The scores as three lines of text, each with the score of real digits in parentheses."""
     j = judgments
     return "\n".join(
         [

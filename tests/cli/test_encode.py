@@ -108,9 +108,7 @@ def test_training_batches_from_the_cache_match_those_from_the_images(root):
         bound = 2e-3 * np.abs(one["posterior"]).max()
         np.testing.assert_allclose(one["posterior"], two["posterior"], atol=bound)
     flat = [batch["posterior"].reshape(8, -1) for batch in from_cache]
-    assert (
-        len(np.unique(np.concatenate(flat), axis=0)) > 24
-    )  # more than the number of images: some are flipped
+    assert len(np.unique(np.concatenate(flat), axis=0)) > 24  # some of the 24 images are flipped
 
 
 def test_training_from_the_cache_decodes_samples(call, root, tmp_path):
@@ -241,7 +239,7 @@ def test_lost_shards_of_a_finished_cache_are_written_again(root, tmp_path):
 def test_split_must_be_the_encoded_one(root):
     config = make_config(root, "latents")
     config.data.split = "validation"
-    with pytest.raises(ValueError, match="data.split must be train, that of .*/cache, got val"):
+    with pytest.raises(ValueError, match="data.split must be train, .*/cache, got val"):
         feed.make(config)
 
 
