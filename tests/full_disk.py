@@ -1,10 +1,10 @@
-"""A disk that is full: a limit on the size of a file, since the system refuses to write in both."""
+"""Simulates a full disk by a limit on file size: both make the system call `write` fail."""
 
 import subprocess
 
 
 def expect_one_line(command):
-    """Runs a command where no file may grow beyond 32 KB: one line, exit code 2."""
+    """Runs a command whose files may not exceed 32 KB: expects one error line and exit code 2."""
     limited = ["bash", "-c", 'ulimit -f 32; exec "$@"', "bash", *command]
     done = subprocess.run(limited, stderr=subprocess.PIPE, text=True)
     last = done.stderr.splitlines()[-1]

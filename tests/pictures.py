@@ -1,4 +1,4 @@
-"""Trees of images that tests draw: a class is a colour, sizes and modes are mixed."""
+"""Draws folders of images: each class has a colour; sizes and colour modes vary."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ MODES = ("RGB", "L", "CMYK", "RGB")
 
 
 def draw(root, *, num_classes=3, per_class=6, low=24, high=60):
-    """Writes root/c0/000.jpg, ... and returns {class/file: bytes}."""
+    """Writes root/c0/000.jpg, ... with sides in [low, high) and returns {class/file: bytes}."""
     rng = np.random.default_rng(0)
     for label in range(num_classes):
         folder = root / f"c{label}"

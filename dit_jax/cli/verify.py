@@ -13,7 +13,7 @@ import sys
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.cli import command
-from dit_jax.data import shards
+from dit_jax.data import arrayrecord
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.runs import record
@@ -132,7 +132,7 @@ def find_shards(path):
 
 
 def describe_shard(path, known):
-    shards.check_digest(path, known)
+    arrayrecord.check_digest(path, known)
     return f"{known['file_bytes'] / 1e6:.1f} MB"
 
 

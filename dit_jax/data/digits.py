@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1,797 scanned 8x8 digits of 10 classes, in the package, split in two."""
+"""The digits of scikit-learn: 1,797 scanned 8x8 digits in 10 classes, in a fixed random split."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ NUM_CLASSES = 10
 
 
 class Digits(NamedTuple):
-    """image (N, 8, 8, 1) uint8; label (N,) int32. A random-access source of examples."""
+    """Example i: {"image": uint8 (8, 8, 1), "label": int32}."""
 
-    image: np.ndarray
-    label: np.ndarray
+    image: np.ndarray  # (N, 8, 8, 1)
+    label: np.ndarray  # (N,)
 
     def __len__(self):
         return len(self.label)
@@ -23,11 +23,11 @@ class Digits(NamedTuple):
 
 
 def load():
-    """(train, held_out): 1,500 and 297 digits, always the same, drawn at random.
+    """(train, held_out): always the same 1,500 and 297 digits.
 
-    Random, since the file's last digits were written by other people than its first.
+    The split is random because the last digits of the file come from other writers than the first.
     """
-    pixels, label = load_digits(return_X_y=True)  # (1797, 64) of 0 .. 16
+    pixels, label = load_digits(return_X_y=True)  # (1797, 64) in 0 .. 16
     image = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     order = np.random.default_rng(0).permutation(len(label))
     parts = np.split(order, [NUM_TRAIN])

@@ -1,6 +1,6 @@
-"""Images of any file, as the network wants them: decoded to RGB, cropped as ADM does, flipped.
+"""Decodes image files to RGB, crops them like ADM, and flips them.
 
-Shapes: H W grid. Images are uint8 (H, W, 3).
+Shapes: H W image height and width. An `image` is uint8 (H, W, 3).
 """
 
 import io
@@ -11,30 +11,31 @@ from PIL import Image, ImageOps
 
 from dit_jax.errors import UserError
 
-Image.MAX_IMAGE_PIXELS = None  # a large image of one's own is no attack
-WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes with 16 bits of grey
+Image.MAX_IMAGE_PIXELS = None  # the user's own large images are not an attack
+GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # PIL modes
 
 
 def decode(data):
-    """The RGB PIL image in the bytes of a file; UserError where it is none or is damaged.
+    """The RGB PIL image in the bytes of a file; UserError if they cannot be decoded.
 
-    Upright by its EXIF orientation; what is transparent lies on white; 16 bits become 8.
+    EXIF orientation is applied, transparent pixels are blended with white, 16 bits become 8.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow raises half a dozen types for a broken file
-        text = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # never twice the same
+    except Exception as error:  # Pillow raises many types for a corrupt file
+        text = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # differs from run to run
         reason = " ".join(text.split())[:100] or type(error).__name__
+        # dit-prepare writes this message into manifest.json: its bytes are fixed.
         raise UserError(f"image must be a whole image file: {reason}") from error
 
 
 def to_rgb(image):
-    """A PIL image of any mode in RGB."""
-    if image.mode in WIDE:
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((wide.clip(0, 65535) // 257).astype(np.uint8))
+    """Converts a PIL image of any mode to RGB."""
+    if image.mode in GREY_16_BIT:
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -43,10 +44,10 @@ def to_rgb(image):
 
 
 def center_crop(image, size):
-    """The middle square of a PIL image, `size` pixels wide: uint8 (size, size, 3).
+    """The centre square of a PIL image, resized: uint8 (size, size, 3).
 
-    As ADM (guided-diffusion, image_datasets.py): halved by a box filter while its short side is at
-    least twice the size, then bicubic to the size, then cut.
+    As ADM (guided-diffusion, image_datasets.py): halve with a box filter while the short side is
+    at least 2 * size, resize the short side to `size` (bicubic), then crop.
     """
     while min(image.size) >= 2 * size:
         image = image.resize(tuple(x // 2 for x in image.size), Image.Resampling.BOX)
@@ -57,5 +58,5 @@ def center_crop(image, size):
 
 
 def flip(image):
-    """Left and right exchanged. (..., H, W, C)."""
+    """Mirrors left and right. (..., H, W, C)."""
     return image[..., ::-1, :]

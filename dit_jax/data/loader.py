@@ -1,7 +1,7 @@
-"""From a random-access source to global batches on the devices: batch k is a function of (seed, k).
+"""Loads a random-access source as global batches on the devices.
 
-The loader's whole state is the step, so a run resumes at any step with exactly the batches that it
-would have seen.
+Batch k depends on (seed, k) only. So the loader has no state to save: a run that resumes at step k
+sees exactly the batches of a run that was never interrupted.
 """
 
 import os
@@ -13,42 +13,42 @@ import numpy as np
 
 from dit_jax.machine import sharding as sharding_lib
 
-EPOCHS = 2**31  # more than any run has; grain's own "endless" overflows in batches of one example
+EPOCHS = 2**31  # more than any run needs; grain's endless repeat overflows at batch size 1
 
 
 def batches(source, *, batch_size, seed, start, sharding, augment=None):
-    """Iterates over {name: global array (batch_size, ...)} of the steps start, start + 1, ...
+    """Yields {name: global array (batch_size, ...)} for the steps start, start + 1, ...
 
-    Every epoch is shuffled anew, and a batch may span two. Each process loads its own part of
-    every batch, a few batches ahead, in threads. augment(example, rng) -> example changes an
-    example with a generator of its own, a function of (seed, place in the order) alone.
+    Every epoch has a new random order, and a batch may span two epochs. Each process loads its rows
+    of every batch in threads, a few batches ahead. augment(example, rng) -> example; its random
+    generator depends only on the seed and on the example's index in the shuffled, repeated data.
     """
     rows = sharding_lib.local_rows(sharding, batch_size)
-    share = part(source, batch_size=batch_size, seed=seed, start=start, augment=augment, rows=rows)
+    local = part(source, batch_size=batch_size, seed=seed, start=start, augment=augment, rows=rows)
 
-    def place(x):
+    def to_global(x):
         return sharding_lib.from_local_rows(np.asarray(x), rows, batch_size, sharding)
 
     threads = max(2, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    for batch in share.to_iter_dataset(options):
-        yield jax.tree.map(place, batch)
+    for batch in local.to_iter_dataset(options):
+        yield jax.tree.map(to_global, batch)
 
 
 def part(source, *, batch_size, seed, start, augment, rows):
-    """Some rows of every batch from `start` on, a grain MapDataset of NumPy arrays.
+    """The given rows of every batch from `start` on: a grain MapDataset of NumPy batches.
 
-    Row i of batch k is the same example, augmented in the same way, whatever the other rows are.
+    Row i of batch k is the same example with the same augmentation, whatever the other rows are.
     """
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS)
-    if augment:  # before rows are taken, so that each example keeps its draw
+    if augment:  # before the rows are selected, so that its randomness does not depend on them
         dataset = dataset.random_map(augment)
-    taken = grain.MapDataset.source(_Rows(dataset, batch_size, rows))
-    return taken.batch(len(rows))[start:]
+    selected = grain.MapDataset.source(_Rows(dataset, batch_size, rows))
+    return selected.batch(len(rows))[start:]
 
 
 class _Rows(NamedTuple):
-    """Example i is the next one, batch by batch, of the rows."""
+    """Item i is the i-th of the given rows, counted across all batches."""
 
     dataset: grain.MapDataset
     batch_size: int

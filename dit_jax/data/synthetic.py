@@ -1,4 +1,4 @@
-"""Random latents and labels of any shape, to train for measuring and planning without data."""
+"""Random latents and labels of any shape: for benchmarks and plans without data."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,10 @@ import numpy as np
 
 
 class Synthetic(NamedTuple):
-    """Example i is a pure function of i: image (H, W, C) float32 N(0, 1), label int32."""
+    """Example i: {"x0": float32 (H, W, C) ~ N(0, 1) in model units, "label": int32}.
+
+    It depends on i only.
+    """
 
     shape: tuple[int, int, int]
     num_classes: int
@@ -17,5 +20,5 @@ class Synthetic(NamedTuple):
 
     def __getitem__(self, index):
         rng = np.random.default_rng(index)
-        image = rng.standard_normal(self.shape, dtype=np.float32)
-        return {"image": image, "label": np.int32(rng.integers(self.num_classes))}
+        x0 = rng.standard_normal(self.shape, dtype=np.float32)
+        return {"x0": x0, "label": np.int32(rng.integers(self.num_classes))}

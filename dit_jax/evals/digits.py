@@ -1,4 +1,4 @@
-"""How good are generated digits? Three judgments, each beside what real digits get."""
+"""Judges generated digits by three scores, each with the score of real digits to compare."""
 
 import numpy as np
 from sklearn.svm import SVC
@@ -7,29 +7,30 @@ from dit_jax.data import digits
 from dit_jax.evals import scores
 
 NUM_GUIDED = 1000
-NUM_UNGUIDED = digits.NUM_TRAIN  # as many as the training digits that set the floor
+NUM_UNGUIDED = digits.NUM_TRAIN  # the same number of samples as for the score of real digits
 
 
 def labels(count):
-    """As many of each class as can be, (count,) int32."""
+    """Labels 0, 1, ..., 9, 0, 1, ...: (count,) int32."""
     return (np.arange(count) % digits.NUM_CLASSES).astype(np.int32)
 
 
 def judge(guided, unguided):
-    """{name: value} of samples drawn for `labels(len(samples))`; uint8 (N, 8, 8, 1) each.
+    """{name: score} of samples uint8 (N, 8, 8, 1), drawn for `labels(N)` with and without guidance.
 
-    agreement: share of guided samples that a classifier (SVC, fitted on the training digits) reads
-    as the class asked for. frechet_distance: of unguided samples to the held-out digits, pixels in
-    [-1, 1]. nearest_distance: median distance of an unguided sample to the nearest training digit;
-    far below that of held-out digits it would mean that the model recites. Beside each stands
-    what real digits get: classifier_accuracy, frechet_floor, nearest_distance_held_out.
+    agreement: share of the guided samples that a classifier (SVC, fitted on the training digits)
+    assigns to the requested class. classifier_accuracy: its accuracy on held-out digits.
+    frechet_distance: from the unguided samples to the held-out digits, on pixels in [-1, 1].
+    frechet_floor: the same from the training digits.
+    nearest_distance: median distance from an unguided sample to the nearest training digit.
+    nearest_distance_held_out: the same from a held-out digit. A much smaller nearest_distance would
+    mean that the model memorised its training data.
     """
     train, held_out = digits.load()
     classifier = fit_classifier(train)
     x, x_train, x_held_out = (pixels(s) for s in (unguided, train.image, held_out.image))
-    asked = labels(len(guided))
     return {
-        "agreement": float(classifier.score(pixels(guided), asked)),
+        "agreement": float(classifier.score(pixels(guided), labels(len(guided)))),
         "classifier_accuracy": float(classifier.score(x_held_out, held_out.label)),
         "frechet_distance": scores.frechet_distance_of(x, x_held_out),
         "frechet_floor": scores.frechet_distance_of(x_train, x_held_out),
@@ -41,7 +42,7 @@ def judge(guided, unguided):
 
 
 def fit_classifier(train):
-    """The judge: a support vector classifier of pixels in [-1, 1]."""
+    """A support vector classifier of pixels in [-1, 1]."""
     return SVC(C=10, gamma=0.02).fit(pixels(train.image), train.label)
 
 
@@ -51,11 +52,11 @@ def pixels(image):
 
 
 def report(judgments):
-    """The judgments as lines of text, each beside what real digits get."""
+    """The scores as three lines of text, each with the score of real digits in parentheses."""
     j = judgments
     return "\n".join(
         [
-            f"agreement with the class asked for   {j['agreement']:.1%}"
+            f"agreement with the requested class   {j['agreement']:.1%}"
             f"   (classifier on held-out digits: {j['classifier_accuracy']:.1%})",
             f"Frechet distance, no guidance        {j['frechet_distance']:.3f}"
             f"   (training digits: {j['frechet_floor']:.3f})",

@@ -1,7 +1,7 @@
-"""The autoencoder of Stable Diffusion (Rombach et al. 2022), in whose latents DiT works.
+"""Stable Diffusion's autoencoder (Rombach et al. 2022), with the layers of AutoencoderKL.
 
-Images x (N, H, W, 3) in [-1, 1] <-> latents z (N, H/8, W/8, 4), by the layers of diffusers'
-AutoencoderKL. Shapes: N batch, H W grid, C channels, T = H W positions.
+Images x (N, H, W, 3) in [-1, 1] <-> z (N, H/8, W/8, 4) in VAE units <-> x0 in model units.
+Shapes: N batch, H W grid, C channels, T = H W positions. `moments`: mean and log variance of z.
 """
 
 import functools
@@ -15,49 +15,49 @@ from flax import nnx
 from dit_jax.errors import UserError
 from dit_jax.models.layers import DTYPES
 
-LATENT_SCALE = 0.18215  # of Stable Diffusion's latents, whose standard deviation becomes about 1
+LATENT_SCALE = 0.18215  # brings Stable Diffusion's latents to a standard deviation of about 1
 
 
 class VAEConfig(NamedTuple):
-    """The architecture, and `(z - shift) * scale`, the latents in units of a DiT."""
+    """The architecture, and the model units of a DiT: x0 = (z - shift) * scale."""
 
     in_channels: int = 3
     latent_channels: int = 4
-    channels: tuple[int, ...] = (128, 256, 512, 512)  # of the levels, each half as fine as the last
-    num_resnets: int = 2  # of a level of the encoder; the decoder has one more
-    num_groups: int = 32  # of a GroupNorm
-    quant_conv: bool = True  # 1x1 convolutions around the latents
-    scale: tuple[float, ...] = (LATENT_SCALE,)  # one, or one for each latent channel
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # per level; each halves the resolution
+    num_resnets: int = 2  # per encoder level; decoder levels have one more
+    num_groups: int = 32  # of each GroupNorm
+    quant_conv: bool = True  # 1x1 convolutions before and after the latents
+    scale: tuple[float, ...] = (LATENT_SCALE,)  # one number, or one per latent channel
     shift: tuple[float, ...] = (0.0,)
 
     @classmethod
     def from_json(cls, fields):
-        """The config whose `_asdict()` went through JSON, which has no tuples."""
+        """The config from its `_asdict()` after a round trip through JSON, which has no tuples."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
     @property
     def downsampling(self):
-        """How much smaller than the image the latents are."""
+        """The factor by which latents are smaller than images in height and width."""
         return 2 ** (len(self.channels) - 1)
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Statistics and result in float32; the convolution after it goes back to its own dtype."""
+    """Computes and returns float32; the next convolution casts back to its dtype."""
 
     def __call__(self, x):
         return super().__call__(x.astype(jnp.float32))
 
 
 class Parts(NamedTuple):
-    """What makes the layers of one network, from channels or from channels in and out."""
+    """Constructors of layers: norm(channels), conv(in, out), linear(in, out)."""
 
     norm: Callable
-    conv: Callable  # 3x3 unless it says otherwise
+    conv: Callable  # 3x3 by default
     linear: Callable
 
 
 def make_parts(config, dtype, rngs):
-    # Without it float32 means bfloat16 on a TPU.
+    # At the default precision a TPU multiplies float32 in bfloat16.
     exact = {"precision": jax.lax.Precision.HIGHEST, "dtype": dtype, "rngs": rngs}
     groups = {"num_groups": config.num_groups, "epsilon": 1e-6, "use_fast_variance": False}
     return Parts(
@@ -68,7 +68,7 @@ def make_parts(config, dtype, rngs):
 
 
 class ResNet(nnx.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, in_channels, out_channels, parts):
         self.norm1, self.norm2 = parts.norm(in_channels), parts.norm(out_channels)
@@ -101,7 +101,7 @@ class Attention(nnx.Module):
 
 
 class Level(nnx.Module):
-    """ResNets at one resolution; subclasses go on to the next."""
+    """ResNets at one resolution."""
 
     def __init__(self, in_channels, out_channels, num_resnets, parts):
         self.num_resnets = num_resnets
@@ -134,7 +134,7 @@ class Encoder(nnx.Module):
         for i, channels in enumerate(config.channels):
             setattr(self, f"level_{i}", Level(width, channels, config.num_resnets, parts))
             width = channels
-            if i < self.num_levels - 1:  # as the official code: padded at the far edges only
+            if i < self.num_levels - 1:  # As the official code: padded below and right only.
                 conv = parts.conv(width, width, strides=2, padding=((0, 1), (0, 1)))
                 setattr(self, f"downsample_{i}", conv)
         self.middle = Middle(width, parts)
@@ -199,10 +199,10 @@ def init(config, key):
 
 
 def make_apply(config, *, dtype="float32"):
-    """(encode, decode), pure functions of the parameters.
+    """Returns pure functions (encode, decode); dtype: of their arithmetic.
 
-    encode(params, x (N, H, W, 3)) -> moments (N, H/8, W/8, 2C) float32: mean, log variance.
-    decode(params, z (N, H/8, W/8, C)) -> x (N, H, W, 3) float32. z is in units of the VAE.
+    encode(params, x (N, H, W, 3)) -> moments (N, H/8, W/8, 2C) float32 in VAE units.
+    decode(params, z (N, H/8, W/8, C)) -> x (N, H, W, 3) float32.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -221,30 +221,30 @@ def make_apply(config, *, dtype="float32"):
 
 
 def sample(moments, noise):
-    """z of the posterior, given its noise (Kingma & Welling 2014). moments (..., 2C)."""
+    """A sample from moments (..., 2C), given its noise (Kingma & Welling 2014)."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return mean + jnp.exp(0.5 * log_variance) * noise  # (..., C)
 
 
 def mode(moments):
-    """The most likely z of the posterior."""
+    """The mode of the Gaussian with moments (..., 2C), which is its mean."""
     return jnp.split(moments, 2, axis=-1)[0]  # (..., C)
 
 
 def to_model_units(z, config):
-    """(..., C): latents as a DiT sees them, of about mean 0 and standard deviation 1."""
+    """z (..., C) in VAE units -> x0 in model units: mean about 0, deviation about 1."""
     shift, scale = (jnp.broadcast_to(jnp.float32(v), z.shape) for v in (config.shift, config.scale))
     return (z - shift) * scale
 
 
 def moments_to_model_units(moments, config):
-    """Moments of the posterior of what `to_model_units` makes of z. (..., 2C)."""
+    """Moments of z (..., 2C) in VAE units -> moments of x0 = to_model_units(z)."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     log_scale = jnp.log(jnp.abs(jnp.broadcast_to(jnp.float32(config.scale), mean.shape)))
     return jnp.concatenate([to_model_units(mean, config), log_variance + 2 * log_scale], axis=-1)
 
 
 def from_model_units(x, config):
-    """The inverse of `to_model_units`."""
+    """x0 (..., C) in model units -> z in VAE units: the inverse of `to_model_units`."""
     shift, scale = (jnp.broadcast_to(jnp.float32(v), x.shape) for v in (config.shift, config.scale))
     return x / scale + shift

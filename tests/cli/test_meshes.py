@@ -39,7 +39,7 @@ class Moments(synthetic.Synthetic):
 
     def __getitem__(self, index):
         example = super().__getitem__(index)
-        return {"moments": np.tile(example["image"], 2), "label": example["label"]}
+        return {"moments": np.tile(example["x0"], 2), "label": example["label"]}
 
 
 def flip(example, rng):

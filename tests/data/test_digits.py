@@ -3,7 +3,7 @@ import numpy as np
 from dit_jax.data import digits
 
 
-def test_the_split_is_disjoint_complete_and_fixed():
+def test_split_is_disjoint_complete_and_fixed():
     train, held_out = digits.load()
     assert (len(train), len(held_out)) == (1500, 297)
     assert train.image.shape == (1500, 8, 8, 1) and train.image.dtype == np.uint8
@@ -14,13 +14,13 @@ def test_the_split_is_disjoint_complete_and_fixed():
     np.testing.assert_array_equal(again.image, train.image)
 
 
-def test_every_class_is_in_both_parts():
+def test_both_parts_have_every_class():
     for part in digits.load():
         counts = np.bincount(part.label, minlength=10)
         assert len(counts) == 10 and counts.min() >= 0.07 * len(part)
 
 
-def test_an_example_is_an_image_and_its_label():
+def test_example_is_an_image_and_its_label():
     train, _ = digits.load()
     example = train[7]
     assert example["image"].shape == (8, 8, 1)

@@ -5,60 +5,61 @@ import pictures
 import pytest
 
 from dit_jax.data import imagefolder
+from dit_jax.errors import UserError
 
 
 def pack(folder, path):
-    """Packs a tree as ILSVRC2012_img_train.tar is: one tar for each class, in a tar."""
+    """Packs a folder tree like ILSVRC2012_img_train.tar: a tar with one tar for each class."""
     with tarfile.open(path, "w") as outer:
-        for place in sorted(folder.iterdir()):
-            if place.is_dir():
-                inner = path.with_name(f"{place.name}.tar")
+        for child in sorted(folder.iterdir()):
+            if child.is_dir():
+                inner = path.with_name(f"{child.name}.tar")
                 with tarfile.open(inner, "w") as tar:
-                    for file in sorted(place.iterdir()):
+                    for file in sorted(child.iterdir()):
                         tar.add(file, file.name)
                 outer.add(inner, inner.name)
                 inner.unlink()
     return path
 
 
-def test_a_tree_and_its_tar_of_tars_are_the_same(tmp_path):
+def test_folder_tree_and_tar_of_tars_have_the_same_listing(tmp_path):
     files = pictures.draw(tmp_path / "tree")
-    (tmp_path / "tree" / "c1" / "notes.txt").write_text("no image")
+    (tmp_path / "tree" / "c1" / "notes.txt").write_text("not an image")
     (tmp_path / "tree" / "LICENSE").write_text("in no class")
     (tmp_path / "tree" / "c2" / "lost.jpg").symlink_to(tmp_path / "nowhere")
     tar = pack(tmp_path / "tree", tmp_path / "all.tar")
     (tmp_path / "tree" / "c1").rename(tmp_path / "elsewhere")
     (tmp_path / "tree" / "c1").symlink_to(tmp_path / "elsewhere")
     ignored = ["LICENSE", "c1/notes.txt", "c2/lost.jpg"]
-    for source, others in ((tmp_path / "tree", ignored), (tar, ignored[1:2])):
+    for source, expected in ((tmp_path / "tree", ignored), (tar, ignored[1:2])):
         listing = imagefolder.scan(source)
-        assert listing.classes == ["c0", "c1", "c2"] and listing.ignored == others
+        assert listing.classes == ["c0", "c1", "c2"] and listing.ignored == expected
         assert [example.name for example in listing.examples] == sorted(files)
         for example in listing.examples:
             assert example.label == int(example.name[1])
             assert example.read() == files[example.name]
 
 
-def test_what_cannot_be_listed_is_named(tmp_path):
-    with pytest.raises(ValueError, match="source must be a folder or a tar that exists, got"):
+def test_source_that_cannot_be_listed_raises(tmp_path):
+    with pytest.raises(UserError, match="source must be a folder or a tar that exists, got"):
         imagefolder.scan(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="a folder of images for each class, got none in"):
+    with pytest.raises(UserError, match="a folder of images for each class, got none in"):
         imagefolder.scan(tmp_path / "empty")
     pictures.draw(tmp_path / "tree")
     (tmp_path / "tree" / "c7").mkdir()
-    with pytest.raises(ValueError, match="every class must have images, got none of c7 in"):
+    with pytest.raises(UserError, match="every class must have images, got none for c7 in"):
         imagefolder.scan(tmp_path / "tree")
     tar = pack(tmp_path / "tree", tmp_path / "all.tar")
     tar.write_bytes(tar.read_bytes()[: 3 * tar.stat().st_size // 5])
-    with pytest.raises(ValueError, match="source must be a whole tar of tars, got"):
+    with pytest.raises(UserError, match="source must be a complete tar of tars, got"):
         imagefolder.scan(tar)
     (tmp_path / "all.tar.gz").write_bytes(gzip.compress(b"text"))
-    with pytest.raises(ValueError, match="a whole tar of tars, got .*gz: it is compressed"):
+    with pytest.raises(UserError, match="a complete tar of tars, got .*gz: it is compressed"):
         imagefolder.scan(tmp_path / "all.tar.gz")
     (tmp_path / "tree" / "c7" / "line\nbreak.jpg").touch()
-    with pytest.raises(ValueError, match=r"must be printable UTF-8, got 'c7/line\\nbreak.jpg'"):
+    with pytest.raises(UserError, match=r"must be printable UTF-8, got 'c7/line\\nbreak.jpg'"):
         imagefolder.scan(tmp_path / "tree")
     (tmp_path / "text.tar").write_text("text" * 1000)
-    with pytest.raises(ValueError, match="source must be a whole tar of tars, got"):
+    with pytest.raises(UserError, match="source must be a complete tar of tars, got"):
         imagefolder.scan(tmp_path / "text.tar")

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dit_jax.data import images
+from dit_jax.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -16,7 +17,7 @@ def encode(image, kind="PNG", **options):
 
 
 def published_crop(image, size):
-    """guided-diffusion's center_crop_arr, step by step as its text has it."""
+    """guided-diffusion's center_crop_arr, step by step as published."""
     while min(*image.size) >= 2 * size:
         image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.BOX)
     scale = size / min(*image.size)
@@ -28,7 +29,7 @@ def published_crop(image, size):
 
 
 @pytest.mark.parametrize("width, height", [(60, 40), (64, 64), (200, 131), (33, 500), (32, 32)])
-def test_the_crop_is_adms(width, height):
+def test_crop_is_identical_to_adms(width, height):
     pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
     image = Image.fromarray(pixels)
     crop = images.center_crop(image, 32)
@@ -36,11 +37,11 @@ def test_the_crop_is_adms(width, height):
     np.testing.assert_array_equal(crop, published_crop(image, 32))
 
 
-def test_a_small_image_grows():
+def test_small_image_is_enlarged():
     assert images.center_crop(Image.fromarray(RGB), 64).shape == (64, 64, 3)
 
 
-def test_a_flip_exchanges_left_and_right():
+def test_flip_mirrors_left_and_right():
     np.testing.assert_array_equal(images.flip(RGB), RGB[:, ::-1])
     np.testing.assert_array_equal(images.flip(images.flip(RGB[None])), RGB[None])
 
@@ -51,7 +52,7 @@ def assert_decodes(data, pixels, atol=0):
     np.testing.assert_allclose(np.asarray(image).astype(int), pixels, atol=atol)
 
 
-def test_rgb_stays_as_it_is():
+def test_rgb_is_unchanged():
     assert_decodes(encode(Image.fromarray(RGB)), RGB)
 
 
@@ -61,7 +62,7 @@ def test_grey_becomes_three_equal_channels():
     assert_decodes(encode(grey.convert("1")), np.asarray(grey.convert("1").convert("RGB")))
 
 
-def test_a_palette_is_looked_up():
+def test_palette_colours_are_looked_up():
     palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
     assert_decodes(encode(palette, "GIF"), np.asarray(palette.convert("RGB")))
 
@@ -71,10 +72,10 @@ def test_cmyk_is_converted():
     data = encode(image.convert("CMYK"), "JPEG", quality=100, subsampling=0)
     with Image.open(io.BytesIO(data)) as file:
         assert file.mode == "CMYK"
-    assert_decodes(data, np.asarray(image), atol=12)  # JPEG
+    assert_decodes(data, np.asarray(image), atol=12)  # JPEG is lossy
 
 
-def test_what_is_transparent_lies_on_white():
+def test_transparent_pixels_become_white():
     alpha = np.full((40, 60, 1), 255, np.uint8)
     alpha[:20] = 0
     rgba = np.concatenate([RGB, alpha], axis=-1)
@@ -92,8 +93,8 @@ def test_what_is_transparent_lies_on_white():
     assert_decodes(encode(palette, transparency=0), [[[255, 255, 255], [9, 8, 7]]])
 
 
-def test_sixteen_bits_become_eight_and_do_not_clip():
-    """Pillow's own conversion turns all above 255 into white."""
+def test_16_bit_grey_is_scaled_to_8_bits():
+    """Pillow's own conversion clips values above 255."""
     wide = np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)
     image = Image.fromarray(wide)
     expected = (wide // 257)[..., None].repeat(3, axis=-1)
@@ -103,7 +104,7 @@ def test_sixteen_bits_become_eight_and_do_not_clip():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_stands_upright_by_its_exif(orientation):
+def test_exif_orientation_is_applied(orientation):
     turns = {
         1: lambda x: x,
         2: np.fliplr,
@@ -121,13 +122,13 @@ def test_an_image_stands_upright_by_its_exif(orientation):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("part", [0, 0.1, 0.5, 0.9])
-def test_a_file_cut_short_is_refused(kind, part):
+def test_truncated_file_raises(kind, part):
     data = encode(Image.fromarray(RGB.repeat(4, axis=0)), kind)
-    with pytest.raises(ValueError, match="^image must be a whole image file: [^\n]+$"):
+    with pytest.raises(UserError, match="^image must be a whole image file: [^\n]+$"):
         images.decode(data[: int(part * len(data))])
 
 
 @pytest.mark.parametrize("data", [b"text", b"\xff\xd8\xff\xe0" + bytes(100)])
-def test_what_is_no_image_is_refused(data):
-    with pytest.raises(ValueError, match="image must be a whole image file: "):
+def test_file_that_is_not_an_image_raises(data):
+    with pytest.raises(UserError, match="image must be a whole image file: "):
         images.decode(data)

@@ -9,7 +9,7 @@ from dit_jax.machine import sharding
 
 
 class Numbers:
-    """Example i is the number i."""
+    """Example i holds the number i."""
 
     def __len__(self):
         return 20
@@ -19,9 +19,9 @@ class Numbers:
 
 
 def take(count, *, start=0, seed=0, batch_size=8):
-    place = sharding.of_batch(sharding.make_mesh())
+    on_all = sharding.of_batch(sharding.make_mesh())
     batches = loader.batches(
-        Numbers(), batch_size=batch_size, seed=seed, start=start, sharding=place
+        Numbers(), batch_size=batch_size, seed=seed, start=start, sharding=on_all
     )
     return [batch["image"] for batch in itertools.islice(batches, count)]
 
@@ -30,56 +30,56 @@ def numbers(batches):
     return np.concatenate([np.asarray(batch)[:, 0] for batch in batches]).tolist()
 
 
-def test_a_batch_lies_on_all_devices():
+def test_batch_is_sharded_over_all_devices():
     (batch,) = take(1)
     assert isinstance(batch, jax.Array) and batch.shape == (8, 1)
     assert len(batch.sharding.device_set) == 8
 
 
-def test_every_epoch_sees_every_example_once_in_a_new_order():
+def test_every_epoch_visits_every_example_once_in_a_new_order():
     seen = numbers(take(5))  # two epochs of 20; the third batch spans both
     first, second = seen[:20], seen[20:]
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second and first != sorted(first)
 
 
-def test_a_later_start_gives_the_same_batches():
+def test_resumed_loader_gives_the_same_batches():
     everything = take(9)
-    for start in (1, 2, 3, 7):  # inside an epoch, across its end, in a later one
+    for start in (1, 2, 3, 7):  # within an epoch, at its end, in the next one
         for a, b in zip(take(9 - start, start=start), everything[start:], strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_the_seed_makes_the_order():
+def test_order_depends_on_the_seed_only():
     assert numbers(take(2)) == numbers(take(2))
     assert numbers(take(2)) != numbers(take(2, seed=1))
 
 
 def jitter(example, rng):
-    return example | {"drawn": np.float32(rng.random())}
+    return example | {"random": np.float32(rng.random())}
 
 
 @pytest.mark.parametrize(
     "shares",
     [
         [[0, 1, 2, 3], [4, 5, 6, 7]],
-        [[0, 4], [1, 5], [2, 6], [3, 7]],  # as a mesh may lie in the machine
-        [[0, 1, 2, 3, 4, 5, 6, 7]] * 2,  # of hosts that divide the model, not the batch
+        [[0, 4], [1, 5], [2, 6], [3, 7]],  # a mesh may interleave the hosts' rows
+        [[0, 1, 2, 3, 4, 5, 6, 7]] * 2,  # hosts that shard the model, not the batch
         [[i] for i in range(8)],
     ],
 )
-def test_any_number_of_hosts_sees_the_same_examples_and_the_same_draws(shares):
+def test_examples_and_augmentation_do_not_depend_on_the_number_of_hosts(shares):
     options = {"batch_size": 8, "seed": 3, "start": 2, "augment": jitter}
-    whole = loader.part(Numbers(), **options, rows=list(range(8)))
+    everything = loader.part(Numbers(), **options, rows=list(range(8)))
     for rows in shares:
         share = loader.part(Numbers(), **options, rows=rows)
         for k in range(4):
             for name, x in share[k].items():
-                np.testing.assert_array_equal(x, whole[k][name][rows])
+                np.testing.assert_array_equal(x, everything[k][name][rows])
 
 
-def test_an_example_is_drawn_anew_in_every_epoch():
+def test_augmentation_differs_in_every_epoch():
     share = loader.part(Numbers(), batch_size=4, seed=0, start=0, augment=jitter, rows=[0, 1, 2, 3])
-    drawn = np.concatenate([share[i]["drawn"] for i in range(500)])  # 100 epochs
+    drawn = np.concatenate([share[i]["random"] for i in range(500)])  # 100 epochs
     assert len(np.unique(drawn)) == len(drawn)
-    assert abs(drawn.mean() - 0.5) < 0.03  # 2,000 draws
+    assert abs(drawn.mean() - 0.5) < 0.03  # mean of 2,000 draws

@@ -7,19 +7,20 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dit_jax.data import imagefolder, images, loader, prepared, shards
+from dit_jax.data import imagefolder, images, loader, prepare, prepared
+from dit_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """A prepared dataset of 18 images of 3 classes, and the bytes of its files."""
-    path = tmp_path_factory.mktemp("records")
+    path = tmp_path_factory.mktemp("prepared")
     files = pictures.draw(path / "tree")
-    shards.write(path / "data", "train", imagefolder.scan(path / "tree"), num_shards=2)
+    prepare.write(path / "data", "train", imagefolder.scan(path / "tree"), num_shards=2)
     return path / "data", files
 
 
-def test_an_example_is_the_crop_of_its_file(dataset):
+def test_example_is_the_crop_of_its_file(dataset):
     path, files = dataset
     source = prepared.open_images(path, "train", 16)
     assert len(source) == 18 and source.num_classes == 3
@@ -32,7 +33,7 @@ def test_an_example_is_the_crop_of_its_file(dataset):
 
 
 class Toy(tfds.core.GeneratorBasedBuilder):
-    """A dataset of somebody else's, prepared by tensorflow-datasets itself, as imagenet2012 is."""
+    """A dataset that tensorflow-datasets itself prepares, like imagenet2012."""
 
     VERSION = tfds.core.Version("1.0.0")
     files = {}  # {class/file: bytes}
@@ -52,29 +53,29 @@ class Toy(tfds.core.GeneratorBasedBuilder):
             yield name, {"image": io.BytesIO(data), "label": int(name[1])}
 
 
-def test_a_dataset_of_tensorflow_datasets_is_read_as_it_is(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(Toy, "files", prepared[1])
+def test_dataset_of_tensorflow_datasets_opens_unchanged(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, "files", dataset[1])
     builder = Toy(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
     source = prepared.open_images(builder.data_path, "train", 16)
     assert len(source) == 18 and source.num_classes == 3
     labels = [int(source[i]["label"]) for i in range(18)]
     assert sorted(labels) == [0] * 6 + [1] * 6 + [2] * 6
-    crops = [images.center_crop(images.decode(data), 16) for data in prepared[1].values()]
+    crops = [images.center_crop(images.decode(data), 16) for data in dataset[1].values()]
     assert all(any(np.array_equal(source[i]["image"], crop) for crop in crops) for i in range(18))
 
 
-def test_a_damaged_image_of_somebody_elses_dataset_is_named(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(Toy, "files", {"c0/a.jpg": prepared[1]["c0/000.jpg"][:300]})
+def test_corrupt_image_in_a_dataset_of_tensorflow_datasets_raises(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, "files", {"c0/a.jpg": dataset[1]["c0/000.jpg"][:300]})
     builder = Toy(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
     source = prepared.open_images(builder.data_path, "train", 16)
     share = loader.part(source, batch_size=1, seed=0, start=0, augment=None, rows=[0])
-    with pytest.raises(ValueError, match="example 0 of .*/toy/1.0.0: image must be a whole image"):
+    with pytest.raises(UserError, match="example 0 of .*/toy/1.0.0: image must be a whole image"):
         next(iter(share.to_iter_dataset()))
 
 
-def test_images_that_the_crop_enlarges_are_counted(dataset, caplog):
+def test_warning_counts_images_that_the_crop_enlarges(dataset, caplog):
     path, files = dataset
     sides = [min(Image.open(io.BytesIO(data)).size) for data in files.values()]
     prepared.warn_of_small(prepared.open_images(path, "train", min(sides)))
@@ -84,11 +85,12 @@ def test_images_that_the_crop_enlarges_are_counted(dataset, caplog):
     (line,) = caplog.messages
     few = sum(side < 40 for side in sides)
     assert 0 < few < 18
-    assert f"{few} of 18 images are smaller than the crop of 40 (the least {min(sides)})" in line
+    assert f"{few} of 18 images are smaller than the 40-pixel crop and are enlarged" in line
+    assert f"(smallest: {min(sides)})" in line
     assert source[0]["image"].shape == (40, 40, 3)
 
 
-def test_flips_are_balanced_and_of_every_example(dataset):
+def test_half_of_the_draws_are_flipped_for_every_example(dataset):
     source = prepared.open_images(dataset[0], "train", 16)
     plain = [source[i]["image"] for i in range(18)]
     share = loader.part(
@@ -102,29 +104,30 @@ def test_flips_are_balanced_and_of_every_example(dataset):
     flips = np.zeros(18)
     for epoch in range(60):
         for image in share[epoch]["image"]:
-            ways = [(i, x) for i, x in enumerate(plain) if np.array_equal(x, image)]
-            if not ways:
+            if not any(np.array_equal(x, image) for x in plain):
                 ((i, _),) = [
                     (i, x) for i, x in enumerate(plain) if np.array_equal(images.flip(x), image)
                 ]
                 flips[i] += 1
     assert abs(flips.sum() / (60 * 18) - 0.5) < 0.05  # 1,080 draws
-    assert flips.min() > 10 and flips.max() < 50  # of 60, each example
+    assert flips.min() > 10 and flips.max() < 50  # per example, of 60
 
 
-def test_what_cannot_be_read_is_named(dataset, tmp_path):
-    with pytest.raises(ValueError, match="dataset must be a directory of dit-prepare or .* got"):
+def test_directory_that_cannot_be_read_raises(dataset, tmp_path):
+    with pytest.raises(
+        UserError, match="dataset must be a directory written by dit-prepare or .* got"
+    ):
         prepared.open_images(tmp_path, "train", 16)
-    with pytest.raises(ValueError, match="^split must be one of train, got 'test'"):
+    with pytest.raises(UserError, match="^split must be one of train, got 'test'"):
         prepared.open_images(dataset[0], "test", 16)
     shutil.copytree(dataset[0], tmp_path / "cut")
     shard = next((tmp_path / "cut").glob("*.array_record-00001*"))
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(
-        ValueError, match=f"must have {size} bytes, got {size - 100}: start the command that wrote"
+        UserError, match=f"must have {size} bytes, got {size - 100}: repeat the command that wrote"
     ):
         prepared.open_images(tmp_path / "cut", "train", 16)
     shard.unlink()
-    with pytest.raises(ValueError, match=f"must have {size} bytes, got no file: start the command"):
+    with pytest.raises(UserError, match=f"must have {size} bytes, got no file: repeat the command"):
         prepared.open_images(tmp_path / "cut", "train", 16)

@@ -5,45 +5,45 @@ from dit_jax.data import digits as data
 from dit_jax.evals import digits
 
 
-def as_asked(source, count):
-    """Images of a source in the order of the labels that the judge asks for."""
+def with_labels(source, count):
+    """Images of a source whose labels are `digits.labels(count)`."""
     pools = {label: source.image[source.label == label] for label in range(10)}
-    asked = digits.labels(count)
-    return np.stack([pools[label][(i // 10) % len(pools[label])] for i, label in enumerate(asked)])
+    labels = digits.labels(count)
+    return np.stack([pools[label][(i // 10) % len(pools[label])] for i, label in enumerate(labels)])
 
 
-def test_real_digits_are_judged_good():
+def test_real_digits_get_good_scores():
     train, held_out = data.load()
-    j = digits.judge(as_asked(held_out, 200), held_out.image)
+    j = digits.judge(with_labels(held_out, 200), held_out.image)
     assert j["agreement"] > 0.98
     assert j["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert j["nearest_distance"] == pytest.approx(j["nearest_distance_held_out"])
 
 
-def test_the_judge_is_fit_and_the_floor_is_that_of_the_training_digits():
+def test_classifier_is_accurate_and_floor_is_the_score_of_training_digits():
     train, held_out = data.load()
-    j = digits.judge(as_asked(train, 1000), train.image)
+    j = digits.judge(with_labels(train, 1000), train.image)
     assert j["classifier_accuracy"] >= 0.985
     assert j["frechet_distance"] == pytest.approx(j["frechet_floor"])
     assert j["frechet_floor"] == pytest.approx(0.562, abs=0.001)
 
 
-def test_recited_digits_show():
+def test_memorised_digits_have_distance_zero():
     train, _ = data.load()
-    j = digits.judge(as_asked(train, 100), train.image)
+    j = digits.judge(with_labels(train, 100), train.image)
     assert j["nearest_distance"] < 1e-6 < 1 < j["nearest_distance_held_out"]
 
 
-def test_noise_and_wrong_classes_are_judged_bad():
+def test_noise_and_wrong_classes_get_bad_scores():
     train, _ = data.load()
     noise = np.random.default_rng(0).integers(0, 256, (500, 8, 8, 1)).astype(np.uint8)
-    swapped = np.roll(as_asked(train, 200), 1, axis=0)
+    swapped = np.roll(with_labels(train, 200), 1, axis=0)
     j = digits.judge(swapped, noise)
     assert j["agreement"] < 0.05
     assert j["frechet_distance"] > 10
 
 
-def test_the_report_has_every_number():
+def test_report_has_every_score():
     train, _ = data.load()
-    text = digits.report(digits.judge(as_asked(train, 100), train.image))
+    text = digits.report(digits.judge(with_labels(train, 100), train.image))
     assert "100.0%" in text and text.count("0.562") == 2 and len(text.splitlines()) == 3

@@ -16,14 +16,14 @@ def test_frechet_distance_of_equal_gaussians_is_zero():
     assert scores.frechet_distance(mean, covariance, mean, covariance) == pytest.approx(0, abs=1e-9)
 
 
-def test_frechet_distance_in_one_dimension_is_that_of_the_formula():
+def test_frechet_distance_in_one_dimension_matches_the_formula():
     distance = scores.frechet_distance(
         np.array([1.0]), np.array([[4.0]]), np.array([3.0]), np.array([[9.0]])
     )
     assert distance == pytest.approx((1 - 3) ** 2 + (2 - 3) ** 2)
 
 
-def test_frechet_distance_agrees_with_the_matrix_root_and_is_symmetric():
+def test_frechet_distance_matches_the_matrix_root_and_is_symmetric():
     (m1, c1), (m2, c2) = random_gaussian(1), random_gaussian(2)
     root = scipy.linalg.sqrtm(c1 @ c2)
     expected = np.sum((m1 - m2) ** 2) + np.trace(c1 + c2 - 2 * root).real
@@ -31,13 +31,13 @@ def test_frechet_distance_agrees_with_the_matrix_root_and_is_symmetric():
     assert scores.frechet_distance(m2, c2, m1, c1) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_distance_of_singular_covariances_stays_real():
+def test_frechet_distance_of_singular_covariances_is_real():
     c1, c2 = np.diag([1.0, 4.0, 0.0]), np.diag([9.0, 0.0, 0.0])
     distance = scores.frechet_distance(np.zeros(3), c1, np.zeros(3), c2)
     assert distance == pytest.approx((1 - 3) ** 2 + 4)
 
 
-def test_frechet_distance_of_samples_estimates_that_of_their_gaussians():
+def test_frechet_distance_of_samples_estimates_the_distance_of_their_gaussians():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((50_000, 3))
     y = 2 * rng.standard_normal((50_000, 3)) + 1

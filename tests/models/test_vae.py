@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_jax.errors import UserError
 from dit_jax.models import vae
 
 NARROW = vae.VAEConfig(channels=(8, 16, 16), num_resnets=1, num_groups=4)
@@ -13,42 +14,42 @@ def params():
     return jax.jit(vae.init, static_argnums=0)(NARROW, jax.random.key(0))
 
 
-def test_stable_diffusions_has_83_million_parameters():
+def test_stable_diffusions_vae_has_83_million_parameters():
     shapes = jax.eval_shape(lambda: vae.init(vae.VAEConfig(), jax.random.key(0)))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 83_653_863
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (8, 24)])
-def test_shapes_there_and_back(params, height, width):
+def test_encode_and_decode_shapes(params, height, width):
     encode, decode = vae.make_apply(NARROW)
     x = jax.random.uniform(jax.random.key(1), (2, height, width, 3), minval=-1)
     moments = jax.jit(encode)(params, x)
     assert moments.shape == (2, height // 4, width // 4, 8) and moments.dtype == jnp.float32
-    back = jax.jit(decode)(params, vae.mode(moments))
-    assert back.shape == x.shape and back.dtype == jnp.float32
+    decoded = jax.jit(decode)(params, vae.mode(moments))
+    assert decoded.shape == x.shape and decoded.dtype == jnp.float32
     assert NARROW.downsampling == 4
 
 
-def test_bfloat16_is_close(params):
+def test_bfloat16_is_close_to_float32(params):
     z = jax.random.normal(jax.random.key(1), (1, 8, 8, 4))
-    exact, rough = (
+    exact, approximate = (
         jax.jit(vae.make_apply(NARROW, dtype=dtype)[1])(params, z)
         for dtype in ("float32", "bfloat16")
     )
-    error = np.abs(rough - exact).max() / np.abs(exact).max()
+    error = np.abs(approximate - exact).max() / np.abs(exact).max()
     assert 1e-4 < error < 3e-2  # bfloat16 has 8 bits
 
 
-def test_the_log_variance_is_clipped(params):
-    loud = jax.tree.map(lambda x: 1e4 * x, params["quant_conv"])
+def test_log_variance_is_clipped(params):
+    large = jax.tree.map(lambda x: 1e4 * x, params["quant_conv"])
     encode = jax.jit(vae.make_apply(NARROW)[0])
-    moments = encode(params | {"quant_conv": loud}, jnp.ones((1, 16, 16, 3)))
+    moments = encode(params | {"quant_conv": large}, jnp.ones((1, 16, 16, 3)))
     log_variance = moments[..., 4:]
     assert log_variance.min() >= -30 and log_variance.max() <= 20
     assert jnp.abs(log_variance).max() >= 20
 
 
-def test_a_sample_has_the_mean_and_variance_of_the_posterior():
+def test_samples_have_the_mean_and_variance_of_the_moments():
     mean, log_variance = 3.0, np.log(0.25)
     moments = jnp.concatenate(
         [jnp.full((1, 64, 64, 4), mean), jnp.full((1, 64, 64, 4), log_variance)], axis=-1
@@ -67,15 +68,15 @@ def test_a_sample_has_the_mean_and_variance_of_the_posterior():
         ({"scale": (1.0, 10.0), "shift": (1.0, 0.0)}, [0.0, 20.0]),
     ],
 )
-def test_units_of_the_model(units, expected):
+def test_model_units(units, expected):
     config = vae.VAEConfig(latent_channels=2)._replace(**units)
     z = jnp.array([[1.0, 2.0]])
-    x = vae.to_model_units(z, config)
-    np.testing.assert_allclose(x[0], expected, rtol=1e-6)
-    np.testing.assert_allclose(vae.from_model_units(x, config), z, rtol=1e-6)
+    x0 = vae.to_model_units(z, config)
+    np.testing.assert_allclose(x0[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(vae.from_model_units(x0, config), z, rtol=1e-6)
 
 
-def test_moments_in_units_of_the_model_are_those_of_its_samples(params):
+def test_moments_in_model_units_match_samples_in_model_units(params):
     config = NARROW._replace(scale=(2.0, -0.5, 1.0, 3.0), shift=(1.0, 0.0, 0.5, 2.0))
     moments = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     noise = jax.random.normal(jax.random.key(1), (2, 4, 4, 4))
@@ -85,12 +86,12 @@ def test_moments_in_units_of_the_model_are_those_of_its_samples(params):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_config_goes_through_json():
+def test_config_survives_json():
     config = NARROW._replace(scale=(1.0, 2.0, 3.0, 4.0))
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in config._asdict().items()}
     assert vae.VAEConfig.from_json(fields) == config
 
 
-def test_an_unknown_dtype_is_named():
-    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, got 'float16'"):
+def test_unknown_dtype_raises():
+    with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, got 'float16'"):
         vae.make_apply(NARROW, dtype="float16")
