@@ -10,12 +10,12 @@ from dit_jax.models import dit
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's directory, its parameters and their average."""
+    """A run's directory, its parameters and their EMA."""
     path = tmp_path_factory.mktemp("run")
     return path, *random_run.save(path)
 
 
-def test_the_average_is_opened_unless_told_otherwise(run):
+def test_the_ema_is_loaded_by_default(run):
     path, params, ema = run
     model = dit_jax.load(path)
     assert model.step == 30
@@ -29,13 +29,13 @@ def test_the_average_is_opened_unless_told_otherwise(run):
     )
 
 
-def test_a_call_is_the_forward_pass_also_inside_a_jit(run):
+def test_a_call_is_the_forward_pass_inside_a_jit_too(run):
     path, _, ema = run
     model = dit_jax.load(path)
     x, t, y = jnp.ones((8, 8, 8, 1)), jnp.arange(8), jnp.arange(8)
     out = model(x, t, y)
     assert out.shape == (8, 8, 8, 2) and out.dtype == jnp.float32
-    expected = dit.make_apply(model.config)(ema, x, t, y)
+    expected = dit.make_apply(model.config)(ema, x, t=t, y=y)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(jax.jit(model)(x, t, y), out, rtol=1e-4, atol=1e-5)
     assert model(x[:1], [5], [10]).shape == (1, 8, 8, 2)  # lists; the null label
@@ -53,7 +53,7 @@ def test_samples_follow_labels_seed_and_options(run):
     np.testing.assert_array_equal(plain, model.sample([3], **arrays, seed=2**32 - 1))
 
 
-def test_it_says_what_it_is(run):
+def test_repr_names_size_design_step_and_weights(run):
     assert repr(dit_jax.load(run[0])) == "LoadedDiT(Ti/4 adaln_zero, step 30, ema)"
 
 
@@ -73,19 +73,19 @@ def test_it_says_what_it_is(run):
         ([3], {"seed": None}, "seed must be a whole number in 0 .. 4294967295, got None"),
         ([3], {"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
         ([3], {"batch_size": "a"}, "batch_size must be a whole number of at least 1, got 'a'"),
-        ([3], {"cfg_scale": "2"}, "cfg_scale must be a finite number, got '2'"),
-        ([3], {"cfg_scale": None}, "cfg_scale must be a finite number, got None"),
-        ([3], {"num_steps": None}, "num_steps must be a number, .*, got 'None'"),
-        ([3], {"cfg_interval": None}, "cfg_interval must be two whole numbers, got None"),
+        ([3], {"cfg_scale": "2"}, "cfg_scale must be a number, got '2'"),
+        ([3], {"cfg_scale": None}, "cfg_scale must be a number, got None"),
+        ([3], {"num_steps": None}, "num_steps must be text, got None"),
+        ([3], {"cfg_interval": None}, "cfg_interval must be a list, got None"),
         ([3], {"cfg_interval": [[0], [1]]}, "cfg_interval must be two whole numbers"),
-        ([3], {"sampler": ["ddim"]}, "sampler must be one of ddpm, ddim, got"),
-        ([3], {"clip_x0": "no"}, "clip_x0 must be one of True, False, got 'no'"),
+        ([3], {"sampler": ["ddim"]}, "sampler must be text, got"),
+        ([3], {"clip_x0": "no"}, "clip_x0 must be true or false, got 'no'"),
         ([3], {"scale": 2}, "a sampling option must be one of sampler, .*, got scale"),
         ([3], {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ([3], {"sampler": "heun"}, "sampler must be one of ddpm, ddim, got 'heun'"),
     ],
 )
-def test_what_cannot_be_sampled_is_named(run, labels, options, message):
+def test_sample_names_bad_arguments(run, labels, options, message):
     with pytest.raises(ValueError, match=message):
         dit_jax.load(run[0]).sample(labels, **options)
 
@@ -109,12 +109,12 @@ X, T, Y = np.ones((2, 8, 8, 1), np.float32), np.array([0, 999]), np.array([0, 10
         (X, T, [11, 0], "y must be in 0 .. 10, got 11"),
     ],
 )
-def test_what_cannot_be_called_is_named(run, x, t, y, message):
+def test_call_names_bad_arguments(run, x, t, y, message):
     with pytest.raises(ValueError, match=message):
         dit_jax.load(run[0])(x, t, y)
 
 
-def test_what_cannot_be_loaded_is_named(run, tmp_path):
+def test_load_names_bad_arguments(run, tmp_path):
     with pytest.raises(ValueError, match="must be a directory with a saved step, got .*nothing"):
         dit_jax.load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="weights must be ema or params, got 'best'"):

@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+
+from configs import base
+from dit_jax import settings
+from dit_jax.errors import UserError
+
+
+def test_the_base_config_sets_every_field_to_its_default():
+    """A field of one alone would be unexplained, or could not be set."""
+    fields = base.get_config().to_dict()
+    assert settings.read(fields) == settings.Settings()
+    plain = settings.to_json(settings.Settings())
+    assert fields.keys() == plain.keys()
+    for topic in fields.keys() - {"seed"}:
+        assert fields[topic].keys() == plain[topic].keys(), topic
+
+
+def test_json_reads_back():
+    changed = settings.read({"seed": 3, "model": {"input_size": (8, 8)}, "run": {"log_every": 7}})
+    plain = settings.to_json(changed)
+    assert plain["model"]["input_size"] == [8, 8]
+    assert settings.read(plain) == changed
+
+
+def test_an_absent_field_or_topic_has_its_default():
+    assert settings.read({"train": {"b2": 0.99}}).train == settings.Train(b2=0.99)
+    assert settings.read({}) == settings.Settings()
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"trian": {}}, r"^there is no field trian; did you mean train\?$"),
+        ({"train": {"learning_rat": 1.0}}, "no field train.learning_rat; did you mean train.learning_rate"),
+        ({"train": 5}, "^train must be a topic, got 5$"),
+        ({"train": {"batch_size": 0}}, "^train.batch_size must be at least 1, got 0$"),
+        ({"train": {"batch_size": 2.0}}, "^train.batch_size must be a whole number, got 2.0$"),
+        ({"train": {"batch_size": True}}, "^train.batch_size must be a whole number, got True$"),
+        ({"train": {"eps": 0}}, "^train.eps must be above 0, got 0.0$"),
+        ({"train": {"eps": float("nan")}}, "^train.eps must be finite, got nan$"),
+        ({"train": {"b1": 1}}, r"^train.b1 must be in \[0, 1\), got 1.0$"),
+        ({"train": {"ema_warmup": 1}}, "^train.ema_warmup must be true or false, got 1$"),
+        ({"data": {"path": None}}, "^data.path must be text, got None$"),
+        ({"data": {"space": "cells"}}, "^data.space must be one of pixels, latents, got 'cells'$"),
+        ({"model": {"input_size": 8}}, "^model.input_size must be a list, got 8$"),
+        ({"run": {"spike_factor": 0.5}}, "^run.spike_factor must be 0 or above 1, got 0.5$"),
+        ({"seed": 2**32}, "^seed must be in 0 .. 4294967295, got 4294967296$"),
+        (
+            {"model": {"null_label": False}},
+            "^train.class_dropout_prob must be 0 without model.null_label, got 0.1$",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        settings.read(fields)
+
+
+def test_whole_numbers_serve_as_floats_and_as_a_spacing():
+    read = settings.read({"train": {"weight_decay": 1}, "sampling": {"num_steps": 50}})
+    assert type(read.train.weight_decay) is float and read.sampling.num_steps == "50"
+
+
+def test_only_what_changes_the_training_is_a_difference():
+    old = settings.Settings()
+    free = dataclasses.replace(
+        old,
+        run=settings.Run(total_steps=5),
+        mesh=settings.Mesh(fsdp=2),
+        sampling=settings.Sampling(cfg_scale=4.0),
+        compute=dataclasses.replace(old.compute, remat="full", attention="xla", unroll=True),
+    )
+    assert settings.differences(old, free) == []
+    other = dataclasses.replace(free, seed=1, compute=settings.Compute(dtype="float32"))
+    assert settings.differences(old, other) == [
+        ("seed", 0, 1),
+        ("compute.dtype", "bfloat16", "float32"),
+    ]
