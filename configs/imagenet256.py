@@ -9,7 +9,7 @@ Variants: S, B, L, XL with patch 2, 4, 8. The paper's FID-50K at 400K steps with
 19.47, L/2 23.33, B/2 43.47, S/2 68.40 (table 4); XL/2 after 7M steps with guidance 1.5: 2.27.
 Hardware: the authors' TPU v3-256 made 5.7 steps/s of XL/2, so 400K steps took about 20 hours.
 
-`--config.data.source=synthetic` trains on random latents instead, to measure and to plan.
+`--config.data.source=synthetic` trains on random latents instead, to measure speed.
 """
 
 from configs import base

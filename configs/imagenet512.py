@@ -4,7 +4,7 @@ r"""DiT on ImageNet 512x512, as in the paper: latents of 64x64x4.
         --config.data.path=data/imagenet --config.data.vae=runs/vae
 
 The paper's FID-50K of XL/2 after 3M steps: 11.93 without guidance, 3.04 with guidance 1.5.
-`--config.data.source=synthetic` trains on random latents instead, to measure and to plan.
+`--config.data.source=synthetic` trains on random latents instead, to measure speed.
 """
 
 from configs import base
