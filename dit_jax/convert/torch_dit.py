@@ -71,11 +71,12 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
             f"got {num_classes}"
         )
     outputs = np.shape(state_dict["final_layer.linear.weight"])[0]
-    plain = patch_size**2 * in_channels
-    if outputs not in (plain, 2 * plain):
+    noise_rows = patch_size**2 * in_channels
+    if outputs not in (noise_rows, 2 * noise_rows):
         raise UserError(
-            f"final_layer.linear.weight must have {plain} or, with a learned variance, "
-            f"{2 * plain} rows for patch {patch_size} and {in_channels} channels, got {outputs}"
+            f"final_layer.linear.weight must have {noise_rows} or, with a learned variance, "
+            f"{2 * noise_rows} rows for patch {patch_size} and {in_channels} channels, "
+            f"got {outputs}"
         )
     return dit.DiTConfig(
         _input_size(state_dict["pos_embed"], patch_size),
@@ -86,7 +87,7 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
         num_heads,
         num_classes,
         null_label=rows > num_classes,
-        learn_sigma=outputs == 2 * plain,
+        learn_sigma=outputs == 2 * noise_rows,
         conditioning=_conditioning(state_dict, hidden_size),
     )
 
