@@ -1,7 +1,7 @@
 """Converts DiT checkpoints between JAX, the official PyTorch code and diffusers, and checks them.
 
     dit-convert from-torch DiT-XL-2-256x256.pt runs/xl2        official .pt or .safetensors, or SiT
-    dit-convert to-torch runs/digits digits.pt                 for the official sample.py --ckpt
+    dit-convert to-torch runs/xl2 xl2.pt                       for the official sample.py --ckpt
     dit-convert to-torch runs/digits digits_torch --bundle     a folder that samples in PyTorch
     dit-convert from-diffusers DiT-XL-2-256 runs/xl2           a folder of diffusers' DiTPipeline
     dit-convert to-diffusers runs/xl2 xl2-pipeline --vae=DIR
@@ -329,7 +329,10 @@ def _print_report(report, path, consequence):
     print(parity.table(report))
     if "plain_diffusers" in report:
         error = parity.text(report["plain_diffusers"])
-        print(f"uncorrected diffusers: relative error {error}, see dit_jax/convert/README.md")
+        print(
+            f"uncorrected diffusers: relative error {error}; "
+            "see match_official in dit_jax/convert/README.md"
+        )
     result = (
         f"relative error {parity.text(report['relative'])}, tolerance {report['tolerance']:.0e}"
     )
