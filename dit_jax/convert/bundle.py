@@ -1,4 +1,7 @@
-"""A folder that samples with PyTorch alone: weights, config, and `torch_model` as dit.py."""
+"""Bundles: folders that sample with PyTorch alone.
+
+A bundle contains model.safetensors, config.json, a README, and `torch_model` as dit.py.
+"""
 
 import json
 import shutil
@@ -12,49 +15,55 @@ from dit_jax.models import dit
 MODEL_FILE = Path(__file__).with_name("torch_model.py")
 README = """# {name}
 
-A Diffusion Transformer (Peebles & Xie 2023) in PyTorch: `dit.py` needs torch and safetensors.
+A Diffusion Transformer (Peebles & Xie 2023) in PyTorch. `dit.py` needs torch and safetensors.
 
 ```python
 import dit
 images = dit.load(".", device="cpu").sample({labels})
 ```
 
-{output}. Labels are 0 to {last}. Options of `sample`,
-with what this model wants: {sampling}.
-From another folder, `import sys; sys.path.insert(0, FOLDER)` first and `dit.load(FOLDER)`.
-`model.safetensors` has the official names; `dit.py` is under Apache-2.0.
+{output}.
+Labels are 0 to {last}. `sample` takes these options, with the defaults of this model:
+{sampling}.
+From another folder, run `import sys; sys.path.insert(0, FOLDER)` first, then `dit.load(FOLDER)`.
+The parameters in `model.safetensors` have the names of the official PyTorch code.
+The licence of `dit.py` is Apache-2.0.
 """
 OUTPUTS = {
-    "pixels": "The images are uint8 (N, H, W, C)",
-    "latents": "The result is latents (N, C, H, W) in model units: divide by the latent scale of "
-    "the autoencoder (0.18215 for Stable Diffusion's) and decode",
+    "pixels": "`sample` returns uint8 images (N, H, W, C)",
+    "latents": "`sample` returns latents (N, C, H, W) in model units. To decode them, divide them "
+    "by the latent scale of the autoencoder (0.18215 for Stable Diffusion) first",
 }
 
 
 def is_weights(path):
-    """Whether a file is the model.safetensors of a bundle."""
+    """Returns True if a file is the model.safetensors of a bundle."""
     return Path(path).name == "model.safetensors" and Path(path).with_name("dit.py").is_file()
 
 
 def read_config(path):
-    """(DiTConfig, settings) of a bundle; UserError where its config.json is not whole."""
+    """Returns (DiTConfig, settings) of a bundle. UserError if its config.json is incomplete."""
     path = Path(path)
     if not (path / "model.safetensors").is_file():
-        raise UserError(f"bundle must have its model.safetensors, got {path}")
+        raise UserError(f"bundle must contain model.safetensors, got {path}")
     config = disk.read_json(path / "config.json")
     try:
         model = dit.DiTConfig.from_json(config["model"])
-        settings = native.settings_of(model, space=config["space"])
-        settings["diffusion"], settings["sampling"] = config["diffusion"], config["sampling"]
+        settings = native.settings_of_bundle(
+            model,
+            space=config["space"],
+            diffusion=config["diffusion"],
+            sampling=config["sampling"],
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"bundle must have the config.json of dit-convert, got {path}, without {error}"
+            f"bundle must contain the config.json of dit-convert, got {path} without {error}"
         ) from error
     return model, settings
 
 
 def write(path, state_dict, model, settings):
-    """Writes the folder. state_dict: the official one; model: a DiTConfig."""
+    """Writes a bundle from an official state dict, a DiTConfig and settings."""
     path = Path(path)
     path.mkdir()
     files.write_state_dict(path / "model.safetensors", state_dict)

@@ -1,4 +1,4 @@
-"""What is this? Format, variant, shapes, step and sets of any checkpoint that dit-convert knows."""
+"""Describes any checkpoint that dit-convert can read: format, variant, shapes, step, sets."""
 
 from pathlib import Path
 
@@ -10,13 +10,16 @@ from dit_jax.models import dit, vae
 from dit_jax.sampling import autoencoder
 
 
-def describe(path, **known):
-    """{name: value} of a file or a folder. known: num_heads and num_classes of a state dict."""
+def describe(path, *, num_heads=0, num_classes=0):
+    """Returns {name: value} for a file or a folder.
+
+    num_heads, num_classes: for a state dict, which may not determine them; 0: infer.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"FILE_OR_DIR must exist, got {path}")
     if path.is_file():
-        return _of_state_dict(path, known)
+        return _of_state_dict(path, num_heads, num_classes)
     if (path / "dit.py").is_file():
         return _of_bundle(path)
     if torch_vae.is_folder(path):
@@ -30,19 +33,19 @@ def describe(path, **known):
         return {"format": "autoencoder of dit_jax", **_of_vae(autoencoder.describe(path))}
     if kind == "model":
         model, settings, step, items = native.describe(path)
-        what = {"format": "dit_jax", "step": step, "sets": ", ".join(items)}
-        return what | settings["data"] | settings["diffusion"] | _of_dit(model)
+        fields = {"format": "dit_jax", "step": step, "sets": ", ".join(items)}
+        return fields | settings["data"] | settings["diffusion"] | _of_dit(model)
     raise UserError(
-        "FILE_OR_DIR must be a state dict, a run, a converted checkpoint, a bundle or a folder of "
-        f"diffusers, got {path}"
+        "FILE_OR_DIR must be a state dict, a run, a converted checkpoint, a bundle or a diffusers "
+        f"folder, got {path}"
     )
 
 
 def variant(model):
-    """A DiTConfig in words, as "XL/2"."""
+    """Returns the name of a DiTConfig, such as "XL/2"."""
     names = {size: name for name, size in dit.SIZES.items()}
-    own = f"{model.depth} blocks of {model.hidden_size}"
-    size = names.get((model.depth, model.hidden_size, model.num_heads), own)
+    fallback = f"{model.depth} blocks of {model.hidden_size}"
+    size = names.get((model.depth, model.hidden_size, model.num_heads), fallback)
     return f"{size}/{model.patch_size}"
 
 
@@ -62,20 +65,23 @@ def _count(init):
 def _of_bundle(path):
     model, settings = bundle.read_config(path)
     state_dict = files.read_state_dict(path / "model.safetensors")
-    known = {"num_heads": model.num_heads, "num_classes": model.num_classes}
-    if torch_dit.read_config(state_dict, **known) != model:
-        raise UserError(f"config.json must be that of the model.safetensors beside it, got {path}")
-    what = {"format": "bundle for PyTorch", **settings["data"], **settings["diffusion"]}
-    return what | _of_dit(model)
+    found = torch_dit.read_config(
+        state_dict, num_heads=model.num_heads, num_classes=model.num_classes
+    )
+    if found != model:
+        raise UserError(f"config.json must match the model.safetensors of its folder, got {path}")
+    fields = {"format": "bundle for PyTorch", **settings["data"], **settings["diffusion"]}
+    return fields | _of_dit(model)
 
 
-def _of_state_dict(path, known):
+def _of_state_dict(path, num_heads, num_classes):
     files.check_suffix(path)
     groups = files.groups(path)
     state_dict = files.read_state_dict(path, groups[0] if groups else "ema")
-    what = {
+    model = torch_dit.read_config(state_dict, num_heads=num_heads, num_classes=num_classes)
+    fields = {
         "format": f"official state dict ({path.suffix})",
-        "sets": ", ".join(groups) or "one, whether averaged or not it does not say",
+        "sets": ", ".join(groups) or "one (the file does not record whether it is the EMA)",
         "dtype": ", ".join(sorted({str(x.dtype) for x in state_dict.values()})),
     }
-    return what | _of_dit(torch_dit.read_config(state_dict, **known))
+    return fields | _of_dit(model)

@@ -1,7 +1,8 @@
-"""DiT in the format of diffusers, both ways, and what keeps diffusers from computing DiT.
+"""Converts between the official state dict of a DiT and diffusers' folder, in both directions.
 
-A state dict is {name: NumPy array}; the official one is the hub (see `torch_dit`). A folder is what
-`DiTPipeline.from_pretrained` opens. diffusers itself is needed for `match_official` alone.
+A state dict is {name: NumPy array}; see `torch_dit` for the official one. A folder is what
+`DiTPipeline.from_pretrained` opens: the pipeline, or its transformer alone. This module does not
+need diffusers; `diffusers_pipeline` does.
 """
 
 import json
@@ -17,7 +18,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.models import dit, layers
 
-MODULES = {  # official: diffusers'; * is the block's number
+MODULES = {  # official name: diffusers' name; * is the index of the block
     "x_embedder.proj": "pos_embed.proj",
     "blocks.*.attn.proj": "transformer_blocks.*.attn1.to_out.0",
     "blocks.*.mlp.fc1": "transformer_blocks.*.ff.net.0.proj",
@@ -26,7 +27,7 @@ MODULES = {  # official: diffusers'; * is the block's number
     "final_layer.adaLN_modulation.1": "proj_out_1",
     "final_layer.linear": "proj_out_2",
 }
-EMBEDDERS = {  # of which diffusers has a copy in every block
+EMBEDDERS = {  # official name: diffusers' name; every diffusers block has a copy
     "t_embedder.mlp.0.weight": "timestep_embedder.linear_1.weight",
     "t_embedder.mlp.0.bias": "timestep_embedder.linear_1.bias",
     "t_embedder.mlp.2.weight": "timestep_embedder.linear_2.weight",
@@ -36,18 +37,18 @@ EMBEDDERS = {  # of which diffusers has a copy in every block
 QKV = ("to_q", "to_k", "to_v")
 SCHEDULES = {"linear": "linear", "squared_cosine": "squaredcos_cap_v2"}
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the second before diffusers 0.28
-RULES = {  # what a DiT has of their options
+RULES = {  # the diffusers options that make a DiT
     "norm_type": "ada_norm_zero",
     "activation_fn": "gelu-approximate",
     "attention_bias": True,
     "norm_elementwise_affine": False,
 }
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def check(model):
-    """UserError where diffusers' DiT has no place for a DiTConfig."""
-    height, width = model.input_size
+    """UserError if diffusers cannot represent a DiTConfig."""
+    torch_dit.check_input_size(model)
+    height, _ = model.input_size
     for name, value, rule in (
         ("conditioning", model.conditioning, "adaln_zero"),
         ("input_size", model.input_size, (height, height)),
@@ -58,7 +59,7 @@ def check(model):
 
 
 def to_diffusers(state_dict, model):
-    """The state dict of a `DiTTransformer2DModel`. Takes the arrays out of the official one."""
+    """Converts to the state dict of a `DiTTransformer2DModel`. Empties the official one."""
     check(model)
     out = {}
     state_dict.pop("pos_embed")  # diffusers makes the same table
@@ -73,7 +74,7 @@ def to_diffusers(state_dict, model):
 
 
 def from_diffusers(state_dict, model):
-    """The official state dict. Takes the arrays out of the one of a `DiTTransformer2DModel`."""
+    """Converts to the official state dict. Empties the one of the `DiTTransformer2DModel`."""
     shape = (extent // model.patch_size for extent in model.input_size)
     out = {"pos_embed": layers.position_table(tuple(shape), model.hidden_size)[None]}
     state_dict.pop("pos_embed.pos_embed", None)
@@ -83,8 +84,7 @@ def from_diffusers(state_dict, model):
         for i, x in enumerate(copies):
             if not np.array_equal(x, copies[0]):
                 raise UserError(
-                    f"the copies of {name} in all blocks must be equal, "
-                    f"got another one in block {i}"
+                    f"{name} must be equal in all blocks, got a different copy in block {i}"
                 )
         out[official] = copies[0]
     for official, parts in _attention(model.depth):
@@ -95,7 +95,7 @@ def from_diffusers(state_dict, model):
 
 
 def _check_fit(state_dict, model):
-    """UserError where the weights are not those of the config."""
+    """UserError unless the weights have the names and shapes of the config."""
     blocks = {name.split(".")[1] for name in state_dict if name.startswith("transformer_blocks.")}
     if len(blocks) != model.depth:
         raise UserError(f"num_layers must be {len(blocks)}, as in the weights, got {model.depth}")
@@ -121,12 +121,12 @@ def _check_fit(state_dict, model):
 
 
 def _copies(name, depth):
-    """diffusers' names of an embedder's array, one for each block."""
+    """Yields diffusers' names of an embedder array, one for each block."""
     return (f"transformer_blocks.{i}.norm1.emb.{name}" for i in range(depth))
 
 
 def _attention(depth):
-    """(official name, diffusers' three names) of every array of queries, keys and values."""
+    """Yields (official name, diffusers' three names) of every q, k, v array."""
     for i in range(depth):
         for kind in ("weight", "bias"):
             parts = [f"transformer_blocks.{i}.attn1.{part}.{kind}" for part in QKV]
@@ -134,7 +134,7 @@ def _attention(depth):
 
 
 def _pairs(depth):
-    """(official name, diffusers' name) of every array that only changes its name."""
+    """Yields (official name, diffusers' name) of every array that is only renamed."""
     for official, name in MODULES.items():
         blocks = range(depth) if "*" in official else [None]
         for i in blocks:
@@ -143,12 +143,12 @@ def _pairs(depth):
 
 
 def write_folder(path, state_dict, model, settings, vae=None):
-    """Writes a folder for `DiTPipeline.from_pretrained`; vae: the folder of an AutoencoderKL."""
+    """Writes a pipeline folder. vae: the folder of an AutoencoderKL to copy into it, or None."""
     path = Path(path)
     (path / "transformer").mkdir(parents=True)
     (path / "scheduler").mkdir()
     arrays = to_diffusers(state_dict, model)
-    files.write_state_dict(path / "transformer" / WEIGHTS[0], arrays)
+    files.write_state_dict(path / "transformer" / files.DIFFUSERS_WEIGHTS[0], arrays)
     _write(path / "transformer" / "config.json", _transformer_config(model))
     _write(path / "scheduler" / "scheduler_config.json", _scheduler_config(settings))
     if vae:
@@ -164,53 +164,46 @@ def write_folder(path, state_dict, model, settings, vae=None):
 
 
 def check_vae(path, model):
-    """UserError where a folder is no whole AutoencoderKL that fits the model's latents."""
+    """UserError unless a folder is an AutoencoderKL with the latent channels of the model."""
     if not torch_vae.is_folder(path):
-        raise UserError(f"vae must be a folder of diffusers' AutoencoderKL, got {path}")
+        raise UserError(f"vae must be the folder of a diffusers AutoencoderKL, got {path}")
     channels = torch_vae.read(path)[0].latent_channels
     if channels != model.in_channels:
         raise UserError(f"vae must have {model.in_channels} latent channels, got {channels}")
 
 
 def is_folder(path):
-    """Whether a folder is one of diffusers, of a pipeline or of its transformer."""
-    return (path / "transformer").is_dir() or any((path / name).is_file() for name in WEIGHTS)
+    """Returns True for the folder of a diffusers pipeline or of its transformer."""
+    has_weights = any((path / name).is_file() for name in files.DIFFUSERS_WEIGHTS)
+    return (path / "transformer").is_dir() or has_weights
 
 
 def read_folder(path, *, space="latents"):
-    """(official state dict, DiTConfig, settings) of a folder, of a pipeline or its transformer."""
+    """Returns (official state dict, DiTConfig, settings) of a pipeline or transformer folder."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"DIR must be a folder that exists, got {path}")
+        raise UserError(f"DIR must be an existing folder, got {path}")
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
     config = disk.read_json(transformer / "config.json")
     if config.get("_class_name") not in CLASSES:
-        kind = f"a {config['_class_name']}" if "_class_name" in config else "no config.json of one"
-        raise UserError(f"folder must hold a DiT of diffusers, got {kind} in {transformer}")
-    weights = [transformer / name for name in WEIGHTS if (transformer / name).is_file()]
-    if not weights:
-        raise UserError(f"{transformer} must hold {' or '.join(WEIGHTS)}")
-    theirs = disk.read_json(path / "scheduler" / "scheduler_config.json")
+        found = config.get("_class_name", "no config.json of a model")
+        raise UserError(f"folder must contain a diffusers DiT, got {found} in {transformer}")
+    weights = files.diffusers_weights(transformer)
+    scheduler = disk.read_json(path / "scheduler" / "scheduler_config.json")
     try:
         model = _read_config(config)
-        settings = native.settings_of(model, space=space)
-        if theirs:
-            settings["diffusion"] = read_diffusion(theirs)
-            steps = min(250, settings["diffusion"]["num_steps"])
-            settings["sampling"] |= {
-                "num_steps": str(steps),
-                "cfg_interval": [0, settings["diffusion"]["num_steps"] - 1],
-            }
-        else:
-            logging.info("no scheduler in %s: its noise is taken as linear, of 1000 steps", path)
+        diffusion = read_diffusion(scheduler) if scheduler else {}
+        if not scheduler:
+            logging.info("no scheduler in %s: assuming a linear schedule of 1000 steps", path)
+        settings = native.settings_of(model, space=space, **diffusion)
     except KeyError as error:
         raise UserError(f"{path} must have {error} in its JSON files") from error
-    state_dict = files.read_state_dict(weights[0])
+    state_dict = files.read_state_dict(weights)
     return from_diffusers(state_dict, model), model, settings
 
 
 def read_diffusion(scheduler):
-    """{"schedule", "num_steps"} of the config of a scheduler; UserError where DiT has no such."""
+    """Returns {"schedule", "num_steps"} of a scheduler config. UserError if it is not DiT's."""
     names = {name: ours for ours, name in SCHEDULES.items()}
     schedule, num_steps = scheduler["beta_schedule"], _read_whole(scheduler, "num_train_timesteps")
     if schedule not in list(names):
@@ -226,7 +219,7 @@ def read_diffusion(scheduler):
 
 
 def _betas(num_steps):
-    """The ends of a linear schedule, which ours scales by the number of its steps."""
+    """Returns the ends of our linear schedule, which scale with the number of steps."""
     return {"beta_start": 1e-4 * 1000 / num_steps, "beta_end": 0.02 * 1000 / num_steps}
 
 
@@ -261,7 +254,7 @@ def _read_config(config):
 
 def _read_whole(config, name):
     if type(config[name]) is not int or config[name] < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, got {config[name]!r}")
+        raise UserError(f"{name} must be an integer of at least 1, got {config[name]!r}")
     return config[name]
 
 
@@ -273,7 +266,7 @@ def _transformer_config(model):
         "attention_head_dim": model.hidden_size // model.num_heads,
         "in_channels": model.in_channels,
         "norm_elementwise_affine": False,
-        "norm_eps": 1e-6,  # diffusers' default, 1e-5, is not DiT's
+        "norm_eps": 1e-6,  # DiT's value; the default of diffusers is 1e-5
         "norm_type": "ada_norm_zero",
         "num_attention_heads": model.num_heads,
         "num_embeds_ada_norm": model.num_classes,

@@ -1,8 +1,8 @@
-"""diffusers' DiTPipeline made to compute what DiT computes. Needs diffusers and PyTorch.
+"""Corrects diffusers' DiTPipeline, so that it computes DiT. Needs diffusers and PyTorch.
 
-Five things differ there: the time frequencies divide by 127 instead of 128; the second LayerNorm of
-a block has epsilon 1e-5; the learned variance is dropped; guidance reaches all channels; the null
-class is 1000 whatever the number of classes.
+diffusers differs from the official code in five points: its time frequencies divide by 127 instead
+of 128; the second LayerNorm of a block has epsilon 1e-5; it drops the learned variance; it guides
+all channels; its null class is 1000 for any number of classes.
 """
 
 import torch
@@ -15,10 +15,9 @@ from dit_jax.errors import UserError
 
 
 def match_official(pipeline):
-    """A pipeline of the same transformer, scheduler and VAE that computes as the official code.
+    """Returns an `OfficialDiTPipeline` with the same transformer, scheduler and VAE.
 
-    The transformer itself is corrected, in place. Calling the pipeline samples with the learned
-    variance: see `OfficialDiTPipeline`.
+    Corrects the transformer in place.
     """
     if not isinstance(pipeline, DiTPipeline):
         raise UserError(f"pipeline must be a DiTPipeline, got {type(pipeline).__name__}")
@@ -41,7 +40,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class AsDiT(nn.Module):
-    """A DiTTransformer2DModel as `torch_model` sees a DiT: a function of x, t, y."""
+    """Gives a DiTTransformer2DModel the interface of `torch_model.DiT`."""
 
     def __init__(self, transformer):
         super().__init__()
@@ -51,7 +50,7 @@ class AsDiT(nn.Module):
 
     @property
     def pos_embed(self):
-        return self.transformer.pos_embed.proj.weight  # whose device is the model's
+        return self.transformer.pos_embed.proj.weight  # on the device of the model
 
     def forward(self, x, t, y):
         x = x.to(self.transformer.dtype)
@@ -59,7 +58,7 @@ class AsDiT(nn.Module):
 
 
 class OfficialDiTPipeline(DiTPipeline):
-    """Samples as the official `sample.py`: ancestral steps, learned variance, three channels."""
+    """Samples like the official `sample.py`: DDPM, learned variance, three guided channels."""
 
     @torch.no_grad()
     def __call__(
@@ -72,15 +71,15 @@ class OfficialDiTPipeline(DiTPipeline):
         output_type="pil",
         noise=None,
     ):
-        """Images of the classes: PIL, or "np", "pt", or "latent" for no decoding.
+        """Returns one image for each label: PIL, "np", "pt", or "latent" for no decoding.
 
-        noise (S + 1, N, C, H, W) replaces what the seed would draw; see `torch_model.Sampler`.
+        noise (S + 1, N, C, H, W) replaces the noise of the seed; see `torch_model.Sampler`.
         """
         if output_type not in OUTPUT_TYPES:
             kinds = ", ".join(OUTPUT_TYPES)
             raise UserError(f"output_type must be one of {kinds}, got {output_type!r}")
         if self.vae is None and output_type != "latent":
-            raise UserError(f"output_type must be latent without a vae, got {output_type!r}")
+            raise UserError(f"output_type must be latent if vae is None, got {output_type!r}")
         channels = self.transformer.config.in_channels
         if guidance_channels not in range(channels + 1):
             raise UserError(

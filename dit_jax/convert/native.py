@@ -1,4 +1,7 @@
-"""Our own checkpoints as the converters see them: an architecture, settings, parameters."""
+"""Reads and writes dit_jax checkpoints for the converters, and makes all settings.
+
+A checkpoint has three parts here: a DiTConfig, settings (a dict of `TOPICS`), and parameters.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,11 +13,11 @@ from dit_jax.errors import UserError
 from dit_jax.machine import sharding
 from dit_jax.models import dit
 
-TOPICS = ("compute", "diffusion", "data", "sampling")  # of a config: see configs/base.py
+TOPICS = ("compute", "diffusion", "data", "sampling")  # topics of a config: see configs/base.py
 
 
 class Checkpoint(NamedTuple):
-    """params: a nested dict of arrays. settings: the `TOPICS` of a config."""
+    """A DiTConfig, the `TOPICS` of its config, and its parameters (a nested dict of arrays)."""
 
     model: dit.DiTConfig
     settings: dict[str, Any]
@@ -22,7 +25,7 @@ class Checkpoint(NamedTuple):
 
 
 def describe(path):
-    """(architecture, settings, step, names of the items) of a checkpoint, no array read."""
+    """Returns (DiTConfig, settings, step, item names) of a checkpoint. Reads no array."""
     directory, step = steps.locate(path)
     meta = store.read_meta(directory, step, of="model")
     try:
@@ -36,7 +39,7 @@ def describe(path):
 
 
 def kind(path):
-    """ "model" or "vae", what a run or a converted checkpoint is of; None of another directory."""
+    """Returns "model" for a DiT checkpoint, "vae" for an autoencoder, None for anything else."""
     try:
         meta = store.read_meta(*steps.locate(path))
     except ValueError:
@@ -45,13 +48,13 @@ def kind(path):
 
 
 def step_folder(path):
-    """The folder of the step that is read of a checkpoint."""
+    """Returns the folder of the step that `read` reads."""
     directory, step = steps.locate(path)
     return directory / str(step)
 
 
 def read(path, weights="ema"):
-    """The Checkpoint of a training run or of a converted checkpoint, its digests checked."""
+    """Reads a training run or a converted checkpoint, and checks its digests."""
     if weights not in ("ema", "params"):
         raise UserError(f"weights must be ema or params, got {weights!r}")
     model, settings, step, _ = describe(path)
@@ -63,9 +66,9 @@ def read(path, weights="ema"):
 
 
 def write(path, model, settings, params):
-    """Writes a converted checkpoint: step 0, its parameters as their own average.
+    """Writes a converted checkpoint: one step, 0, that contains only `params`, saved as the EMA.
 
-    Takes the arrays out of params one by one, so that a large tree is not in memory twice.
+    Empties `params` array by array, so that a large tree is not in memory twice.
     """
     flat = traverse_util.flatten_dict(params)
     params.clear()
@@ -76,20 +79,25 @@ def write(path, model, settings, params):
         store.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 
 
-def settings_of(model, *, space="latents", schedule="linear"):
-    """The settings of a DiT of which only the weights are known: the paper's way to sample it."""
+def settings_of(model, *, space="latents", schedule="linear", num_steps=1000):
+    """Returns settings for weights without a config: the sampling of the paper."""
     pixels = space == "pixels"
     return {
         "compute": {"dtype": "float32", "attention": "auto", "remat": "none", "unroll": False},
-        "diffusion": {"schedule": schedule, "num_steps": 1000},
+        "diffusion": {"schedule": schedule, "num_steps": num_steps},
         "data": {"source": "images", "space": space},
         "sampling": {
             "sampler": "ddpm",
-            "num_steps": "250",
+            "num_steps": str(min(250, num_steps)),
             "eta": 0.0,
             "clip_x0": pixels,
             "cfg_scale": 1.5 if model.null_label else 1.0,
             "cfg_channels": 0 if pixels or model.in_channels < 3 else 3,
-            "cfg_interval": [0, 999],
+            "cfg_interval": [0, num_steps - 1],
         },
     }
+
+
+def settings_of_bundle(model, *, space, diffusion, sampling):
+    """Returns the settings of a bundle from the topics that its config.json contains."""
+    return settings_of(model, space=space) | {"diffusion": diffusion, "sampling": sampling}

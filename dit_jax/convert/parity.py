@@ -1,8 +1,9 @@
-"""Proof of a conversion: both sides computed on the same inputs, and how far they are apart.
+"""The parity check: runs both sides of a conversion on the same inputs and measures the error.
 
-Shapes: N examples, one for each of `STEPS`; H W grid, C channels. A side is a function of x
-(N, H, W, C), t (N,), y (N,) that loads its weights, computes (N, H, W, out_channels) and forgets
-them, so that a large model is never in memory twice.
+A side is a function (x, t, y) -> (N, H, W, out_channels). It loads its weights for the call only,
+so that a large model is never in memory twice. The absolute error is the largest absolute
+difference of the outputs; the relative error divides it by the largest expected output.
+Shapes: N examples, one for each of `STEPS`; H W grid, C channels.
 """
 
 from pathlib import Path
@@ -15,13 +16,13 @@ from dit_jax.models import dit, vae
 from dit_jax.sampling import autoencoder
 
 STEPS = (0, 500, 999)
-TOLERANCE = 2e-5  # relative to the largest output: float32 sums of two libraries
-VAE_TOLERANCES = {"moments": 1e-5, "decoded": 5e-5}  # a decoder's sums are longer
-TINY = np.finfo(np.float32).tiny  # instead of 0
+TOLERANCE = 2e-5  # of the relative error: two libraries round float32 sums differently
+VAE_TOLERANCES = {"moments": 1e-5, "decoded": 5e-5}  # the decoder has longer sums
+TINY = np.finfo(np.float32).tiny  # avoids a division by 0
 
 
 def inputs(model):
-    """x, t, y of a DiTConfig: normal latents, every step of `STEPS`, the null label among them."""
+    """Returns x (N, H, W, C), t (N,), y (N,): normal noise, `STEPS`, labels and the null label."""
     rng = np.random.default_rng(0)
     shape = (len(STEPS), *model.input_size, model.in_channels)
     y = rng.integers(model.num_classes, size=len(STEPS))
@@ -30,7 +31,7 @@ def inputs(model):
 
 
 def ours(path, weights="ema"):
-    """The side of our own checkpoint."""
+    """The side of a dit_jax checkpoint."""
 
     def run(x, t, y):
         model, _, params = native.read(path, weights)
@@ -41,11 +42,11 @@ def ours(path, weights="ema"):
 
 
 def official(path, model, weights="ema"):
-    """The side of an official state dict, run by `torch_model`."""
+    """The side of an official state dict, computed by `torch_model`."""
 
     def run(x, t, y):
         torch = files.require("torch")
-        from dit_jax.convert import torch_model  # which imports torch
+        from dit_jax.convert import torch_model  # imports torch
 
         state_dict = files.read_state_dict(path, weights)
         with torch.device("meta"):
@@ -58,15 +59,15 @@ def official(path, model, weights="ema"):
 
 
 def diffusers(path, *, plain=False):
-    """The side of a folder of diffusers, made to compute what DiT computes unless `plain`."""
+    """The side of a diffusers folder. plain: without the corrections of `match_transformer`."""
 
     def run(x, t, y):
         models = files.require("diffusers.models")
-        from dit_jax.convert import diffusers_pipeline  # which imports diffusers
+        from dit_jax.convert import diffusers_pipeline  # imports diffusers
 
-        inside = Path(path) / "transformer"
+        transformer = Path(path) / "transformer"
         net = models.DiTTransformer2DModel.from_pretrained(
-            inside if inside.is_dir() else path, low_cpu_mem_usage=False
+            transformer if transformer.is_dir() else path, low_cpu_mem_usage=False
         )
         if not plain:
             diffusers_pipeline.match_transformer(net)
@@ -76,7 +77,7 @@ def diffusers(path, *, plain=False):
 
 
 def run_torch(net, x, t, y):
-    """The output (N, H, W, out) of a PyTorch model of (N, C, H, W) in evaluation mode."""
+    """Runs a channels-first PyTorch model in evaluation mode on channels-last x."""
     torch = files.require("torch")
     with torch.no_grad():
         out = net.eval()(
@@ -88,9 +89,9 @@ def run_torch(net, x, t, y):
 
 
 def measure(expected, actual):
-    """The errors of one side's output against the other's, at each of `STEPS` and over all.
+    """Returns the report: errors of `actual` against `expected`, for each step and in total.
 
-    An error that is not finite is None: JSON has no such number.
+    An error that is NaN or infinite is reported as None, because JSON has no such number.
     """
     with np.errstate(invalid="ignore"):
         absolute = np.abs(actual - expected).max(axis=(1, 2, 3))  # (N,)
@@ -104,13 +105,13 @@ def measure(expected, actual):
         "tolerance": TOLERANCE,
         "absolute": _finite(absolute.max()),
         "relative": _finite(relative.max()),
-        "passed": bool(relative.max() <= TOLERANCE),  # not where it is NaN
+        "passed": bool(relative.max() <= TOLERANCE),  # False if it is NaN
         "steps": steps,
     }
 
 
 def autoencoders(source, path):
-    """The report of an autoencoder of diffusers, a folder or a file, and of ours at `path`.
+    """Returns the report of a diffusers autoencoder (folder or file) and of ours at `path`.
 
     Both encode a random image of 64 x 96 and decode the mean of its latents.
     """
@@ -128,17 +129,17 @@ def autoencoders(source, path):
         )
     ]
     worst = max(parts, key=lambda part: np.inf if part["relative"] is None else part["relative"])
-    good = [
+    passed = [
         part["relative"] is not None and part["relative"] <= part["tolerance"] for part in parts
     ]
     return {name: worst[name] for name in ("tolerance", "absolute", "relative")} | {
-        "passed": all(good),
+        "passed": all(passed),
         "parts": parts,
     }
 
 
 def _run_diffusers(state_dict, config, x):
-    """Moments of x and the decoded mean of diffusers' AutoencoderKL, channels-last."""
+    """Returns [moments of x, decoded mean] of diffusers' AutoencoderKL, channels-last."""
     torch = files.require("torch")
     models = files.require("diffusers.models")
     levels = len(config.channels)
@@ -169,7 +170,7 @@ def _compare(expected, actual):
 
 
 def table(report):
-    """A report as lines of text."""
+    """Formats a report as a table."""
     label, rows = ("t", report["steps"]) if "steps" in report else ("part", report["parts"])
     lines = [f"{label:>8}  {'absolute':>10}  {'relative':>10}"]
     lines += [
@@ -179,7 +180,7 @@ def table(report):
 
 
 def text(error):
-    """An error of a report in words."""
+    """Formats an error of a report."""
     return "not finite" if error is None else f"{error:.1e}"
 
 

@@ -1,8 +1,8 @@
-"""Parameters of a DiT <-> the state dict of the official PyTorch code, bit for bit.
+"""Converts the parameters of a DiT to and from the official PyTorch state dict, bit for bit.
 
-A state dict is {official name: NumPy array}, PyTorch is not needed. Names and shapes are those of
-https://github.com/facebookresearch/DiT; the designs that it never released (in-context,
-cross-attention, adaLN) are named in the same way.
+A state dict is {official name: NumPy array}; this module does not need PyTorch. Names and shapes
+follow https://github.com/facebookresearch/DiT. The designs that were never released (in-context,
+cross-attention, adaLN) get names of the same style.
 Shapes: D hidden size, C channels, p patch size, T tokens.
 """
 
@@ -16,7 +16,7 @@ from flax import traverse_util
 from dit_jax.errors import UserError
 from dit_jax.models import dit, layers
 
-MODULES = {  # ours: the official module; * is the block's number, our leading axis
+MODULES = {  # our module: official module; * is the index of the block, our leading axis
     "x_embedder/proj": "x_embedder.proj",
     "t_embedder/fc1": "t_embedder.mlp.0",
     "t_embedder/fc2": "t_embedder.mlp.2",
@@ -33,22 +33,22 @@ MODULES = {  # ours: the official module; * is the block's number, our leading a
     "final_layer/linear": "final_layer.linear",
 }
 PARAMETERS = {"kernel": "weight", "embedding": "weight", "bias": "bias"}
-RANKS = {  # axes of what the config is read off
+RANKS = {  # number of axes of the arrays that `read_config` uses
     "x_embedder.proj.weight": 4,
     "pos_embed": 3,
     "y_embedder.embedding_table.weight": 2,
     "final_layer.linear.weight": 2,
 }
-FLOATS = tuple(map(jax.numpy.dtype, ("float32", "float16", "bfloat16")))  # that float32 holds
-MAX_NAMES = 10  # in a message
+FLOATS = tuple(map(jax.numpy.dtype, ("float32", "float16", "bfloat16")))  # exact in float32
+MAX_NAMES = 10  # in an error message
 
 
 def read_config(state_dict, *, num_heads=0, num_classes=0):
-    """The DiTConfig that the shapes of an official state dict tell.
+    """Infers the DiTConfig from the shapes of an official state dict.
 
-    The number of heads leaves no trace: it is that of the size in `SIZES` with this depth and
-    hidden size, or num_heads. The label table has a row for the null label unless num_classes, if
-    given, says otherwise.
+    The shapes do not determine the number of heads. It is num_heads, or else the value in `SIZES`
+    for this depth and hidden size. The last row of the label table belongs to the null label unless
+    num_classes equals the number of rows.
     """
     _check_core(state_dict)
     hidden_size, in_channels, patch_size = _read_patches(state_dict)
@@ -59,7 +59,7 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
     if not num_heads:
         raise UserError(
             f"num_heads must be given for depth {depth} and hidden size {hidden_size}, "
-            "which are of no size of the paper"
+            "because no size of the paper has them"
         )
     if hidden_size % num_heads:
         raise UserError(f"num_heads must divide hidden size {hidden_size}, got {num_heads}")
@@ -71,11 +71,12 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
             f"got {num_classes}"
         )
     outputs = np.shape(state_dict["final_layer.linear.weight"])[0]
-    plain = patch_size**2 * in_channels
-    if outputs not in (plain, 2 * plain):
+    noise_rows = patch_size**2 * in_channels
+    if outputs not in (noise_rows, 2 * noise_rows):
         raise UserError(
-            f"final_layer.linear.weight must have {plain} or, with a learned variance, "
-            f"{2 * plain} rows for patch {patch_size} and {in_channels} channels, got {outputs}"
+            f"final_layer.linear.weight must have {noise_rows} or, with a learned variance, "
+            f"{2 * noise_rows} rows for patch {patch_size} and {in_channels} channels, "
+            f"got {outputs}"
         )
     return dit.DiTConfig(
         _input_size(state_dict["pos_embed"], patch_size),
@@ -86,13 +87,13 @@ def read_config(state_dict, *, num_heads=0, num_classes=0):
         num_heads,
         num_classes,
         null_label=rows > num_classes,
-        learn_sigma=outputs == 2 * plain,
+        learn_sigma=outputs == 2 * noise_rows,
         conditioning=_conditioning(state_dict, hidden_size),
     )
 
 
 def _read_patches(state_dict):
-    """D, C, p of the arrays that every DiT has; UserError where one has no such shape."""
+    """Returns D, C, p. UserError if an array of `RANKS` has a wrong shape."""
     for name, rank in RANKS.items():
         if np.ndim(state_dict[name]) != rank:
             shape = np.shape(state_dict[name])
@@ -101,7 +102,7 @@ def _read_patches(state_dict):
             raise UserError(f"{name} must not be empty, got shape {np.shape(state_dict[name])}")
     hidden_size, in_channels, *patch = np.shape(state_dict["x_embedder.proj.weight"])
     if patch[0] != patch[1]:
-        raise UserError(f"x_embedder.proj.weight must be of square patches, got {patch}")
+        raise UserError(f"x_embedder.proj.weight must have square patches, got {patch}")
     return hidden_size, in_channels, patch[0]
 
 
@@ -120,7 +121,7 @@ def _conditioning(state_dict, hidden_size):
 
 
 def _input_size(table, patch_size):
-    """H, W of the grid, square if it can be, whose position table this is. table (1, T, D)."""
+    """Finds the input_size (H, W) of a position table (1, T, D); tries square grids first."""
     table = np.asarray(table, np.float32)
     _, tokens, hidden_size = table.shape
     grids = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
@@ -131,18 +132,19 @@ def _input_size(table, patch_size):
 
 
 def from_official(state_dict, config):
-    """The parameters that an official state dict holds: a nested dict of float32 NumPy arrays.
+    """Converts an official state dict to our parameters, a nested dict of float32 NumPy arrays.
 
-    Takes the arrays out of the dict one by one, so that a large one is not in memory twice. The
-    position table is no parameter of ours: it is compared with the one that the model makes.
+    Empties the state dict array by array, so that a large one is not in memory twice. Our model
+    computes the position table, so this function only checks it.
     """
+    check_input_size(config)
     table = _position_table(config)  # (1, T, D)
     leaves = _leaves(config)
     shapes = {name: leaf.official_shape for leaf in leaves for name in leaf.names}
     _check_shapes("state dict", state_dict, shapes | {"pos_embed": table.shape})
     for name, x in state_dict.items():
         if x.dtype not in FLOATS:
-            raise UserError(f"{name} must be of {', '.join(map(str, FLOATS))}, got {x.dtype}")
+            raise UserError(f"{name} must be {', '.join(map(str, FLOATS))}, got {x.dtype}")
     if not _is_close(state_dict.pop("pos_embed"), table):
         rows, columns = (extent // config.patch_size for extent in config.input_size)
         raise UserError(f"pos_embed must be the sin-cos table of {rows} x {columns} patches")
@@ -158,10 +160,11 @@ def from_official(state_dict, config):
 
 
 def to_official(params, config):
-    """The official state dict of our parameters: {name: NumPy array}, the position table too.
+    """Converts our parameters to an official state dict, which includes the position table.
 
-    Takes the arrays out of params one by one, so that a large one is not in memory twice.
+    Empties params array by array, so that a large tree is not in memory twice.
     """
+    check_input_size(config)
     leaves = _leaves(config)
     flat = traverse_util.flatten_dict(params, sep="/")
     _check_shapes("params", flat, {leaf.path: leaf.shape for leaf in leaves})
@@ -175,13 +178,19 @@ def to_official(params, config):
     return state_dict
 
 
+def check_input_size(config):
+    """UserError unless the grid has two axes, as in the official code."""
+    if len(config.input_size) != 2:
+        raise UserError(f"input_size must have two axes for PyTorch, got {config.input_size}")
+
+
 class _Leaf(NamedTuple):
-    """One array of our parameters and the official ones in it."""
+    """One array of our parameters and the official arrays that it stacks."""
 
     path: str
     shape: tuple[int, ...]
-    names: list[str]  # one for each block if stacked, else one
-    official_shape: tuple[int, ...]  # of each of them
+    names: list[str]  # official: one for each block if stacked, else one
+    official_shape: tuple[int, ...]  # of each official array
 
     @property
     def stacked(self):
@@ -189,7 +198,7 @@ class _Leaf(NamedTuple):
 
 
 def _leaves(config):
-    """The `_Leaf`s of a config."""
+    """Lists the `_Leaf`s of a config."""
     params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
     leaves = []
     for path, x in traverse_util.flatten_dict(params, sep="/").items():
@@ -206,8 +215,8 @@ def _leaves(config):
 
 
 def _to_official(path, x, config):
-    """One array of ours, of one block, in the official layout."""
-    if path == "x_embedder/proj/kernel":  # a convolution there
+    """Converts one of our arrays, of one block, to the official layout."""
+    if path == "x_embedder/proj/kernel":  # a convolution in the official code
         p = config.patch_size
         return x.reshape(p, p, config.in_channels, -1).transpose(3, 2, 0, 1)  # (D, C, p, p)
     if _is_joined(path):  # (D, count, D) or (count, D)
@@ -224,7 +233,7 @@ def _from_official(path, x, config):
 
 
 def _is_joined(path):
-    """Whether queries, keys and values have an axis of their own in our array."""
+    """Returns True if our array has a separate axis for queries, keys and values."""
     return "/qkv/" in path or "/kv/" in path
 
 
@@ -234,33 +243,37 @@ def _position_table(config):
 
 
 def check_finite(name, x):
+    """UserError if x contains NaN or infinity."""
     if not np.isfinite(x).all():
-        raise UserError(f"{name} must be finite, got NaN or infinity in it")
+        raise UserError(f"{name} must be finite, got NaN or infinity")
 
 
 def _is_close(table, expected):
-    """Whether a position table is the expected one, in float32 or rounded to half precision."""
+    """Returns True if the tables agree, in float32 or rounded to half precision."""
     table = np.asarray(table, np.float32)
     rounded = (expected.astype(dtype).astype(np.float32) for dtype in FLOATS)
     return any(np.allclose(table, x, rtol=0, atol=1e-5) for x in rounded)
 
 
 def _check_core(state_dict):
-    """UserError where names that every DiT has are missing, with those that no DiT has."""
+    """UserError if a name that every DiT has is missing; lists the names that no DiT has."""
     patterns = {f"{name}.{kind}" for name in MODULES.values() for kind in ("weight", "bias")}
     core = {name for name in patterns if "adaLN" not in name and "cross_attn" not in name}
     core = {name.replace("*", "0") for name in core} | {"pos_embed"}
     core.remove("y_embedder.embedding_table.bias")
     if any(name.startswith("transformer_blocks.") for name in state_dict):
-        raise UserError("state dict must be official, got diffusers' names: from-diffusers DIR OUT")
+        raise UserError(
+            "state dict must have official names, got names of diffusers: use "
+            "dit-convert from-diffusers DIR OUT"
+        )
     if core - state_dict.keys():
-        known = {name: re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in state_dict}
-        strange = {name for name, key in known.items() if key not in patterns | {"pos_embed"}}
-        check_names("state dict", "a DiT", strange | (core & state_dict.keys()), core)
+        keys = {name: re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in state_dict}
+        surplus = {name for name, key in keys.items() if key not in patterns | {"pos_embed"}}
+        check_names("state dict", "a DiT", surplus | (core & state_dict.keys()), core)
 
 
 def check_names(what, whose, names, expected):
-    """UserError unless both sets of names are the same, with at most ten of those that are not."""
+    """UserError unless both sets are equal; lists up to `MAX_NAMES` missing and surplus names."""
     missing, surplus = expected - names, names - expected
     if missing or surplus:
         raise UserError(
@@ -270,7 +283,7 @@ def check_names(what, whose, names, expected):
 
 
 def _check_shapes(what, arrays, shapes):
-    """UserError unless the arrays have just these names and shapes."""
+    """UserError unless the arrays have exactly these names and shapes."""
     check_names(what, "the config", arrays.keys(), shapes.keys())
     for name, shape in shapes.items():
         actual = tuple(np.shape(arrays[name]))

@@ -1,12 +1,13 @@
-"""Diffusion Transformer (DiT), Peebles & Xie 2023, in one file of PyTorch that stands alone.
+"""Diffusion Transformer (DiT), Peebles & Xie 2023, in one self-contained PyTorch file.
 
     import dit
-    images = dit.load(".").sample([3, 1, 4])  # of the folder with config.json and model.safetensors
+    images = dit.load(".").sample([3, 1, 4])  # "." contains config.json and model.safetensors
 
-The parameters have the official names (https://github.com/facebookresearch/DiT), so that official
-state dicts load, and all four designs of the paper are here. Needs torch and safetensors.
+It implements all four designs of the paper. The parameters have the names of the official code
+(https://github.com/facebookresearch/DiT), so official state dicts load.
+Needs torch and safetensors. Licence: Apache-2.0.
 Shapes: N batch, C channels, H W grid, T tokens, D hidden size, K heads, p patch size, S steps.
-Images are (N, C, H, W) as everywhere in PyTorch. Apache-2.0.
+Images are (N, C, H, W).
 """
 
 import json
@@ -31,17 +32,17 @@ def timestep_embedding(t):
 
 
 def position_table(height, width, hidden_size):
-    """Fixed 2-D sinusoids, [sin, cos]; the first half of D encodes the column. (1, T, D)."""
+    """Fixed 2-D sinusoids (1, T, D), [sin, cos]; the first half of D encodes the column."""
     quarter = hidden_size // 4
     omega = 1 / 10_000 ** (np.arange(quarter, dtype=np.float64) / quarter)
     row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    angles = [np.outer(place.ravel(), omega) for place in (column, row)]  # 2 of (T, D/4)
+    angles = [np.outer(index.ravel(), omega) for index in (column, row)]  # 2 of (T, D/4)
     waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
     return torch.from_numpy(np.concatenate(waves, axis=1).astype(np.float32))[None]  # (1, T, D)
 
 
 def layer_norm(x):
-    """Without scale and bias, statistics over D."""
+    """LayerNorm over D, without scale and bias."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
@@ -67,7 +68,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from T tokens to a short memory."""
+    """Multi-head attention from T tokens to the two condition tokens."""
 
     def __init__(self, hidden_size, num_heads):
         super().__init__()
@@ -96,7 +97,7 @@ class Mlp(nn.Module):
 
 
 class InContextBlock(nn.Module):
-    """Attention and MLP; the condition comes as two more tokens of x (fig. 3)."""
+    """Attention and MLP; x already contains the condition as two extra tokens (fig. 3)."""
 
     def __init__(self, hidden_size, num_heads):
         super().__init__()
@@ -104,13 +105,16 @@ class InContextBlock(nn.Module):
         self.mlp = Mlp(hidden_size)
 
     def forward(self, x, c):
-        """x (N, T, D); c (N, 2, D), the embeddings of t and y -> (N, T, D). So every block."""
+        """x (N, T, D), c (N, 2, D) -> (N, T, D). All blocks share this interface.
+
+        c holds the embeddings of t and y.
+        """
         x = x + self.attn(layer_norm(x))
         return x + self.mlp(layer_norm(x))
 
 
 class CrossAttentionBlock(InContextBlock):
-    """Attention, attention to the two condition tokens, and MLP."""
+    """Self-attention, cross-attention to the two condition tokens, and MLP."""
 
     def __init__(self, hidden_size, num_heads):
         super().__init__(hidden_size, num_heads)
@@ -123,7 +127,7 @@ class CrossAttentionBlock(InContextBlock):
 
 
 class AdaLNBlock(InContextBlock):
-    """Attention and MLP, each shifted and scaled by the condition."""
+    """Attention and MLP; the condition shifts and scales the input of each."""
 
     chunks = 4
 
@@ -143,7 +147,7 @@ class AdaLNBlock(InContextBlock):
 
 
 class AdaLNZeroBlock(AdaLNBlock):
-    """As AdaLNBlock, each branch gated by the condition."""
+    """An AdaLNBlock whose condition also gates the output of each branch."""
 
     chunks = 6
 
@@ -162,7 +166,7 @@ BLOCKS = {
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm, adaptive for the adaLN designs (sec. 3.2), and a linear map."""
+    """LayerNorm and a linear map. adaptive: adaLN, for the two adaLN designs (sec. 3.2)."""
 
     def __init__(self, hidden_size, out_features, adaptive):
         super().__init__()
@@ -182,7 +186,7 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """x_t, t, y -> the noise in x_t and, behind it, the code of the reverse step's variance."""
+    """Predicts the noise in x_t and, in further channels, the variance code of the step."""
 
     def __init__(
         self,
@@ -203,7 +207,7 @@ class DiT(nn.Module):
         self.in_channels, self.out_channels = in_channels, (1 + learn_sigma) * in_channels
         self.num_classes, self.null_label = num_classes, null_label
         self.conditioning = conditioning
-        # Dicts with one entry give the parameters their official names.
+        # The dicts with one entry exist only to give the parameters their official names.
         proj = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
         self.x_embedder = nn.ModuleDict({"proj": proj})
         fc1, fc2 = nn.Linear(FREQUENCIES, hidden_size), nn.Linear(hidden_size, hidden_size)
@@ -233,17 +237,17 @@ class DiT(nn.Module):
         return self.unpatchify(self.final_layer(x[:, :tokens], c))
 
     def unpatchify(self, x):
-        """(N, T, p*p*C) -> (N, C, H, W); the channel is the fastest inside a patch."""
+        """(N, T, p*p*C) -> (N, C, H, W); in a patch, the channel varies fastest."""
         p, (height, width) = self.patch_size, self.input_size
         x = x.view(len(x), height // p, width // p, p, p, self.out_channels)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.out_channels, height, width)
 
 
 def make_schedule(schedule, num_steps, spacing):
-    """alpha_bar of the steps that `spacing` keeps of a diffusion, and their numbers in it: lists.
+    """Returns (alpha_bar, timestep), lists over the steps that `spacing` keeps.
 
     schedule: "linear" or "squared_cosine". spacing: "250" for evenly spaced steps, "ddim50" for
-    equal strides.
+    equal strides. timestep: the steps' numbers in the full schedule.
     """
     if schedule == "linear":  # Ho et al. 2020, sec. 4
         beta = np.linspace(1e-4, 0.02, num_steps, dtype=np.float64) * 1000 / num_steps
@@ -256,7 +260,7 @@ def make_schedule(schedule, num_steps, spacing):
 
 
 def keep_steps(num_steps, spacing):
-    """The steps, ascending, that a spacing keeps."""
+    """Returns the steps that a spacing keeps, in ascending order."""
     count = int(spacing.removeprefix("ddim"))
     if not 2 <= count <= num_steps:
         raise ValueError(f"num_steps must be 2 to {num_steps}, got {spacing}")
@@ -267,13 +271,14 @@ def keep_steps(num_steps, spacing):
     stride = -(-num_steps // count)  # rounded up
     if len(range(0, num_steps, stride)) == count:
         return np.arange(0, num_steps, stride)
-    raise ValueError(f"num_steps has no whole stride through {num_steps} steps, got {spacing}")
+    raise ValueError(f"num_steps must have an integer stride over {num_steps} steps, got {spacing}")
 
 
 def ddpm(denoise, x, alpha_bar, timestep, *, noise, clip_x0=False):
-    """Ancestral sampling (Ho et al. 2020, alg. 2). denoise(x, t) -> noise, variance code or None.
+    """Ancestral sampling (Ho et al. 2020, alg. 2): x_T (N, C, H, W) -> x_0.
 
-    x (N, C, H, W) is x_T; noise(i) is what step i adds; the last step adds none.
+    denoise(x, t) returns the noise and the variance code (or None). noise(i) returns the noise that
+    step i adds; step 0, the last one, adds none.
     """
     before = [1.0, *alpha_bar[:-1]]
     beta = [1 - now / earlier for now, earlier in zip(alpha_bar, before, strict=True)]
@@ -290,14 +295,14 @@ def ddpm(denoise, x, alpha_bar, timestep, *, noise, clip_x0=False):
             return x
         if code is None:
             x = x + beta[i] ** 0.5 * noise(i)
-        else:  # between the posterior's variance and beta (Nichol & Dhariwal 2021, eq. 15)
+        else:  # between the posterior variance and beta (Nichol & Dhariwal 2021, eq. 15)
             share = (code + 1) / 2
             log_variance = share * math.log(beta[i]) + (1 - share) * math.log(variance[i])
             x = x + torch.exp(0.5 * log_variance) * noise(i)
 
 
 def ddim(denoise, x, alpha_bar, timestep, *, noise, clip_x0=False, eta=0.0):
-    """Song et al. 2021, eq. 12 and 16; eta 0 is deterministic and asks for no noise."""
+    """Song et al. 2021, eq. 12 and 16. With eta 0 it is deterministic and uses no noise."""
     before = [1.0, *alpha_bar[:-1]]
     for i in reversed(range(len(alpha_bar))):
         predicted, _ = denoise(x, timestep[i])
@@ -318,10 +323,10 @@ SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
 
 
 def make_denoiser(model, y, *, cfg_scale, cfg_channels, cfg_interval):
-    """denoise(x, t) -> noise, variance code of labels y (N,), with classifier-free guidance.
+    """Returns denoise(x, t) -> noise, variance code for labels y (N,), with guidance.
 
-    cfg_scale 1 is none; cfg_channels 0 guides all channels; outside the interval of steps the null
-    label is not evaluated.
+    cfg_scale 1 means no guidance. cfg_channels 0 guides all channels. Only steps in cfg_interval
+    are guided and evaluate the null label.
     """
     channels, null = cfg_channels or model.in_channels, torch.full_like(y, model.num_classes)
 
@@ -343,35 +348,42 @@ def make_denoiser(model, y, *, cfg_scale, cfg_channels, cfg_interval):
     return denoise
 
 
-RULES = {  # of the options of `Sampler.sample`, by the model
+RULES = {  # option of `Sampler.sample`: (rule in words, check(value, model))
     "sampler": ("ddpm or ddim", lambda x, _: x in SAMPLERS),
-    "num_steps": ("a count, as 250 or ddim50", lambda x, _: re.fullmatch(r"(ddim)?\d+", str(x))),
+    "num_steps": (
+        "a count such as 250 or ddim50",
+        lambda x, _: re.fullmatch(r"(ddim)?\d+", str(x)),
+    ),
     "eta": ("in 0 .. 1", lambda x, _: 0 <= x <= 1),
     "clip_x0": ("True or False", lambda x, _: x in (True, False)),
     "cfg_scale": (
-        "1, or 0 or more with a null label",
+        "1, or at least 0 if the model has a null label",
         lambda x, m: x == 1 or m.null_label and 0 <= x < math.inf,
     ),
     "cfg_channels": (
-        "0 or a number of channels",
+        "0 or a number of channels of the model",
         lambda x, m: type(x) is int and 0 <= x <= m.in_channels,
     ),
-    "cfg_interval": ("two steps in order", lambda x, _: len(x) == 2 and 0 <= x[0] <= x[1]),
+    "cfg_interval": (
+        "two steps in ascending order",
+        lambda x, _: len(x) == 2 and 0 <= x[0] <= x[1],
+    ),
 }
 
 
 class Sampler:
-    """A DiT and how it wants to be sampled: `load` makes one."""
+    """A DiT with its diffusion and its sampling options; `load` returns one."""
 
     def __init__(self, model, config):
         self.model, self.config = model, config
 
     @torch.no_grad()
     def sample(self, labels, *, seed=0, noise=None, **sampling):
-        """One image a label: uint8 (N, H, W, C) of a model of pixels, else latents (N, C, H, W).
+        """Returns one image per label.
 
-        noise (S + 1, N, C, H, W), if given, is used instead of the seed's: noise[i] belongs to step
-        i, the last is x_T. `sampling` overrides `config["sampling"]`.
+        A pixel model returns uint8 images (N, H, W, C), a latent model latents (N, C, H, W).
+        noise (S + 1, N, C, H, W) replaces the noise of the seed: step i uses noise[i], and the last
+        one is x_T. `sampling` overrides `config["sampling"]`.
         """
         options = self.config["sampling"] | sampling
         device = self.model.pos_embed.device
@@ -392,43 +404,43 @@ class Sampler:
             raise ValueError(f"noise must have shape {expected}, got {np.shape(noise)}")
         guidance = {name: x for name, x in options.items() if name.startswith("cfg_")}
         denoise = make_denoiser(self.model, y, **guidance)
-        sampler, rest = SAMPLERS[options["sampler"]], {"clip_x0": options["clip_x0"]}
+        sampler, extra = SAMPLERS[options["sampler"]], {"clip_x0": options["clip_x0"]}
         if sampler is ddim:
-            rest["eta"] = options["eta"]
-        x = sampler(denoise, draw(len(alpha_bar)), alpha_bar, timestep, noise=draw, **rest)
+            extra["eta"] = options["eta"]
+        x = sampler(denoise, draw(len(alpha_bar)), alpha_bar, timestep, noise=draw, **extra)
         if self.config["space"] == "latents":
             return x
         x = (x * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         return x.permute(0, 2, 3, 1).cpu().numpy()
 
     def _check(self, labels, options):
-        """labels as int64 (N,); ValueError that names what cannot be sampled."""
+        """Returns the labels as int64 (N,). ValueError if a label or an option is invalid."""
         y, classes = np.asarray(labels), self.model.num_classes
         if y.ndim != 1 or not y.size:
-            raise ValueError(f"labels must be a list of whole numbers, got {labels!r}")
+            raise ValueError(f"labels must be a list of integers, got {labels!r}")
         if wrong := set(y.tolist()) - set(range(classes)):
-            one = min(wrong, key=str)
-            raise ValueError(f"labels must be whole numbers in 0 .. {classes - 1}, got {one!r}")
+            first = min(wrong, key=str)
+            raise ValueError(f"labels must be integers in 0 .. {classes - 1}, got {first!r}")
         for name, value in options.items():
             if name not in RULES:
-                raise ValueError(f"an option must be one of {', '.join(RULES)}, got {name}")
-            rule, holds = RULES[name]
+                raise ValueError(f"option must be one of {', '.join(RULES)}, got {name}")
+            rule, check = RULES[name]
             try:
-                good = holds(value, self.model)
+                valid = check(value, self.model)
             except (TypeError, IndexError, ValueError):
-                good = False
-            if not good:
+                valid = False
+            if not valid:
                 raise ValueError(f"{name} must be {rule}, got {value!r}")
         return y.astype(np.int64)
 
 
 def load(path, device="cpu"):
-    """The Sampler of a folder with config.json and model.safetensors."""
+    """Returns the Sampler of a bundle: a folder with config.json and model.safetensors."""
     from safetensors.torch import load_file
 
     config = json.loads((Path(path) / "config.json").read_text())
     if "space" not in config:
-        raise ValueError(f"path must be a bundle's folder, got {path}")
+        raise ValueError(f"path must be the folder of a bundle, got {path}")
     model = DiT(**config["model"])
     model.load_state_dict(load_file(Path(path) / "model.safetensors"))
     return Sampler(model.to(device).eval(), config)

@@ -1,7 +1,9 @@
-"""The same work in PyTorch, tuned as its users would: what `dit-bench --peer` runs beside ours.
+"""Training and sampling in PyTorch: the baseline that `dit-bench --peer` compares with ours.
 
-Scaled-dot-product attention, fused AdamW, the average in one foreach call, bfloat16 autocast on a
-GPU; eager, or through torch.compile. Shapes: N batch, C channels, H W grid.
+It is tuned as PyTorch users do: scaled-dot-product attention, fused AdamW, the EMA in one foreach
+call, bfloat16 autocast on a GPU; eager or with torch.compile. The formulas repeat those of
+`dit_jax.diffusion` on purpose, as an independent implementation.
+Shapes: N batch, C channels, H W grid, S steps.
 """
 
 import functools
@@ -15,9 +17,9 @@ LOG_2 = float(np.log(2))
 
 
 def make_train_step(model, diffusion, *, batch_size, dtype, learning_rate, ema_decay, compiled):
-    """run() makes one training step on one batch that stays on the device, and waits for it."""
-    device, net = _place(model)
-    average = [x.detach().clone() for x in net.parameters() if x.requires_grad]
+    """Returns run(): one training step on a fixed batch on the device, then a synchronisation."""
+    device, net = _on_device(model)
+    ema = [x.detach().clone() for x in net.parameters() if x.requires_grad]
     params = [x for x in net.parameters() if x.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0, fused=True)
     forward = torch.compile(net) if compiled else net
@@ -38,7 +40,7 @@ def make_train_step(model, diffusion, *, batch_size, dtype, learning_rate, ema_d
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_lerp_(average, params, 1 - ema_decay)
+            torch._foreach_lerp_(ema, params, 1 - ema_decay)
         _wait(device)
         return loss.item()
 
@@ -46,8 +48,8 @@ def make_train_step(model, diffusion, *, batch_size, dtype, learning_rate, ema_d
 
 
 def make_sampling(model, diffusion, sampling, *, batch_size, dtype, compiled):
-    """run() samples one batch from noise to the end, and waits for it."""
-    device, net = _place(model)
+    """Returns run(): samples one batch from noise to x_0, then synchronises."""
+    device, net = _on_device(model)
     net = net.eval().requires_grad_(False)
     settings = {"diffusion": diffusion, "sampling": sampling, "space": "latents"}
     sampler = torch_model.Sampler(net, settings)
@@ -64,7 +66,7 @@ def make_sampling(model, diffusion, sampling, *, batch_size, dtype, compiled):
 
 
 def objective(tables, out, *, x0, x_t, t, noise):
-    """The paper's loss, as `diffusion.losses.objective`: a mean over the batch."""
+    """The loss of the paper, as in `diffusion.losses.objective`, averaged over the batch."""
     channels = x0.shape[1]
     predicted, code = out[:, :channels], out[:, channels:]
     mse = (predicted - noise).square().mean()
@@ -97,7 +99,7 @@ def _normal_cdf(x):
 
 
 def make_tables(diffusion, device):
-    """Tables (S,) in float32 over the steps of the diffusion."""
+    """Returns float32 tables (S,) over the steps of the diffusion."""
     alpha_bar, _ = torch_model.make_schedule(**diffusion, spacing=diffusion["num_steps"])
     alpha_bar = np.array(alpha_bar)
     before = np.append(1.0, alpha_bar[:-1])
@@ -121,13 +123,13 @@ def _at(table, t):
     return table[t].view(-1, 1, 1, 1)
 
 
-def _place(model):
+def _on_device(model):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return device, torch_model.DiT(**model._asdict()).to(device)
 
 
 def _autocast(device, dtype):
-    """bfloat16 arithmetic where the config asks for it and the device gains by it."""
+    """bfloat16 autocast if the config asks for bfloat16 and the device is a GPU."""
     enabled = device.type == "cuda" and dtype == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 

@@ -1,7 +1,8 @@
-"""Parameters of the autoencoder <-> the state dict of diffusers' AutoencoderKL, bit for bit.
+"""Converts the autoencoder to and from the state dict of diffusers' AutoencoderKL, bit for bit.
 
-A state dict is {name: NumPy array}, PyTorch is not needed. Older files name the attention's maps
-`query, key, value, proj_attn`, and the oldest hold them as 1x1 convolutions: both are read.
+A state dict is {name: NumPy array}; this module does not need PyTorch. Older files name the
+projections of the attention `query, key, value, proj_attn`, and the oldest store them as 1x1
+convolutions. `rename` accepts both.
 """
 
 import re
@@ -16,7 +17,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.models import vae
 
-NAMES = (  # of our modules, in order: a pattern, diffusers' name
+NAMES = (  # (pattern in our path, replacement), applied in order to get diffusers' name
     (r"^encoder/level_(\d+)/", r"encoder.down_blocks.\1."),
     (r"^decoder/level_(\d+)/", r"decoder.up_blocks.\1."),
     (r"^encoder/downsample_(\d+)/", r"encoder.down_blocks.\1.downsamplers.0.conv."),
@@ -30,48 +31,45 @@ NAMES = (  # of our modules, in order: a pattern, diffusers' name
     (r"/", "."),
     (r"\.(kernel|scale)$", ".weight"),
 )
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-RULES = {"act_fn": "silu", "mid_block_add_attention": True}  # of the fields of a config.json
+RULES = {"act_fn": "silu", "mid_block_add_attention": True}  # required values in a config.json
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def read(path):
-    """(VAEConfig, state dict) of a folder of diffusers' AutoencoderKL, or of a file of its weights.
+    """Returns (VAEConfig, state dict) of the folder or the weights file of an AutoencoderKL.
 
-    The names are today's. Beside a file, a config.json is read where there is one.
+    The state dict has today's names. For a file, uses the config.json of its folder if it exists.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"autoencoder must be a folder or a file that exists, got {path}")
+        raise UserError(f"autoencoder must be an existing folder or file, got {path}")
     fields = disk.read_json(config_path(path))
     if path.is_dir():
         if not is_folder(path):
-            raise UserError(f"autoencoder must be a folder of diffusers' AutoencoderKL, got {path}")
-        weights = [path / name for name in WEIGHTS if (path / name).is_file()]
-        if not weights:
-            raise UserError(f"{path} must hold {' or '.join(WEIGHTS)}")
-        path = weights[0]
+            raise UserError(f"autoencoder must be a diffusers AutoencoderKL, got {path}")
+        path = files.diffusers_weights(path)
     state_dict = rename(files.read_state_dict(path))
     return read_config(state_dict, fields), state_dict
 
 
 def config_path(path):
-    """Where the config.json of a folder, or of a file of weights, is if there is one."""
+    """Returns the path of config.json, which may not exist, for a folder or a weights file."""
     path = Path(path)
     return (path if path.is_dir() else path.parent) / "config.json"
 
 
 def is_folder(path):
-    """Whether a folder is an AutoencoderKL of diffusers."""
+    """Returns True for the folder of a diffusers AutoencoderKL."""
     return disk.read_json(Path(path) / "config.json").get("_class_name") == "AutoencoderKL"
 
 
 def download(name):
-    """The folder with an AutoencoderKL of the Hugging Face hub, as stabilityai/sd-vae-ft-ema."""
+    """Downloads an AutoencoderKL, such as stabilityai/sd-vae-ft-ema; returns its folder."""
     hub = files.require("huggingface_hub")
+    allowed = ["config.json", files.DIFFUSERS_WEIGHTS[0]]
     try:
-        return hub.snapshot_download(name, allow_patterns=["config.json", WEIGHTS[0]])
-    except Exception as error:  # it raises a dozen types, of three packages
+        return hub.snapshot_download(name, allow_patterns=allowed)
+    except Exception as error:  # a dozen types from three packages
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"from_hub must be an autoencoder that can be downloaded, got {name}: {reason}"
@@ -79,9 +77,9 @@ def download(name):
 
 
 def read_config(state_dict, fields=None):
-    """The VAEConfig that a state dict's shapes and, if given, a config.json of diffusers tell.
+    """Infers the VAEConfig from the shapes of a state dict and the fields of a config.json.
 
-    Without the latter the groups of a GroupNorm are 32 and the scale is Stable Diffusion's.
+    Without fields, GroupNorm has 32 groups and the scale is that of Stable Diffusion.
     """
     fields = fields or {}
     for name, rule in RULES.items():
@@ -92,7 +90,7 @@ def read_config(state_dict, fields=None):
         in_channels = np.shape(state_dict["encoder.conv_in.weight"])[1]
         latent_channels = np.shape(state_dict["decoder.conv_in.weight"])[1]
     except KeyError as error:
-        raise UserError(f"state dict must be of an AutoencoderKL: missing {error}") from error
+        raise UserError(f"state dict must be an AutoencoderKL: missing {error}") from error
     resnets = {name for name in state_dict if name.startswith("encoder.down_blocks.0.resnets.")}
     config = vae.VAEConfig(
         in_channels=in_channels,
@@ -103,15 +101,15 @@ def read_config(state_dict, fields=None):
         quant_conv="quant_conv.weight" in state_dict,
         **_read_units(fields),
     )
-    told = {"latent_channels": latent_channels, "block_out_channels": list(channels)}
-    for name, found in told.items():
+    inferred = {"latent_channels": latent_channels, "block_out_channels": list(channels)}
+    for name, found in inferred.items():
         given = fields.get(name, found)
         if (given if name == "latent_channels" else list(given)) != found:
             raise UserError(f"{name} of config.json must be {found}, got {given}")
     for name, good, rule in (
         ("channels", _divides(config), f"divisible by norm_num_groups {config.num_groups}"),
-        ("scale", len(config.scale) in (1, latent_channels), "one number or one a channel"),
-        ("shift", len(config.shift) in (1, latent_channels), "one number or one a channel"),
+        ("scale", len(config.scale) in (1, latent_channels), "one number or one for each channel"),
+        ("shift", len(config.shift) in (1, latent_channels), "one number or one for each channel"),
     ):
         if not good:
             raise UserError(f"{name} must be {rule}, got {getattr(config, name)}")
@@ -131,7 +129,7 @@ def _read_channels(state_dict):
 
 
 def _read_units(fields):
-    """scale and shift of the latents, from the fields of diffusers."""
+    """Returns the scale and shift of the latents from the fields of diffusers."""
     scale = fields.get("scaling_factor", vae.LATENT_SCALE)
     shift, std = fields.get("latents_mean"), fields.get("latents_std")
     if shift and std:  # (z - mean) * scale / std
@@ -140,7 +138,7 @@ def _read_units(fields):
 
 
 def rename(state_dict):
-    """A state dict with today's names and shapes of the attention."""
+    """Returns a state dict with today's names and shapes of the attention."""
     out = {}
     for name, x in state_dict.items():
         for old, new in OLD_NAMES.items():
@@ -150,7 +148,7 @@ def rename(state_dict):
 
 
 def from_torch(state_dict, config):
-    """The parameters in a state dict of diffusers: a nested dict of float32 NumPy arrays."""
+    """Converts a state dict of diffusers to a nested dict of float32 NumPy arrays."""
     shapes = _shapes(config)
     names = {path: _name(path) for path in shapes}
     torch_dit.check_names("state dict", "the autoencoder", state_dict.keys(), set(names.values()))
@@ -166,7 +164,7 @@ def from_torch(state_dict, config):
 
 
 def to_torch(params):
-    """The state dict of diffusers, today's names."""
+    """Converts our parameters to the state dict of diffusers, with today's names."""
     flat = traverse_util.flatten_dict(params, sep="/")
     return {_name(path): np.array(_to_torch(np.asarray(x)), order="C") for path, x in flat.items()}
 
@@ -178,7 +176,7 @@ def _shapes(config):
 
 
 def _name(path):
-    """diffusers' name of one of our arrays."""
+    """Returns diffusers' name for one of our paths."""
     for pattern, name in NAMES:
         path = re.sub(pattern, name, path)
     return path

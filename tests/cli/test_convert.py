@@ -1,4 +1,4 @@
-"""dit-convert from end to end: in, out, back, and what it refuses."""
+"""dit-convert from end to end: conversions, round trips, and wrong use."""
 
 import json
 import os
@@ -18,39 +18,41 @@ from dit_jax.convert import files, native, torch_dit
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's directory and its average."""
+    """Saves a run; returns its directory and its EMA."""
     path = tmp_path_factory.mktemp("run")
     return path, random_run.save(path)[1]
 
 
 @pytest.fixture(scope="module")
 def nan(run):
-    """The state dict of the run's average with one NaN in it."""
+    """Returns the state dict of the EMA with one NaN."""
     model, _, params = native.read(run[0])
     state_dict = torch_dit.to_official(params, model)
     state_dict["blocks.2.mlp.fc1.bias"][3] = np.nan
     return {name: torch.from_numpy(x) for name, x in state_dict.items()}
 
 
-def done(call, *args):
-    """The output of a conversion that worked."""
+def convert_ok(call, *args):
+    """Runs a conversion that must succeed; returns its output."""
     code, out, errors = call(convert, *args)
     assert code == 0, errors
     return out
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_out_to_the_official_code_and_back(call, tmp_path, run, suffix):
+def test_round_trip_through_the_official_format(call, tmp_path, run, suffix):
     path, ema = run
     out = tmp_path / f"digits{suffix}"
-    assert "the same to" in done(call, "to-torch", path, out)
+    assert "passed: relative error" in convert_ok(call, "to-torch", path, out)
     report = json.loads((tmp_path / f"digits{suffix}.parity.json").read_text())
     assert report["passed"] and report["relative"] <= 2e-5
     assert [step["t"] for step in report["steps"]] == [0, 500, 999]
     assert report["files"]["to"] == files.digests(out)
     assert "meta/metadata" in report["files"]["from"]
     flags = ("--space=pixels", "--schedule=squared_cosine")
-    assert "the same to" in done(call, "from-torch", out, tmp_path / "back", *flags)
+    assert "passed: relative error" in convert_ok(
+        call, "from-torch", out, tmp_path / "back", *flags
+    )
     back = dit_jax.load(tmp_path / "back")
     jax.tree.map(np.testing.assert_array_equal, back.params, ema)
     assert back.config == dit_jax.load(path).config
@@ -58,49 +60,51 @@ def test_out_to_the_official_code_and_back(call, tmp_path, run, suffix):
     assert json.loads((tmp_path / "back" / "parity.json").read_text())["passed"]
 
 
-def test_the_plain_parameters_can_be_asked_for(call, tmp_path, run):
-    done(call, "to-torch", run[0], tmp_path / "a.pt")
-    done(call, "to-torch", run[0], tmp_path / "b.pt", "--weights=params")
+def test_weights_flag_selects_the_trained_parameters(call, tmp_path, run):
+    convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
+    convert_ok(call, "to-torch", run[0], tmp_path / "b.pt", "--weights=params")
     a, b = (files.read_state_dict(tmp_path / name) for name in ("a.pt", "b.pt"))
     assert not np.array_equal(a["t_embedder.mlp.0.weight"], b["t_embedder.mlp.0.weight"])
 
 
-def test_a_checkpoint_of_the_official_script(call, tmp_path, run):
-    done(call, "to-torch", run[0], tmp_path / "a.pt")
+def test_checkpoint_of_the_official_script_is_converted(call, tmp_path, run):
+    convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     tensors = torch.load(tmp_path / "a.pt")
     twice = {name: 2 * x if name != "pos_embed" else x for name, x in tensors.items()}
     torch.save({"model": twice, "ema": tensors, "opt": {}}, tmp_path / "x.pt")
-    done(call, "from-torch", tmp_path / "x.pt", tmp_path / "ema")
-    done(call, "from-torch", tmp_path / "x.pt", tmp_path / "model", "--weights=model")
+    convert_ok(call, "from-torch", tmp_path / "x.pt", tmp_path / "ema")
+    convert_ok(call, "from-torch", tmp_path / "x.pt", tmp_path / "model", "--weights=model")
     table = ("y_embedder", "embedding_table", "embedding")
     a, b = (dit_jax.load(tmp_path / name).params for name in ("ema", "model"))
     for name in table:
         a, b = a[name], b[name]
     np.testing.assert_array_equal(2 * a, b)
-    out = done(call, "inspect", tmp_path / "x.pt")
+    out = convert_ok(call, "inspect", tmp_path / "x.pt")
     assert "ema, model" in out and "Ti/4" in out
 
 
-def test_out_to_diffusers_and_back(call, tmp_path, run):
+def test_round_trip_through_diffusers(call, tmp_path, run):
     path, ema = run
-    out = done(call, "to-diffusers", path, tmp_path / "pipeline")
-    assert "plain diffusers is" in out and "the same to" in out
-    out = done(call, "from-diffusers", tmp_path / "pipeline", tmp_path / "back")
-    assert "the same to" in out
+    out = convert_ok(call, "to-diffusers", path, tmp_path / "pipeline")
+    assert "uncorrected diffusers: relative error" in out and "passed: relative error" in out
+    out = convert_ok(call, "from-diffusers", tmp_path / "pipeline", tmp_path / "back")
+    assert "passed: relative error" in out
     jax.tree.map(np.testing.assert_array_equal, dit_jax.load(tmp_path / "back").params, ema)
     report = json.loads((tmp_path / "back" / "parity.json").read_text())
     assert report["plain_diffusers"] > 1e-3 and report["passed"]
 
 
-def test_a_bundle(call, tmp_path, run):
-    assert "the same to" in done(call, "to-torch", run[0], tmp_path / "out", "--bundle")
+def test_bundle_is_written(call, tmp_path, run):
+    assert "passed: relative error" in convert_ok(
+        call, "to-torch", run[0], tmp_path / "out", "--bundle"
+    )
     assert (tmp_path / "out" / "parity.json").is_file()
 
 
-def test_what_is_this(call, tmp_path, run):
-    done(call, "to-torch", run[0], tmp_path / "a.safetensors")
-    done(call, "to-torch", run[0], tmp_path / "bundle", "--bundle")
-    done(call, "to-diffusers", run[0], tmp_path / "pipeline")
+def test_inspect_names_every_format(call, tmp_path, run):
+    convert_ok(call, "to-torch", run[0], tmp_path / "a.safetensors")
+    convert_ok(call, "to-torch", run[0], tmp_path / "bundle", "--bundle")
+    convert_ok(call, "to-diffusers", run[0], tmp_path / "pipeline")
     formats = {
         run[0]: "dit_jax",
         tmp_path / "a.safetensors": "official state dict (.safetensors)",
@@ -108,33 +112,35 @@ def test_what_is_this(call, tmp_path, run):
         tmp_path / "pipeline": "diffusers",
     }
     for path, name in formats.items():
-        fields = dict(line.split(None, 1) for line in done(call, "inspect", path).splitlines())
+        fields = dict(
+            line.split(None, 1) for line in convert_ok(call, "inspect", path).splitlines()
+        )
         assert fields["format"] == name and fields["variant"] == "Ti/4"
         assert fields["input_size"] == "(8, 8)" and fields["num_classes"] == "10"
-    assert "30" in done(call, "inspect", run[0])
+    assert "30" in convert_ok(call, "inspect", run[0])
 
 
-def test_an_output_that_differs_is_said_with_code_1(call, tmp_path, run, monkeypatch):
+def test_failed_parity_check_exits_with_1_and_keeps_the_output(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(convert.parity, "TOLERANCE", 1e-12)
     code, out, _ = call(convert, "to-torch", run[0], tmp_path / "a.pt")
-    assert code == 1 and "not the same: " in out and "more than 1e-12" in out
+    assert code == 1 and "failed: relative error " in out and "tolerance 1e-12" in out
     report = tmp_path / "a.pt.parity.json"
-    assert f"{tmp_path}/a.pt is written all the same, to be looked at" in out
+    assert f"{tmp_path}/a.pt was written for inspection" in out
     assert (tmp_path / "a.pt").is_file() and json.loads(report.read_text())["passed"] is False
 
 
-def test_an_output_that_differs_replaces_none_that_does_not(call, tmp_path, run, monkeypatch):
-    done(call, "to-torch", run[0], tmp_path / "a.pt")
+def test_failed_parity_check_never_overwrites(call, tmp_path, run, monkeypatch):
+    convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     before = files.digests(tmp_path)
     monkeypatch.setattr(convert.parity, "TOLERANCE", 1e-12)
     options = ("--overwrite", "--weights=params")
     code, out, _ = call(convert, "to-torch", run[0], tmp_path / "a.pt", *options)
-    assert code == 1 and f"{tmp_path}/a.pt is as it was" in out
+    assert code == 1 and f"{tmp_path}/a.pt is unchanged" in out
     assert files.digests(tmp_path) == before
 
 
-def test_a_reader_that_has_gone_costs_nothing(tmp_path, run):
-    """The output is in its place, with its report, before anything is printed."""
+def test_closed_stdout_keeps_output_and_report(tmp_path, run):
+    """The output and its report are moved to their path before anything is printed."""
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "dit_jax.cli.convert", "to-torch", run[0], tmp_path / "a.pt"]
@@ -144,7 +150,7 @@ def test_a_reader_that_has_gone_costs_nothing(tmp_path, run):
     assert code == 141 and report["files"]["to"] == files.digests(tmp_path / "a.pt")
 
 
-def test_a_stop_leaves_nothing(tmp_path, run):
+def test_sigterm_leaves_no_output(tmp_path, run):
     command = [sys.executable, "-m", "dit_jax.cli.convert", "to-torch", run[0], tmp_path / "a.pt"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
@@ -153,46 +159,48 @@ def test_a_stop_leaves_nothing(tmp_path, run):
     assert process.returncode == 143 and list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_not_finite_differs(call, tmp_path, run):
-    done(call, "to-torch", run[0], tmp_path / "a.pt")
+def test_output_that_is_not_finite_fails_the_check(call, tmp_path, run):
+    convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     tensors = torch.load(tmp_path / "a.pt")
-    tensors["blocks.0.mlp.fc1.weight"] *= 1e38  # finite, what is computed with it is not
+    tensors["blocks.0.mlp.fc1.weight"] *= 1e38  # finite weights, infinite outputs
     torch.save(tensors, tmp_path / "big.pt")
     code, out, _ = call(convert, "from-torch", tmp_path / "big.pt", tmp_path / "big")
-    assert code == 1 and "not the same: not finite of the largest output apart" in out
+    assert code == 1 and "failed: relative error not finite" in out
     report = json.loads((tmp_path / "big" / "parity.json").read_text(), parse_constant=pytest.fail)
     assert report["relative"] is None and report["passed"] is False
 
 
-def test_what_the_weights_do_not_tell_is_said(call, tmp_path, run, monkeypatch):
+def test_guessed_settings_are_logged(call, tmp_path, run, monkeypatch):
     lines = []
     monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(args))
-    done(call, "to-torch", run[0], tmp_path / "a.pt")
-    done(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
+    convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
+    convert_ok(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
     assert (8, 10, " and a null label", "latents", "linear") in lines
     assert dit_jax.load(tmp_path / "back").config.num_heads == 8
 
 
-def test_a_bundle_comes_back_with_its_settings(call, tmp_path, run):
+def test_bundle_round_trip_keeps_the_settings(call, tmp_path, run):
     path, ema = run
-    done(call, "to-torch", path, tmp_path / "b", "--bundle")
-    done(call, "from-torch", tmp_path / "b" / "model.safetensors", tmp_path / "back")
+    convert_ok(call, "to-torch", path, tmp_path / "b", "--bundle")
+    convert_ok(call, "from-torch", tmp_path / "b" / "model.safetensors", tmp_path / "back")
     back, expected = dit_jax.load(tmp_path / "back"), dit_jax.load(path)
     assert back.sampling == expected.sampling and back.space == expected.space == "pixels"
     np.testing.assert_array_equal(back.sample([3, 1], seed=4), expected.sample([3, 1], seed=4))
     flags = ("--space=latents",)
-    done(call, "from-torch", tmp_path / "b" / "model.safetensors", tmp_path / "told", *flags)
-    assert dit_jax.load(tmp_path / "told").space == "latents"
+    convert_ok(
+        call, "from-torch", tmp_path / "b" / "model.safetensors", tmp_path / "latents", *flags
+    )
+    assert dit_jax.load(tmp_path / "latents").space == "latents"
 
 
-def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, monkeypatch):
+def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
-    out = done(call, "to-torch", run[0], tmp_path / "a.safetensors")
-    assert "not checked: PyTorch or diffusers is missing. pip install dit_jax[convert]" in out
+    out = convert_ok(call, "to-torch", run[0], tmp_path / "a.safetensors")
+    assert "not checked: PyTorch or diffusers is missing. Run pip install dit_jax[convert]" in out
     report = json.loads((tmp_path / "a.safetensors.parity.json").read_text())
     assert report["passed"] is None and report["files"]["to"].keys() == {"a.safetensors"}
-    done(call, "to-torch", run[0], tmp_path / "b", "--bundle")
-    done(call, "to-torch", run[0], tmp_path / "b", "--bundle", "--overwrite")
+    convert_ok(call, "to-torch", run[0], tmp_path / "b", "--bundle")
+    convert_ok(call, "to-torch", run[0], tmp_path / "b", "--bundle", "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -204,54 +212,57 @@ def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, mo
         ),
         (["turn"], "got 'turn'"),
         (["from-torch", "a.pt"], "from-torch takes FILE OUT, got 'a.pt'"),
-        (["from-torch", "/nowhere.pt", "{out}"], "FILE must be a file that exists, got /nowhere"),
+        (["from-torch", "/nowhere.pt", "{out}"], "FILE must be an existing file, got /nowhere"),
         (["from-torch", "", "{out}"], "FILE must not be empty"),
-        (["from-torch", "{run}", "{out}"], "to-torch and to-diffusers take it"),
-        (["from-torch", "{run}/half", "{out}"], "half/model.safetensors is one"),
-        (["from-torch", "{run}/text.pt", "{out}"], "text.pt is cut short or no file of PyTorch's"),
+        (["from-torch", "{run}", "{out}"], ": use to-torch or to-diffusers"),
+        (["from-torch", "{run}/half", "{out}"], "half: use {run}/half/model.safetensors"),
+        (["from-torch", "{run}/text.pt", "{out}"], "text.pt is truncated or not a PyTorch file"),
         (["from-torch", "{run}/nan.pt", "{out}"], "blocks.2.mlp.fc1.bias must be finite, got NaN"),
         (["from-torch", "{run}/nan.pt", "{out}", "--num_heads=-4"], "num_heads=-4: -4 is not a po"),
-        (["from-torch", "{run}/nan.pt", "{out}.pt"], "output must be a folder, without .pt, got"),
+        (
+            ["from-torch", "{run}/nan.pt", "{out}.pt"],
+            "output must be a folder name without .pt, got",
+        ),
         (
             ["from-torch", "{run}/nan.pt", "{out}", "--weights=ema"],
-            "weights can be chosen of a file",
+            "weights must not be given for a file with one set",
         ),
         (
             ["from-torch", "{run}/nan.pt", "{out}", "--vae=x"],
             "from-torch takes --overwrite, --weigh",
         ),
         (["from-torch", "{run}/other.pt", "{out}"], "must have the names of a DiT: missing"),
-        (["from-torch", "{run}/other.pt", "{run}/empty"], "output must not exist, or --overwrite"),
+        (["from-torch", "{run}/other.pt", "{run}/empty"], "output must not exist unless --over"),
         (["from-torch", "{run}/text.txt", "{out}"], "file must end with .pt, .pth, .bin, .safe"),
         (["to-torch", "/nowhere", "{out}.pt"], "checkpoint must be a directory with a saved step"),
-        (["to-torch", "{run}", "{out}"], ".pth, .bin, .safetensors or be a --bundle, got"),
+        (["to-torch", "{run}", "{out}"], ".pth, .bin, .safetensors, or --bundle must be"),
         (
             ["to-torch", "{run}", "{out}.zip"],
             "file must end with .pt, .pth, .bin, .safetensors, got",
         ),
         (
             ["to-torch", "{run}", "{out}.pt", "--bundle"],
-            "output must be a folder, without .pt, got",
+            "output must be a folder name without .pt, got",
         ),
         (["to-torch", "{run}", "{out}.pt", "--space=pixels"], "--bundle, got --space"),
-        (["to-torch", "{run}", "{run}", "--bundle", "--overwrite"], "must be apart from what is"),
-        (["to-torch", "{run}", "/no/where.pt"], "output must be in a directory that exists"),
+        (["to-torch", "{run}", "{run}", "--bundle", "--overwrite"], "must be separate from the"),
+        (["to-torch", "{run}", "/no/where.pt"], "output must be in an existing directory"),
         (["to-torch", "{run}", "{out}.pt", "--weights=model"], "weights must be ema or params"),
-        (["to-diffusers", "{run}", "{out}", "--vae=/nowhere"], "vae must be a folder of diffusers"),
-        (["to-diffusers", "{run}", "{out}.pt"], "output must be a folder, without .pt, got"),
+        (["to-diffusers", "{run}", "{out}", "--vae=/nowhere"], "vae must be the folder of a diffu"),
+        (["to-diffusers", "{run}", "{out}.pt"], "output must be a folder name without .pt, got"),
         (
             ["from-diffusers", "{run}", "{out}"],
-            "folder must hold a DiT of diffusers, got no config",
+            "folder must contain a diffusers DiT, got no config",
         ),
-        (["from-diffusers", "/nowhere", "{out}"], "DIR must be a folder that exists, got /nowhere"),
-        (["inspect", "{run}/half"], "bundle must have the config.json of dit-convert, got"),
+        (["from-diffusers", "/nowhere", "{out}"], "DIR must be an existing folder, got /nowhere"),
+        (["inspect", "{run}/half"], "bundle must contain the config.json of dit-convert, got"),
         (
             ["from-torch", "{run}/half", "{out}", "--num_heads=four"],
             "num_heads must be a whole num",
         ),
         (["inspect", "{run}/empty"], "FILE_OR_DIR must be a state dict, a run, a converted check"),
         (["inspect", "{run}/text.txt"], "file must end with .pt, .pth, .bin, .safetensors, got"),
-        (["inspect", "{run}/text.pt"], "text.pt is cut short or no file of PyTorch's"),
+        (["inspect", "{run}/text.pt"], "text.pt is truncated or not a PyTorch file"),
         (
             ["inspect", "{run}", "--overwrite"],
             "inspect takes --num_heads, --num_classes, got --over",
@@ -259,7 +270,7 @@ def test_without_pytorch_it_says_that_it_could_not_check(call, tmp_path, run, mo
         (["inspect", "/nowhere"], "FILE_OR_DIR must exist, got /nowhere"),
     ],
 )
-def test_wrong_use_is_one_line_and_nothing_is_left(refuse, tmp_path, run, nan, args, message):
+def test_wrong_use_prints_one_line_and_leaves_no_output(refuse, tmp_path, run, nan, args, message):
     path, out = run[0], tmp_path / "out"
     torch.save({"a": torch.zeros(2)}, path / "other.pt")
     torch.save(nan, path / "nan.pt")
@@ -267,5 +278,7 @@ def test_wrong_use_is_one_line_and_nothing_is_left(refuse, tmp_path, run, nan, a
         (path / name).mkdir(exist_ok=True)
     for name in ("text.pt", "text.txt", "half/model.safetensors", "half/dit.py"):
         (path / name).write_text("text")
-    assert message in refuse(convert, *(arg.format(run=path, out=out) for arg in args))
+    assert message.format(run=path) in refuse(
+        convert, *(arg.format(run=path, out=out) for arg in args)
+    )
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A bundle samples with PyTorch alone: no JAX, no package, the same samples."""
+"""A bundle samples with PyTorch alone, without JAX or dit_jax, and matches our samples."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from dit_jax.sampling import generate
 ALONE = """
 import sys
 for name in ("jax", "flax", "dit_jax", "diffusers"):
-    sys.modules[name] = None  # importing it is an ImportError
+    sys.modules[name] = None  # makes the import fail
 import numpy as np
 import dit
 labels, noise, options = np.load(sys.argv[1]), np.load(sys.argv[2]), eval(sys.argv[3])
@@ -30,7 +30,7 @@ np.save(sys.argv[4], np.asarray(images))
 
 
 def sample_alone(folder, labels, noise, options):
-    """What a bundle draws in a process of its own; noise (S + 1, N, H, W, C)."""
+    """Samples a bundle in a separate process without JAX; noise (S + 1, N, H, W, C)."""
     np.save(folder / "labels.npy", labels)
     np.save(folder / "noise.npy", noise.transpose(0, 1, 4, 2, 3))
     command = [sys.executable, "-c", ALONE, "labels.npy", "noise.npy", repr(options), "out.npy"]
@@ -39,7 +39,7 @@ def sample_alone(folder, labels, noise, options):
 
 
 def noise_of(model, labels, num_steps, seed=0):
-    """The noise that `model.sample` draws for these labels: (S + 1, N, H, W, C)."""
+    """Returns the noise (S + 1, N, H, W, C) that `model.sample` uses for these labels."""
     keys = generate.sample_keys(seed, len(labels))
     shape = (*model.config.input_size, model.config.in_channels)
     draw = jax.jit(lambda i: samplers.draw_noise(keys, i, shape))
@@ -52,7 +52,7 @@ def write(run, folder):
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "ddpm", "num_steps": "6", "cfg_scale": 1.0}])
-def test_a_bundle_draws_the_same_images(tmp_path, options):
+def test_bundle_samples_the_same_images(tmp_path, options):
     random_run.save(tmp_path / "run")
     write(tmp_path / "run", tmp_path / "bundle")
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == [
@@ -63,11 +63,11 @@ def test_a_bundle_draws_the_same_images(tmp_path, options):
     steps = len(schedules.keep_steps(1000, (model.sampling | options)["num_steps"]))
     images = sample_alone(tmp_path / "bundle", labels, noise_of(model, labels, steps), options)
     assert images.dtype == np.uint8
-    # A rounding of the last bit may turn a pixel by 1.
+    # A rounding error in the last bit may change a pixel by 1.
     np.testing.assert_allclose(images.astype(int), expected, atol=1)
 
 
-def test_the_readme_of_a_bundle_runs(tmp_path):
+def test_code_in_the_readme_of_a_bundle_runs(tmp_path):
     random_run.save(tmp_path / "run")
     write(tmp_path / "run", tmp_path / "bundle")
     text = (tmp_path / "bundle" / "README.md").read_text()
@@ -77,7 +77,7 @@ def test_the_readme_of_a_bundle_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_digits_trained_here_are_the_same_digits_in_pytorch(tmp_path):
+def test_trained_digits_sample_the_same_in_pytorch(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "dit_jax.cli.train", "--config=configs/digits.py"]
     subprocess.run([*command, f"--workdir={run}"], check=True)
@@ -85,13 +85,13 @@ def test_digits_trained_here_are_the_same_digits_in_pytorch(tmp_path):
 
 
 def check_same_digits(run, folder):
-    """250 DDPM and 50 DDIM steps of the same noise, to 1e-3 of the pixel range."""
+    """Compares 250 DDPM and 50 DDIM steps from the same noise, to 1e-3 of the pixel range."""
     write(run, folder)
     config = json.loads((folder / "config.json").read_text())
-    # Floats on both sides: pixels would hide what is less than a rounding.
+    # Compare floats, because pixels would hide small errors by rounding.
     (folder / "config.json").write_text(json.dumps(config | {"space": "latents"}))
     model, labels = dit_jax.load(run), digits.labels(300)
-    judge = digits.fit_classifier(digits.digits.load()[0])
+    classifier = digits.fit_classifier(digits.digits.load()[0])
     for options, steps in (
         ({"sampler": "ddpm", "num_steps": "250"}, 250),
         ({"sampler": "ddim", "num_steps": "50"}, 50),
@@ -107,9 +107,9 @@ def check_same_digits(run, folder):
         ours = generate.draw_all(draw, model.params, labels, seed=0, batch_size=300)
         noise = noise_of(model, labels, steps)
         theirs = sample_alone(folder, labels, noise, options).transpose(0, 2, 3, 1)
-        error = np.abs(ours - theirs).max() / 2  # of the pixel range, -1 to 1
+        error = np.abs(ours - theirs).max() / 2  # relative to the pixel range, -1 to 1
         scores = [
-            judge.score(np.clip(x, -1, 1).reshape(len(x), 64), labels) for x in (ours, theirs)
+            classifier.score(np.clip(x, -1, 1).reshape(len(x), 64), labels) for x in (ours, theirs)
         ]
         print(f"{options}: {error:.1e} of the range; agreement {scores}")
         assert error <= 1e-3

@@ -1,4 +1,4 @@
-"""DiT in diffusers' format: bit for bit there and back, and the pipeline made to compute DiT."""
+"""DiT in the format of diffusers: bit-identical round trips, and the corrected pipeline."""
 
 import json
 
@@ -11,12 +11,14 @@ import torch
 from dit_jax.convert import (
     diffusers_dit,
     diffusers_pipeline,
+    files,
     native,
     parity,
     torch_dit,
     torch_model,
 )
 from dit_jax.diffusion import schedules
+from dit_jax.errors import UserError
 from dit_jax.models import dit
 
 CONFIG = dit.configure("Ti", 2, input_size=(8, 8), num_classes=5)
@@ -33,7 +35,7 @@ def random_state_dict(config=CONFIG, seed=0):
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
-    """The folder of a small random AutoencoderKL."""
+    """Writes a small random AutoencoderKL and returns its folder."""
     path = tmp_path_factory.mktemp("vae") / "vae"
     torch.manual_seed(0)
     diffusers.AutoencoderKL(
@@ -48,7 +50,7 @@ def vae(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, vae):
-    """A pipeline's folder of random weights."""
+    """Writes a pipeline with random weights and returns its folder."""
     path = tmp_path_factory.mktemp("pipeline") / "out"
     settings = native.settings_of(CONFIG, schedule="squared_cosine")
     diffusers_dit.write_folder(path, random_state_dict(), CONFIG, settings, vae)
@@ -63,9 +65,9 @@ def folder(tmp_path_factory, vae):
         {"input_size": (16, 16), "num_classes": 1000},
     ],
 )
-def test_there_and_back_is_bit_identical(tmp_path, options):
+def test_round_trip_is_bit_identical(tmp_path, options):
     config = dit.configure("Ti", 2, **{"input_size": (8, 8), "num_classes": 5} | options)
-    config = config._replace(depth=3, num_heads=2)  # any number of layers
+    config = config._replace(depth=3, num_heads=2)  # not the depth and heads of Ti
     state_dict = random_state_dict(config)
     settings = native.settings_of(config)
     diffusers_dit.write_folder(tmp_path / "out", dict(state_dict), config, settings)
@@ -78,8 +80,8 @@ def test_there_and_back_is_bit_identical(tmp_path, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size, patch_size", [("S", 8), ("B", 4), ("XL", 2)])
-def test_sizes_of_the_paper_come_back_bit_identical(size, patch_size):
-    """Official -> ours -> official and ours -> diffusers -> ours; an XL/2 takes 8 GB."""
+def test_round_trip_of_the_paper_sizes_is_bit_identical(size, patch_size):
+    """Official -> ours -> official -> diffusers -> official. XL/2 needs 8 GB."""
     config = dit.configure(size, patch_size)
     expected = random_state_dict(config)
     state_dict = torch_dit.to_official(
@@ -92,7 +94,7 @@ def test_sizes_of_the_paper_come_back_bit_identical(size, patch_size):
     assert all(np.array_equal(state_dict[name], x) for name, x in expected.items())
 
 
-def test_only_the_transformer_or_its_old_pickle_will_do(folder, tmp_path):
+def test_transformer_folder_with_old_pickle_is_read(folder, tmp_path):
     expected, model, settings = diffusers_dit.read_folder(folder)
     assert settings["diffusion"] == {"schedule": "squared_cosine", "num_steps": 1000}
     net = diffusers.DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")
@@ -104,7 +106,7 @@ def test_only_the_transformer_or_its_old_pickle_will_do(folder, tmp_path):
         np.testing.assert_array_equal(state_dict[name], x)
 
 
-def test_the_matched_transformer_is_ours_and_the_plain_one_is_not(folder):
+def test_only_the_corrected_transformer_matches_ours(folder):
     model = diffusers_dit.read_folder(folder)[1]
     inputs = parity.inputs(model)
     params = torch_dit.from_official(random_state_dict(), model)
@@ -114,17 +116,17 @@ def test_the_matched_transformer_is_ours_and_the_plain_one_is_not(folder):
     assert plain["relative"] > 1e-3 and not plain["passed"]
 
 
-def test_the_pipeline_opens_and_draws(folder):
+def test_pipeline_opens_and_samples(folder):
     pipeline = diffusers.DiTPipeline.from_pretrained(folder)
     assert isinstance(pipeline.scheduler, diffusers.DDIMScheduler)
     assert pipeline.get_label_ids(["3", "1"]) == [3, 1]
     pipeline.set_progress_bar_config(disable=True)
-    # Plain, with guidance 1: its null class is 1000 and would not be in the table of 5.
+    # Guidance 1, because the null class of diffusers is 1000 and the table has 5 classes.
     images = pipeline([3, 1], guidance_scale=1.0, num_inference_steps=3).images
     assert [image.size for image in images] == [(16, 16)] * 2
 
 
-def test_the_matched_pipeline_samples_as_ours(folder):
+def test_corrected_pipeline_samples_like_ours(folder):
     pipeline = diffusers_pipeline.match_official(diffusers.DiTPipeline.from_pretrained(folder))
     assert pipeline.labels == {str(i): i for i in range(5)}
     noise = np.random.default_rng(2).standard_normal((9, 2, 4, 8, 8), np.float32)
@@ -144,13 +146,13 @@ def test_the_matched_pipeline_samples_as_ours(folder):
     assert pipeline([3], num_inference_steps=2).images[0].size == (16, 16)
 
 
-def test_the_matched_pipeline_in_half_precision(folder):
+def test_corrected_pipeline_samples_in_bfloat16(folder):
     plain = diffusers.DiTPipeline.from_pretrained(folder, dtype=torch.bfloat16)
     images = diffusers_pipeline.match_official(plain)([3], num_inference_steps=2).images
     assert images[0].size == (16, 16)
 
 
-def test_the_matched_pipeline_keeps_every_name_of_a_class(folder):
+def test_corrected_pipeline_keeps_class_names(folder):
     names = {0: "tench, Tinca tinca", 1: "goldfish", 2: "goldfish"}
     plain = diffusers.DiTPipeline.from_pretrained(folder)
     plain = diffusers.DiTPipeline(plain.transformer, plain.vae, plain.scheduler, id2label=names)
@@ -160,20 +162,20 @@ def test_the_matched_pipeline_keeps_every_name_of_a_class(folder):
     )
 
 
-def test_what_cannot_be_matched_or_drawn_is_named(folder):
+def test_invalid_pipeline_or_option_is_refused(folder):
     plain = diffusers.DiTPipeline.from_pretrained(folder)
-    with pytest.raises(ValueError, match="pipeline must be a DiTPipeline, got DiTTransformer2DMo"):
+    with pytest.raises(UserError, match="pipeline must be a DiTPipeline, got DiTTransformer2DMo"):
         diffusers_pipeline.match_official(plain.transformer)
     matched = diffusers_pipeline.match_official(plain)
-    with pytest.raises(ValueError, match="output_type must be one of pil, np, pt, latent, got 'jp"):
+    with pytest.raises(UserError, match="output_type must be one of pil, np, pt, latent, got 'jp"):
         matched([3], output_type="jpg")
-    with pytest.raises(ValueError, match="guidance_channels must be in 0 .. 4, got 5"):
+    with pytest.raises(UserError, match="guidance_channels must be in 0 .. 4, got 5"):
         matched([3], guidance_channels=5)
     matched.vae = None
-    with pytest.raises(ValueError, match="output_type must be latent without a vae, got 'pil'"):
+    with pytest.raises(UserError, match="output_type must be latent if vae is None, got 'pil'"):
         matched([3])
     plain.scheduler.register_to_config(beta_schedule="scaled_linear")
-    with pytest.raises(ValueError, match="beta_schedule must be one of linear, .* scaled_linear"):
+    with pytest.raises(UserError, match="beta_schedule must be one of linear, .* scaled_linear"):
         diffusers_pipeline.match_official(plain)
 
 
@@ -185,20 +187,21 @@ def test_what_cannot_be_matched_or_drawn_is_named(folder):
         ({"conditioning": "adaln"}, "conditioning must be adaln_zero for diffusers, got adaln"),
         ({"input_size": (8, 4)}, r"input_size must be \(8, 8\) for diffusers, got \(8, 4\)"),
         ({"null_label": False}, "null_label must be True for diffusers, got False"),
+        ({"input_size": (4, 8, 8)}, r"input_size must have two axes for PyTorch, got \(4, 8, 8\)"),
     ],
 )
-def test_what_diffusers_has_no_place_for(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_config_that_diffusers_cannot_represent_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
         diffusers_dit.check(CONFIG._replace(**options))
 
 
 def broken(folder, tmp_path, change):
-    """A copy of the transformer whose state dict `change` has changed."""
+    """Copies the transformer and applies `change` to the state dict of the copy."""
     from safetensors.numpy import load_file, save_file
 
-    weights = load_file(folder / "transformer" / diffusers_dit.WEIGHTS[0])
+    weights = load_file(folder / "transformer" / files.DIFFUSERS_WEIGHTS[0])
     change(weights)
-    save_file(weights, tmp_path / diffusers_dit.WEIGHTS[0])
+    save_file(weights, tmp_path / files.DIFFUSERS_WEIGHTS[0])
     config = (folder / "transformer" / "config.json").read_text()
     (tmp_path / "config.json").write_text(config)
     return tmp_path
@@ -207,41 +210,45 @@ def broken(folder, tmp_path, change):
 EMBEDDER = "transformer_blocks.2.norm1.emb.class_embedder.embedding_table.weight"
 
 
-def test_copies_of_an_embedder_that_differ(folder, tmp_path):
+def test_different_copies_of_an_embedder_are_refused(folder, tmp_path):
     def change(weights):
         weights[EMBEDDER] = weights[EMBEDDER] + np.float32(1)
 
-    with pytest.raises(ValueError, match="copies of class_embedder.* got another one in block 2"):
+    with pytest.raises(
+        UserError, match="class_embedder.* must be equal in all blocks, got .* in block 2"
+    ):
         diffusers_dit.read_folder(broken(folder, tmp_path, change))
 
 
-def test_missing_and_surplus_arrays(folder, tmp_path):
+def test_missing_and_surplus_arrays_are_listed(folder, tmp_path):
     def change(weights):
         weights.pop(EMBEDDER)
         weights["stray"] = np.zeros(2, np.float32)
 
-    with pytest.raises(ValueError, match=f"DiT of diffusers: missing {EMBEDDER}; surplus stray$"):
+    with pytest.raises(UserError, match=f"DiT of diffusers: missing {EMBEDDER}; surplus stray$"):
         diffusers_dit.read_folder(broken(folder, tmp_path, change))
 
 
-def test_folders_of_other_things(folder, tmp_path, vae):
-    with pytest.raises(ValueError, match="DIR must be a folder that exists, got .*/nowhere"):
+def test_folder_of_another_kind_is_refused(folder, tmp_path, vae):
+    with pytest.raises(UserError, match="DIR must be an existing folder, got .*/nowhere"):
         diffusers_dit.read_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="DiT of diffusers, got no config.json of one in"):
+    with pytest.raises(UserError, match="folder must contain a diffusers DiT, got no config.json"):
         diffusers_dit.read_folder(tmp_path)
-    with pytest.raises(ValueError, match="DiT of diffusers, got a AutoencoderKL in"):
+    with pytest.raises(
+        UserError, match="folder must contain a diffusers DiT, got AutoencoderKL in"
+    ):
         diffusers_dit.read_folder(vae)
     (tmp_path / "config.json").write_text((folder / "transformer" / "config.json").read_text())
-    with pytest.raises(ValueError, match="must hold diffusion_pytorch_model.safetensors or diff"):
+    with pytest.raises(UserError, match="must contain diffusion_pytorch_model.safetensors or diff"):
         diffusers_dit.read_folder(tmp_path)
-    with pytest.raises(ValueError, match="vae must be a folder of diffusers' AutoencoderKL, got"):
+    with pytest.raises(UserError, match="vae must be the folder of a diffusers AutoencoderKL, got"):
         diffusers_dit.check_vae(folder, CONFIG)
-    with pytest.raises(ValueError, match="vae must have 3 latent channels, got 4"):
+    with pytest.raises(UserError, match="vae must have 3 latent channels, got 4"):
         diffusers_dit.check_vae(vae, CONFIG._replace(in_channels=3))
     path = folder / "scheduler" / "scheduler_config.json"
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {"beta_schedule": "scaled_linear"}))
-    with pytest.raises(ValueError, match="beta_schedule must be one of linear, .* scaled_linear"):
+    with pytest.raises(UserError, match="beta_schedule must be one of linear, .* scaled_linear"):
         diffusers_dit.read_folder(folder)
     path.write_text(before)
 
@@ -256,21 +263,20 @@ def test_folders_of_other_things(folder, tmp_path, vae):
             {"beta_schedule": "linear", "beta_end": 0.012},
             "beta_end must be 0.02 in a DiT, got 0.01",
         ),
-        ({"num_train_timesteps": "many"}, "num_train_timesteps must be a whole number .* 'many'"),
-        ({"num_train_timesteps": 0}, "num_train_timesteps must be a whole number of at least 1"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps must be an integer .* 'many'"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps must be an integer of at least 1"),
     ],
 )
-def test_a_noise_that_dit_has_not(folder, fields, message):
+def test_scheduler_that_is_not_dits_is_refused(folder, fields, message):
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         diffusers_dit.read_diffusion(config | fields)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squared_cosine"])
 @pytest.mark.parametrize("num_steps", [100, 1000])
-def test_the_noise_of_the_scheduler_is_ours(tmp_path, schedule, num_steps):
-    settings = native.settings_of(CONFIG, schedule=schedule)
-    settings["diffusion"]["num_steps"] = num_steps
+def test_scheduler_has_our_noise_levels(tmp_path, schedule, num_steps):
+    settings = native.settings_of(CONFIG, schedule=schedule, num_steps=num_steps)
     diffusers_dit.write_folder(tmp_path / "out", random_state_dict(), CONFIG, settings)
     scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
     expected = schedules.make(schedule, num_steps).alpha_bar
@@ -283,8 +289,8 @@ def test_the_noise_of_the_scheduler_is_ours(tmp_path, schedule, num_steps):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("num_layers", "four", "num_layers must be a whole number of at least 1, got 'four'"),
-        ("patch_size", 0, "patch_size must be a whole number of at least 1, got 0"),
+        ("num_layers", "four", "num_layers must be an integer of at least 1, got 'four'"),
+        ("patch_size", 0, "patch_size must be an integer of at least 1, got 0"),
         ("patch_size", 4, "patch_size must be 2, as in the weights, got 4"),
         ("sample_size", 7, "sample_size must be divisible by patch_size 2, got 7"),
         ("num_layers", 3, "num_layers must be 4, as in the weights, got 3"),
@@ -297,13 +303,13 @@ def test_the_noise_of_the_scheduler_is_ours(tmp_path, schedule, num_steps):
         ("norm_type", "layer_norm", "norm_type must be ada_norm_zero in a DiT, got layer_norm"),
     ],
 )
-def test_a_config_that_is_not_that_of_the_weights(folder, tmp_path, field, value, message):
+def test_config_that_contradicts_the_weights_is_refused(folder, tmp_path, field, value, message):
     path = broken(folder, tmp_path, lambda weights: None)
     config = json.loads((path / "config.json").read_text()) | {field: value}
     if field == "in_channels":
         config["out_channels"] = 16
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         diffusers_dit.read_folder(path)
 
 
@@ -318,8 +324,8 @@ def test_a_config_that_is_not_that_of_the_weights(folder, tmp_path, field, value
         ),
     ],
 )
-def test_a_config_that_says_too_little(folder, tmp_path, text, message):
+def test_incomplete_config_is_refused(folder, tmp_path, text, message):
     path = broken(folder, tmp_path, lambda weights: None)
     (path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         diffusers_dit.read_folder(path)

@@ -1,8 +1,11 @@
+"""Conversion between our parameters and the official state dict, bit for bit."""
+
 import jax
 import numpy as np
 import pytest
 
 from dit_jax.convert import torch_dit
+from dit_jax.errors import UserError
 from dit_jax.models import dit
 
 OPTIONS = {"input_size": (8, 4), "in_channels": 3, "num_classes": 5}
@@ -26,7 +29,7 @@ def state_dict(config):
 
 
 def test_official_names_and_shapes(state_dict):
-    """As `DiT(...).state_dict()` of the official code lists them."""
+    """They equal those of `DiT(...).state_dict()` in the official code."""
     expected = {
         "pos_embed": (1, 8, 128),
         "x_embedder.proj.weight": (128, 3, 2, 2),
@@ -56,7 +59,7 @@ def test_official_names_and_shapes(state_dict):
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize("learn_sigma, null_label", [(True, True), (False, False)])
-def test_there_and_back_is_bit_identical(conditioning, learn_sigma, null_label):
+def test_round_trip_is_bit_identical(conditioning, learn_sigma, null_label):
     options = {"learn_sigma": learn_sigma, "null_label": null_label}
     config = dit.configure("Ti", 2, conditioning=conditioning, **OPTIONS, **options)
     params = random_params(config)
@@ -70,14 +73,14 @@ def test_there_and_back_is_bit_identical(conditioning, learn_sigma, null_label):
         assert x.dtype == np.float32 and x.flags.c_contiguous and x.flags.writeable
 
 
-def test_a_convolution_is_the_linear_map_of_patches(config, state_dict):
-    """Every (row, column, channel) of the official kernel lands where `patchify` puts the pixel."""
+def test_patch_convolution_becomes_a_linear_map(config, state_dict):
+    """The kernel rows have the order in which `patchify` flattens (row, column, channel)."""
     params = torch_dit.from_official(dict(state_dict), config)
     weight = state_dict["x_embedder.proj.weight"]  # (D, C, p, p)
     kernel = params["x_embedder"]["proj"]["kernel"]  # (p*p*C, D)
     for row, column, channel in np.ndindex(2, 2, 3):
-        place = (2 * row + column) * 3 + channel
-        np.testing.assert_array_equal(kernel[place], weight[:, channel, row, column])
+        index = (2 * row + column) * 3 + channel
+        np.testing.assert_array_equal(kernel[index], weight[:, channel, row, column])
 
 
 def test_blocks_keep_their_order(config, state_dict):
@@ -97,18 +100,18 @@ def test_half_precision_becomes_float32(config, state_dict):
     np.testing.assert_array_equal(bias, half["blocks.3.mlp.fc1.bias"].astype(np.float32))
 
 
-def test_missing_and_surplus_names_are_told(config, state_dict):
+def test_missing_and_surplus_names_are_listed(config, state_dict):
     state_dict["y_embedder.weight"] = state_dict.pop("y_embedder.embedding_table.weight")
     message = (
         "state dict must have the names of the config: "
         "missing y_embedder.embedding_table.weight; surplus y_embedder.weight$"
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         torch_dit.from_official(state_dict, config)
 
 
-def test_at_most_ten_names_are_told(config):
-    with pytest.raises(ValueError, match="and 42 more; surplus none$") as error:
+def test_at_most_ten_names_are_listed(config):
+    with pytest.raises(UserError, match="and 42 more; surplus none$") as error:
         torch_dit.from_official({}, config)
     assert str(error.value).count("blocks.") == 10
 
@@ -126,9 +129,9 @@ def test_at_most_ten_names_are_told(config):
         (
             "t_embedder.mlp.0.bias",
             np.zeros(128),
-            "t_embedder.mlp.0.bias must be of float32, float16, bfloat16, got float64",
+            "t_embedder.mlp.0.bias must be float32, float16, bfloat16, got float64",
         ),
-        ("t_embedder.mlp.0.bias", np.zeros(128, np.int8), "must be of float32, .*, got int8"),
+        ("t_embedder.mlp.0.bias", np.zeros(128, np.int8), "must be float32, .*, got int8"),
         (
             "blocks.1.attn.qkv.bias",
             np.full(384, np.nan, np.float32),
@@ -136,27 +139,27 @@ def test_at_most_ten_names_are_told(config):
         ),
     ],
 )
-def test_bad_array(config, state_dict, name, x, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_array_is_refused(config, state_dict, name, x, message):
+    with pytest.raises(UserError, match=message):
         torch_dit.from_official(state_dict | {name: x}, config)
 
 
-def test_params_of_another_config(config):
+def test_params_of_another_config_are_refused(config):
     params = random_params(config)
-    with pytest.raises(ValueError, match="^params must have .* missing blocks/cross_attn/kv/bias"):
+    with pytest.raises(UserError, match="^params must have .* missing blocks/cross_attn/kv/bias"):
         torch_dit.to_official(params, config._replace(conditioning="cross_attention"))
-    with pytest.raises(ValueError, match=r"embedding must have shape \(11, 128\), got \(6, 128\)"):
+    with pytest.raises(UserError, match=r"embedding must have shape \(11, 128\), got \(6, 128\)"):
         torch_dit.to_official(params, config._replace(num_classes=10))
 
 
-def test_params_that_are_not_finite(config):
+def test_params_with_infinity_are_refused(config):
     params = random_params(config)
     params["final_layer"]["linear"]["bias"] = np.full(24, np.inf, np.float32)
-    with pytest.raises(ValueError, match="^final_layer/linear/bias must be finite, got NaN or inf"):
+    with pytest.raises(UserError, match="^final_layer/linear/bias must be finite, got NaN or inf"):
         torch_dit.to_official(params, config)
 
 
-def test_large_arrays_are_taken_and_not_copied(config, state_dict):
+def test_conversion_empties_its_input(config, state_dict):
     torch_dit.from_official(state_dict, config)
     params = random_params(config)
     assert not state_dict and torch_dit.to_official(params, config) and not params
@@ -165,34 +168,33 @@ def test_large_arrays_are_taken_and_not_copied(config, state_dict):
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize("learn_sigma", [True, False])
 @pytest.mark.parametrize("input_size", [(8, 4), (4, 8), (6, 6)])
-def test_the_config_is_read_off_the_shapes(conditioning, learn_sigma, input_size):
+def test_config_is_inferred_from_shapes(conditioning, learn_sigma, input_size):
     options = OPTIONS | {"input_size": input_size, "learn_sigma": learn_sigma}
     config = dit.configure("Ti", 2, conditioning=conditioning, **options)
     state_dict = torch_dit.to_official(random_params(config), config)
     assert torch_dit.read_config(state_dict) == config
 
 
-def test_the_label_table_says_how_many_classes(state_dict, config):
+def test_num_classes_is_inferred_or_checked(state_dict, config):
     assert torch_dit.read_config(state_dict, num_classes=5) == config
     without = torch_dit.read_config(state_dict, num_classes=6)
     assert without.num_classes == 6 and not without.null_label
-    with pytest.raises(ValueError, match="num_classes must be 5 or 6 for a .* 6 rows, got 1000"):
+    with pytest.raises(UserError, match="num_classes must be 5 or 6 for a .* 6 rows, got 1000"):
         torch_dit.read_config(state_dict, num_classes=1000)
 
 
-def test_heads_of_no_known_size_must_be_given(config, state_dict):
+def test_num_heads_is_required_for_unknown_sizes(config, state_dict):
     config = config._replace(depth=3)
     state_dict = torch_dit.to_official(random_params(config), config)
-    with pytest.raises(ValueError, match="num_heads must be given for depth 3 and hidden size 128"):
+    with pytest.raises(UserError, match="num_heads must be given for depth 3 and hidden size 128"):
         torch_dit.read_config(state_dict)
     assert torch_dit.read_config(state_dict, num_heads=8).num_heads == 8
-    with pytest.raises(ValueError, match="num_heads must divide hidden size 128, got 7"):
+    with pytest.raises(UserError, match="num_heads must divide hidden size 128, got 7"):
         torch_dit.read_config(state_dict, num_heads=7)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_comes_in_whole(state_dict, config, dtype):
-    """Every array rounded, the position table too."""
+def test_half_precision_is_read_with_rounded_position_table(state_dict, config, dtype):
     half = {name: x.astype(jax.numpy.dtype(dtype)) for name, x in state_dict.items()}
     assert torch_dit.read_config(half) == config
     params = torch_dit.from_official(dict(half), config)
@@ -201,14 +203,14 @@ def test_half_precision_comes_in_whole(state_dict, config, dtype):
     )
 
 
-def test_the_names_of_diffusers_are_known():
-    with pytest.raises(ValueError, match="got diffusers' names: from-diffusers DIR OUT"):
+def test_names_of_diffusers_are_recognised():
+    with pytest.raises(UserError, match="got names of diffusers: use .* from-diffusers DIR OUT"):
         torch_dit.read_config({"transformer_blocks.0.norm1.linear.weight": np.zeros(2)})
 
 
-def test_the_weights_of_another_model_are_named():
+def test_weights_of_another_model_are_refused():
     other = {f"layer{i}.weight": np.zeros((2, 2), np.float32) for i in range(12)}
-    with pytest.raises(ValueError, match="must have the names of a DiT: missing .*and 8 more") as e:
+    with pytest.raises(UserError, match="must have the names of a DiT: missing .*and 8 more") as e:
         torch_dit.read_config(other)
     assert "surplus layer0.weight" in str(e.value) and str(e.value).count("layer") == 10 + 2
 
@@ -229,9 +231,19 @@ def test_the_weights_of_another_model_are_named():
         ),
         ("x_embedder.proj.weight", np.zeros((128, 16)), "must have 4 axes, got shape"),
         ("y_embedder.embedding_table.weight", np.zeros((0, 128)), "must not be empty, got shape"),
-        ("x_embedder.proj.weight", np.zeros((128, 3, 2, 1)), "must be of square patches"),
+        ("x_embedder.proj.weight", np.zeros((128, 3, 2, 1)), "must have square patches"),
     ],
 )
-def test_shapes_that_contradict_each_other(state_dict, name, x, message):
-    with pytest.raises(ValueError, match=message):
+def test_inconsistent_shapes_are_refused(state_dict, name, x, message):
+    with pytest.raises(UserError, match=message):
         torch_dit.read_config(state_dict | {name: x})
+
+
+@pytest.mark.parametrize("input_size", [(8,), (4, 8, 4)])
+def test_input_size_without_two_axes_is_refused(config, state_dict, input_size):
+    config = config._replace(input_size=input_size)
+    message = r"input_size must have two axes for PyTorch, got \("
+    with pytest.raises(UserError, match=message):
+        torch_dit.to_official({}, config)
+    with pytest.raises(UserError, match=message):
+        torch_dit.from_official(state_dict, config)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dit_jax.convert import torch_vae
+from dit_jax.errors import UserError
 from dit_jax.models import vae
 from dit_jax.sampling import autoencoder
 
@@ -41,7 +42,7 @@ def peer():
 
 
 def expect_parity(net, height, width):
-    """Moments of a random image and its decoded latent: both sides, relative to the largest."""
+    """Checks the relative errors of the moments and of the decoded latent of a random image."""
     state_dict = state_dict_of(net)
     config = torch_vae.read_config(state_dict, dict(net.config))
     params = torch_vae.from_torch(state_dict, config)
@@ -62,18 +63,18 @@ def expect_parity(net, height, width):
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (8, 24)])
-def test_the_narrow_one_is_diffusers(peer, height, width):
+def test_narrow_autoencoder_matches_diffusers(peer, height, width):
     expect_parity(peer, height, width)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("height, width", [(256, 256), (128, 192)])
-def test_the_full_one_is_diffusers(height, width):
+def test_full_autoencoder_matches_diffusers(height, width):
     expect_parity(make_peer(FULL), height, width)
 
 
 @pytest.mark.slow
-def test_the_full_one_decodes_in_bfloat16_and_512_in_16_gb():
+def test_full_autoencoder_decodes_in_bfloat16_and_512_in_16_gb():
     net = make_peer(FULL)
     config = torch_vae.read_config(state_dict_of(net))
     params = torch_vae.from_torch(state_dict_of(net), config)
@@ -84,7 +85,7 @@ def test_the_full_one_decodes_in_bfloat16_and_512_in_16_gb():
     )
     error, mean = (f(np.abs(rough - exact)) / np.abs(exact).max() for f in (np.max, np.mean))
     print(f"bfloat16: {error:.1e} at most, {mean:.1e} in the mean, of the largest output")
-    assert error <= 5e-2  # 8 bits, through some 40 layers
+    assert error <= 5e-2  # bfloat16 has 8 bits; about 40 layers
     chunk = jax.ShapeDtypeStruct((autoencoder.PIXELS // 512**2, 64, 64, 4), np.float32)
     decode = jax.jit(vae.make_apply(config)[1]).lower(params, chunk).compile()
     memory = decode.memory_analysis().temp_size_in_bytes / 1e9
@@ -102,7 +103,7 @@ def test_the_full_one_decodes_in_bfloat16_and_512_in_16_gb():
         {"latents_mean": [0.0, 1.0, 2.0, 3.0], "latents_std": [1.0, 2.0, 4.0, 8.0]},
     ],
 )
-def test_there_and_back_is_bit_identical(options):
+def test_round_trip_is_bit_identical(options):
     net = make_peer(NARROW | options)
     state_dict = state_dict_of(net)
     config = torch_vae.read_config(state_dict, dict(net.config))
@@ -128,15 +129,15 @@ def test_there_and_back_is_bit_identical(options):
         ),
     ],
 )
-def test_units_of_the_latents(peer, fields, scale, shift):
+def test_scale_and_shift_of_the_latents(peer, fields, scale, shift):
     fields = {"norm_num_groups": 4} | fields if fields else {"norm_num_groups": 4}
     config = torch_vae.read_config(state_dict_of(peer), fields)
     assert (config.scale, config.shift) == (scale, shift)
 
 
 @pytest.mark.parametrize("convolution", [False, True])
-def test_the_old_names_of_the_attention(peer, convolution):
-    """As files of before diffusers 0.17 have them; the oldest hold 1x1 convolutions."""
+def test_old_attention_names_are_renamed(peer, convolution):
+    """Files from before diffusers 0.17 have them; the oldest store 1x1 convolutions."""
     state_dict = state_dict_of(peer)
     old = {}
     for name, x in state_dict.items():
@@ -157,22 +158,22 @@ def test_the_old_names_of_the_attention(peer, convolution):
         np.testing.assert_array_equal(new[name], x)
 
 
-def test_what_is_no_autoencoder_is_named(peer):
+def test_other_state_dict_is_refused(peer):
     state_dict = state_dict_of(peer)
     config = torch_vae.read_config(state_dict, dict(peer.config))
-    with pytest.raises(ValueError, match="must be of an AutoencoderKL: missing 'encoder.conv_in"):
+    with pytest.raises(UserError, match="must be an AutoencoderKL: missing 'encoder.conv_in"):
         torch_vae.read_config({"a": np.zeros(2)})
-    with pytest.raises(ValueError, match="channels must be divisible by norm_num_groups 32, got"):
+    with pytest.raises(UserError, match="channels must be divisible by norm_num_groups 32, got"):
         torch_vae.read_config(state_dict)
     odd = {"norm_num_groups": 4, "latents_mean": [0.0], "latents_std": [1.0, 2.0]}
-    with pytest.raises(ValueError, match="scale must be one number or one a channel, got"):
+    with pytest.raises(UserError, match="scale must be one number or one for each channel, got"):
         torch_vae.read_config(state_dict, odd)
-    with pytest.raises(ValueError, match="autoencoder: missing quant_conv.bias; surplus stray"):
+    with pytest.raises(UserError, match="autoencoder: missing quant_conv.bias; surplus stray"):
         stray = {"stray": np.zeros(2)} | state_dict
         stray.pop("quant_conv.bias")
         torch_vae.from_torch(stray, config)
     name = "decoder.conv_in.weight"
-    with pytest.raises(ValueError, match=f"{name} must have shape .16, 4, 3, 3., got .16, 4, 1, 1"):
+    with pytest.raises(UserError, match=f"{name} must have shape .16, 4, 3, 3., got .16, 4, 1, 1"):
         torch_vae.from_torch(state_dict | {name: state_dict[name][:, :, :1, :1]}, config)
-    with pytest.raises(ValueError, match=f"{name} must be finite"):
+    with pytest.raises(UserError, match=f"{name} must be finite"):
         torch_vae.from_torch(state_dict | {name: state_dict[name] * np.nan}, config)

@@ -1,6 +1,7 @@
-"""Deterministic weights by tensor name, so that an oracle's inputs need no storage.
+"""Deterministic weights and inputs, computed from a name and a shape.
 
-tensor(name, shape) depends on the name and the shape alone: the same numbers on any machine.
+The golden numbers of the official code were made with them, so they need not be stored. They are
+the same on any machine.
 """
 
 import zlib
@@ -9,6 +10,7 @@ import numpy as np
 
 
 def tensor(name: str, shape) -> np.ndarray:
+    """Returns a parameter of the official state dict, scaled to keep activations near 1."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     z = rng.standard_normal(shape, dtype=np.float32)
     if name.endswith("bias"):
@@ -20,4 +22,5 @@ def tensor(name: str, shape) -> np.ndarray:
 
 
 def array(tag: str, shape) -> np.ndarray:
+    """Returns a standard normal array that depends on the tag and the shape."""
     return np.random.default_rng(zlib.crc32(tag.encode())).standard_normal(shape, dtype=np.float32)
