@@ -184,7 +184,7 @@ def to_diffusers(values, source, out):
         return _compare(*sides, model, plain=parity.diffusers(temporary, plain=True))
 
     code = _convert(values, native.step_folder(source), out, convert)
-    if settings["data"]["space"] == "pixels":
+    if settings.data.space == "pixels":
         logging.info("this is a pixel model: DiTPipeline decodes latents and cannot sample it")
     elif not vae:
         logging.info("the folder has no VAE: use DiTPipeline.from_pretrained(%r, vae=...)", out)

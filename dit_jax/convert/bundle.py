@@ -11,6 +11,7 @@ from dit_jax.convert import files, native
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.models import dit
+from dit_jax.settings import to_json
 
 MODEL_FILE = Path(__file__).with_name("torch_model.py")
 README = """# {name}
@@ -62,17 +63,22 @@ def read_config(path):
     return model, settings
 
 
+def make_config(model, settings):
+    """Returns the config.json of a bundle: the architecture and how to sample it."""
+    return {
+        "model": model._asdict(),
+        "diffusion": to_json(settings.diffusion),
+        "sampling": to_json(settings.sampling),
+        "space": settings.data.space,
+    }
+
+
 def write(path, state_dict, model, settings):
     """Writes a bundle from an official state dict, a DiTConfig and settings."""
     path = Path(path)
     path.mkdir()
     files.write_state_dict(path / "model.safetensors", state_dict)
-    config = {
-        "model": model._asdict(),
-        "diffusion": settings["diffusion"],
-        "sampling": settings["sampling"],
-        "space": settings["data"]["space"],
-    }
+    config = make_config(model, settings)
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copy(MODEL_FILE, path / "dit.py")
     readme = README.format(

@@ -27,14 +27,14 @@ def describe(path, *, num_heads=0, num_classes=0):
         return {"format": "autoencoder of diffusers", **_of_vae(config)}
     if diffusers_dit.is_folder(path):
         _, model, settings = diffusers_dit.read_folder(path)
-        return {"format": "diffusers", **settings["diffusion"], **_of_dit(model)}
+        return {"format": "diffusers", **vars(settings.diffusion), **_of_dit(model)}
     kind = native.kind(path)
     if kind == "vae":
         return {"format": "autoencoder of dit_jax", **_of_vae(autoencoder.describe(path))}
     if kind == "model":
         model, settings, step, items = native.describe(path)
         fields = {"format": "dit_jax", "step": step, "sets": ", ".join(items)}
-        return fields | settings["data"] | settings["diffusion"] | _of_dit(model)
+        return fields | _of_data(settings) | vars(settings.diffusion) | _of_dit(model)
     raise UserError(
         "FILE_OR_DIR must be a state dict, a run, a converted checkpoint, a bundle or a diffusers "
         f"folder, got {path}"
@@ -47,6 +47,10 @@ def variant(model):
     fallback = f"{model.depth} blocks of {model.hidden_size}"
     size = names.get((model.depth, model.hidden_size, model.num_heads), fallback)
     return f"{size}/{model.patch_size}"
+
+
+def _of_data(settings):
+    return {"source": settings.data.source, "space": settings.data.space}
 
 
 def _of_dit(model):
@@ -70,7 +74,7 @@ def _of_bundle(path):
     )
     if found != model:
         raise UserError(f"config.json must match the model.safetensors of its folder, got {path}")
-    fields = {"format": "bundle for PyTorch", **settings["data"], **settings["diffusion"]}
+    fields = {"format": "bundle for PyTorch", **_of_data(settings), **vars(settings.diffusion)}
     return fields | _of_dit(model)
 
 

@@ -278,13 +278,13 @@ def _transformer_config(model):
 
 
 def _scheduler_config(settings):
-    diffusion = settings["diffusion"]
+    diffusion = settings.diffusion
     return {
         "_class_name": "DDIMScheduler",
-        **_betas(diffusion["num_steps"]),
-        "beta_schedule": SCHEDULES[diffusion["schedule"]],
-        "clip_sample": settings["sampling"]["clip_x0"],
-        "num_train_timesteps": diffusion["num_steps"],
+        **_betas(diffusion.num_steps),
+        "beta_schedule": SCHEDULES[diffusion.schedule],
+        "clip_sample": settings.sampling.clip_x0,
+        "num_train_timesteps": diffusion.num_steps,
         "prediction_type": "epsilon",
         "set_alpha_to_one": True,
         "steps_offset": 0,

@@ -1,13 +1,15 @@
 """Reads and writes dit_jax checkpoints for the converters, and makes all settings.
 
-A checkpoint has three parts here: a DiTConfig, settings (a dict of `TOPICS`), and parameters.
+A checkpoint has three parts here: a DiTConfig, Settings, of which `TOPICS` matter, and parameters.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 from flax import traverse_util
 
+from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.errors import UserError
 from dit_jax.machine import sharding
@@ -17,19 +19,19 @@ TOPICS = ("compute", "diffusion", "data", "sampling")  # topics of a config: see
 
 
 class Checkpoint(NamedTuple):
-    """A DiTConfig, the `TOPICS` of its config, and its parameters (a nested dict of arrays)."""
+    """A DiTConfig, its Settings, and its parameters (a nested dict of arrays)."""
 
     model: dit.DiTConfig
-    settings: dict[str, Any]
+    settings: settings_lib.Settings
     params: dict[str, Any]
 
 
 def describe(path):
-    """Returns (DiTConfig, settings, step, item names) of a checkpoint. Reads no array."""
+    """Returns (DiTConfig, Settings, step, item names) of a checkpoint. Reads no array."""
     directory, step = steps.locate(path)
     meta = store.read_meta(directory, step, of="model")
     try:
-        settings = {topic: dict(meta["config"][topic]) for topic in TOPICS}
+        settings = settings_lib.read({topic: meta["config"][topic] for topic in TOPICS})
         model = dit.DiTConfig.from_json(meta["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -59,9 +61,13 @@ def read(path, weights="ema"):
         raise UserError(f"weights must be ema or params, got {weights!r}")
     model, settings, step, _ = describe(path)
     directory, _ = steps.locate(path)
-    template = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
-    template = sharding.abstract(template, sharding.of_params(template, sharding.make_mesh()))
-    params = store.restore(directory, step, {weights: template})[weights]
+    params = store.restore_params(
+        directory,
+        step,
+        lambda: dit.init(model, jax.random.key(0)),
+        weights=weights,
+        mesh=sharding.make_mesh(),
+    )
     return Checkpoint(model, settings, params)
 
 
@@ -74,30 +80,33 @@ def write(path, model, settings, params):
     params.clear()
     for name in flat:
         flat[name] = jax.device_put(flat[name])
-    meta = {"model": model._asdict(), "config": settings}
+    config = {topic: settings_lib.to_json(getattr(settings, topic)) for topic in TOPICS}
+    meta = {"model": model._asdict(), "config": config}
     with store.open_writer(background=False) as writer:
         store.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 
 
 def settings_of(model, *, space="latents", schedule="linear", num_steps=1000):
-    """Returns settings for weights without a config: the sampling of the paper."""
+    """Returns Settings for weights without a config: the sampling of the paper."""
     pixels = space == "pixels"
-    return {
-        "compute": {"dtype": "float32", "attention": "auto", "remat": "none", "unroll": False},
-        "diffusion": {"schedule": schedule, "num_steps": num_steps},
-        "data": {"source": "images", "space": space},
-        "sampling": {
-            "sampler": "ddpm",
-            "num_steps": str(min(250, num_steps)),
-            "eta": 0.0,
-            "clip_x0": pixels,
-            "cfg_scale": 1.5 if model.null_label else 1.0,
-            "cfg_channels": 0 if pixels or model.in_channels < 3 else 3,
-            "cfg_interval": [0, num_steps - 1],
-        },
-    }
+    return settings_lib.Settings(
+        compute=settings_lib.Compute(dtype="float32"),
+        diffusion=settings_lib.Diffusion(schedule, num_steps),
+        data=settings_lib.Data(source="images", space=space),
+        sampling=settings_lib.Sampling(
+            num_steps=str(min(250, num_steps)),
+            clip_x0=pixels,
+            cfg_scale=1.5 if model.null_label else 1.0,
+            cfg_channels=0 if pixels or model.in_channels < 3 else 3,
+            cfg_interval=(0, num_steps - 1),
+        ),
+    )
 
 
 def settings_of_bundle(model, *, space, diffusion, sampling):
-    """Returns the settings of a bundle from the topics that its config.json contains."""
-    return settings_of(model, space=space) | {"diffusion": diffusion, "sampling": sampling}
+    """Returns the Settings of a bundle from the topics in its config.json."""
+    return dataclasses.replace(
+        settings_of(model, space=space),
+        diffusion=settings_lib.read_topic(settings_lib.Diffusion, diffusion),
+        sampling=settings_lib.read_topic(settings_lib.Sampling, sampling),
+    )

@@ -1,5 +1,6 @@
 """A bundle samples with PyTorch alone, without JAX or dit_jax, and matches our samples."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -40,10 +41,10 @@ def sample_alone(folder, labels, noise, options):
 
 def noise_of(model, labels, num_steps, seed=0):
     """Returns the noise (S + 1, N, H, W, C) that `model.sample` uses for these labels."""
-    keys = generate.sample_keys(seed, len(labels))
+    keys = generate.image_keys(seed, len(labels))
     shape = (*model.config.input_size, model.config.in_channels)
-    draw = jax.jit(lambda i: samplers.draw_noise(keys, i, shape))
-    return np.stack([np.asarray(draw(i)) for i in range(num_steps + 1)])
+    noise_at = jax.jit(samplers.make_noise(keys, shape, num_steps))
+    return np.stack([np.asarray(noise_at(i)) for i in range(num_steps - 1, -2, -1)])
 
 
 def write(run, folder):
@@ -96,15 +97,15 @@ def check_same_digits(run, folder):
         ({"sampler": "ddpm", "num_steps": "250"}, 250),
         ({"sampler": "ddim", "num_steps": "50"}, 50),
     ):
-        draw = generate.make_sampler(
+        generate_batch = generate.make(
             dit.make_apply(model.config),
             model.config,
-            schedules.make(**config["diffusion"]),
+            generate.make_process(model.settings.diffusion),
             sharding.make_mesh(),
             space="latents",
-            **model.sampling | options,
+            sampling=dataclasses.replace(model.settings.sampling, **options),
         )
-        ours = generate.draw_all(draw, model.params, labels, seed=0, batch_size=300)
+        ours = generate.run(generate_batch, model.params, labels, seed=0, batch_size=300)
         noise = noise_of(model, labels, steps)
         theirs = sample_alone(folder, labels, noise, options).transpose(0, 2, 3, 1)
         error = np.abs(ours - theirs).max() / 2  # relative to the pixel range, -1 to 1

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dit_jax.convert import (
+    bundle,
     diffusers_dit,
     diffusers_pipeline,
     files,
@@ -20,6 +21,7 @@ from dit_jax.convert import (
 from dit_jax.diffusion import schedules
 from dit_jax.errors import UserError
 from dit_jax.models import dit
+from dit_jax.settings import Diffusion
 
 CONFIG = dit.configure("Ti", 2, input_size=(8, 8), num_classes=5)
 
@@ -96,7 +98,7 @@ def test_round_trip_of_the_paper_sizes_is_bit_identical(size, patch_size):
 
 def test_transformer_folder_with_old_pickle_is_read(folder, tmp_path):
     expected, model, settings = diffusers_dit.read_folder(folder)
-    assert settings["diffusion"] == {"schedule": "squared_cosine", "num_steps": 1000}
+    assert settings.diffusion == Diffusion("squared_cosine", 1000)
     net = diffusers.DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")
     net.save_pretrained(tmp_path, safe_serialization=False)
     assert (tmp_path / "diffusion_pytorch_model.bin").is_file()
@@ -110,7 +112,8 @@ def test_only_the_corrected_transformer_matches_ours(folder):
     model = diffusers_dit.read_folder(folder)[1]
     inputs = parity.inputs(model)
     params = torch_dit.from_official(random_state_dict(), model)
-    expected = np.asarray(jax.jit(dit.make_apply(model))(params, *inputs))
+    x, t, y = inputs
+    expected = np.asarray(jax.jit(dit.make_apply(model))(params, x, t=t, y=y))
     assert parity.measure(expected, parity.diffusers(folder)(*inputs))["relative"] <= 1e-5
     plain = parity.measure(expected, parity.diffusers(folder, plain=True)(*inputs))
     assert plain["relative"] > 1e-3 and not plain["passed"]
@@ -137,7 +140,7 @@ def test_corrected_pipeline_samples_like_ours(folder):
     tensors = {name: torch.from_numpy(x) for name, x in random_state_dict().items()}
     net.load_state_dict(tensors, assign=True)
     settings = native.settings_of(CONFIG, schedule="squared_cosine")
-    sampler = torch_model.Sampler(net, settings | {"space": "latents"})
+    sampler = torch_model.Sampler(net, bundle.make_config(CONFIG, settings))
     expected = sampler.sample([3, 1], noise=noise, num_steps="8", cfg_scale=4.0).numpy()
     np.testing.assert_allclose(latents, expected, atol=1e-3 * np.abs(expected).max())
     shapes = {"pt": (2, 3, 16, 16), "np": (2, 16, 16, 3)}
@@ -282,8 +285,8 @@ def test_scheduler_has_our_noise_levels(tmp_path, schedule, num_steps):
     expected = schedules.make(schedule, num_steps).alpha_bar
     np.testing.assert_allclose(scheduler.alphas_cumprod, expected, rtol=2e-4)  # float32 products
     _, _, back = diffusers_dit.read_folder(tmp_path / "out", space="pixels")
-    assert back["diffusion"] == settings["diffusion"] and back["data"]["space"] == "pixels"
-    assert int(back["sampling"]["num_steps"]) <= num_steps
+    assert back.diffusion == settings.diffusion and back.data.space == "pixels"
+    assert int(back.sampling.num_steps) <= num_steps
 
 
 @pytest.mark.parametrize(

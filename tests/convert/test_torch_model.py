@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dit_jax.convert import parity, torch_dit, torch_model
-from dit_jax.diffusion import guidance, samplers, schedules
+from dit_jax.diffusion import ddpm, guidance, samplers, schedules
+from dit_jax.diffusion.process import predictor
 from dit_jax.models import dit
 
 CONDITIONINGS = ("in_context", "cross_attention", "adaln", "adaln_zero")
@@ -40,7 +41,8 @@ def relative_error(config):
     """Returns the relative error of the forward passes of JAX and PyTorch on `parity.inputs`."""
     params, net = random_model(config)
     inputs = parity.inputs(config)
-    expected = np.asarray(jax.jit(dit.make_apply(config))(params, *inputs))
+    x, t, y = inputs
+    expected = np.asarray(jax.jit(dit.make_apply(config))(params, x, t=t, y=y))
     del params
     return parity.measure(expected, parity.run_torch(net, *inputs))["relative"]
 
@@ -116,26 +118,28 @@ def test_same_noise_gives_same_samples(learn_sigma, options):
     config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5, learn_sigma=learn_sigma)
     params, net = random_model(config)
     options = SAMPLING | options
-    short = schedules.respace(schedules.linear(), options["num_steps"])
-    shape = (short.num_steps + 1, 2, 8, 8, 4)
+    process = ddpm.DDPM(schedules.linear())
+    levels = process.levels(options["num_steps"])
+    shape = (levels.num_steps + 1, 2, 8, 8, 4)
     noise = np.random.default_rng(1).standard_normal(shape, np.float32)
     y = np.array([3, 1])
-    model = functools.partial(dit.make_apply(config), params)
-    denoise = guidance.guide(
-        model,
-        y,
-        null_label=5,
+    network = guidance.guide(
+        functools.partial(dit.make_apply(config), params),
+        {"y": y},
+        nulls={"y": 5},
         scale=options["cfg_scale"],
         channels=options["cfg_channels"] or 4,
         interval=options["cfg_interval"],
     )
+    predict = predictor(network, process, levels, clip_x0=options["clip_x0"])
     extra = {"eta": options["eta"]} if options["sampler"] == "ddim" else {}
-    sampler = samplers.SAMPLERS[options["sampler"]]
-    expected = jax.jit(
-        lambda x, noise: sampler(
-            denoise, x, short, noise=noise, clip_x0=options["clip_x0"], **extra
-        )
-    )(noise[-1], noise[:-1])
+    sampler = samplers.SAMPLERS[options["sampler"]](levels, **extra)
+
+    @jax.jit
+    def run(x, noise):  # noise[j] belongs to the step that ends j steps before the data
+        return samplers.run(sampler, predict, x, noise_at=lambda i: noise[levels.num_steps - 1 - i])
+
+    expected = run(noise[-1], noise[:-1])
     settings = {
         "space": "latents",
         "diffusion": {"schedule": "linear", "num_steps": 1000},
