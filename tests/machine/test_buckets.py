@@ -38,18 +38,18 @@ def names(storage, path):
 
 
 def test_the_newest_steps_are_kept_and_restored_bit_for_bit(storage, bucket_path):
-    steps = bucket_path / "checkpoints"
-    assert steps.latest(steps) is None
-    with keep.Keeper(steps, newest=2) as keeper:
+    directory = bucket_path / "checkpoints"
+    assert steps.latest(directory) is None
+    with keep.Keeper(directory, newest=2) as keeper:
         for step in (1, 2, 3):
             keeper.save(step, {"params": tree(step)}, {"model": {"size": "Ti"}})
         keeper.wait()
-    assert steps.saved(steps) == [2, 3]
+    assert steps.saved(directory) == [2, 3]
     assert {name.split("/")[1] for name in names(storage, bucket_path)} == {"2", "3"}
-    np.testing.assert_array_equal(restore(steps, 2), tree(2)["w"])
-    assert steps.locate(str(bucket_path)) == (steps, 3)
-    assert steps.locate(f"{steps}/2") == (steps, 2)
-    assert store.read_meta(steps, 3, of="model")["step"] == 3
+    np.testing.assert_array_equal(restore(directory, 2), tree(2)["w"])
+    assert steps.locate(str(bucket_path)) == (directory, 3)
+    assert steps.locate(f"{directory}/2") == (directory, 2)
+    assert store.read_meta(directory, 3, of="model")["step"] == 3
 
 
 def test_a_bit_that_flips_is_found(storage, bucket_path):
@@ -97,14 +97,14 @@ def test_a_step_without_its_last_object_does_not_count_and_is_saved_again(storag
 
 
 def test_a_step_is_set_aside_whole(storage, bucket_path):
-    steps = bucket_path / "checkpoints"
-    save(steps, 1, 2)
-    before = [n for n in names(storage, steps) if n.startswith("2/")]
-    assert steps.set_aside(steps, 2) == bucket_path / "damaged" / "2"
-    assert steps.latest(steps) == 1
+    directory = bucket_path / "checkpoints"
+    save(directory, 1, 2)
+    before = [n for n in names(storage, directory) if n.startswith("2/")]
+    assert steps.set_aside(directory, 2) == bucket_path / "damaged" / "2"
+    assert steps.latest(directory) == 1
     assert names(storage, bucket_path / "damaged") == before
-    save(steps, 2)
-    assert steps.set_aside(steps, 2) == bucket_path / "damaged" / "2-again"
+    save(directory, 2)
+    assert steps.set_aside(directory, 2) == bucket_path / "damaged" / "2-again"
 
 
 def test_a_step_may_be_copied_into_a_bucket_and_out_of_it(storage, bucket_path, tmp_path):
@@ -144,8 +144,8 @@ def make_log(path, start=0):
 
 
 def test_a_save_that_a_bucket_refuses_is_tried_again_and_harms_nothing(storage, bucket_path):
-    steps = bucket_path / "checkpoints"
-    with keep.Keeper(steps, newest=1) as keeper:
+    directory = bucket_path / "checkpoints"
+    with keep.Keeper(directory, newest=1) as keeper:
         keeper.save(1, {"params": tree(1)}, {})
         keeper.wait()
         storage.allow(write=lambda name: False)
@@ -159,9 +159,9 @@ def test_a_save_that_a_bucket_refuses_is_tried_again_and_harms_nothing(storage, 
         storage.allow()
         keeper.save(4, {"params": tree(4)}, {})
         keeper.wait()
-    assert steps.saved(steps) == [4]
-    assert {name.split("/")[0] for name in names(storage, steps)} == {"4"}
-    store.verify(steps, 4)
+    assert steps.saved(directory) == [4]
+    assert {name.split("/")[0] for name in names(storage, directory)} == {"4"}
+    store.verify(directory, 4)
 
 
 def test_the_record_grows_and_a_run_that_is_not_alone_ends(bucket_path):
