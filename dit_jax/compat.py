@@ -54,8 +54,9 @@ def hybrid_device_grid(shape, slices, devices):
 
 # etils, TensorStore
 
-# How an exception of TensorStore begins if the bucket refused access or did not answer.
-# tensorstore 0.1.86. It raises ValueError for every failure, so only the text tells them apart.
+# How an exception of TensorStore begins if the bucket refused access or could not be reached.
+# tensorstore 0.1.86. It raises ValueError for every failure, so only the text tells them apart. A
+# request that fails after all retries is not matched; its text begins with "ABORTED: All".
 TENSORSTORE_REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
