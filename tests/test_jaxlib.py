@@ -1,4 +1,4 @@
-"""The jaxlib of this session computes right, and setup.py keeps out the one that does not."""
+"""The installed jaxlib computes correctly, and setup.py excludes the faulty version 0.10.2."""
 
 import ast
 import re
@@ -14,8 +14,8 @@ from packaging.specifiers import SpecifierSet
 SETUP = Path(__file__).parents[1] / "setup.py"
 
 
-def test_this_jaxlib_computes_right():
-    """jaxlib 0.10.2 gives wrong numbers on CPUs: https://github.com/jax-ml/jax/issues/39103."""
+def test_installed_jaxlib_computes_correctly():
+    """jaxlib 0.10.2 computes wrong numbers on CPUs: https://github.com/jax-ml/jax/issues/39103."""
     line = jnp.arange(32769.0)
     x = jnp.stack([line, jnp.zeros_like(line), jnp.zeros_like(line)], axis=1)  # (32769, 3)
     f = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))
@@ -28,7 +28,7 @@ def test_this_jaxlib_computes_right():
 
 
 def requirements():
-    """The requirements of setup.py on jax and jaxlib, as {name: version specifiers}."""
+    """The versions of jax and jaxlib that setup.py allows, as {name: version specifiers}."""
     text = SETUP.read_text()
     constants = {
         node.targets[0].id: node.value.value
@@ -49,4 +49,4 @@ def test_setup_excludes_the_faulty_jaxlib(name):
 
 def test_setup_bounds_every_requirement_on_jax():
     named = re.findall(r'"(jax(?:lib)?(?:\[\w+\])?)(?=[^\w])', SETUP.read_text())
-    assert set(named) == requirements().keys() and len(named) == 5  # dev has jax[tpu] again
+    assert set(named) == requirements().keys() and len(named) == 5  # dev repeats jax[tpu]

@@ -1,6 +1,7 @@
 """The design, held: imports point down, and every file can be read in one sitting."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ LEVELS = [  # a module imports from levels below its own only, or from its own r
     {"errors"},
 ]
 CONVERT_ONLY = {"torch", "diffusers", "safetensors"}
+PRIVATE_JAX = re.compile(r"\bjax\.(_src|experimental)\b")
+MAY_USE_PRIVATE_JAX = {  # to be emptied except for compat.py
+    *("compat.py", "planning/plan.py", "checkpoint/store.py", "cli/command.py"),
+}
 
 
 def room(path):
@@ -52,6 +57,13 @@ def test_imports_point_down(path):
             assert level(parts[1]) > level(room(path)), f"{room(path)} imports {name}"
         if parts[0] == "dit_jax" and len(parts) == 1:
             assert room(path) == "cli", "only commands use the public door"
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_compat_uses_private_and_experimental_jax(path):
+    if str(path.relative_to(ROOT / "dit_jax")) not in MAY_USE_PRIVATE_JAX:
+        for text in (*imports(path), path.read_text()):
+            assert not PRIVATE_JAX.search(text)
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))

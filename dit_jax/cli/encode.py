@@ -19,9 +19,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags, logging
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from dit_jax import compat
 from dit_jax.cli import command
 from dit_jax.data import arrayrecord, images, latents, prepared
 from dit_jax.errors import UserError
@@ -155,7 +155,7 @@ def verify(model, source, plan, out, count):
 def barrier(name):
     """Waits until every process has reached this point."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        compat.sync_processes(name)
 
 
 def entry():

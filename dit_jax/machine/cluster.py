@@ -1,4 +1,4 @@
-"""Several processes that train as one: how they meet and what they agree on."""
+"""Processes that train together: how they connect, compare their inputs and share failures."""
 
 import collections
 import contextlib
@@ -21,30 +21,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax._src import distributed  # for its client, as Orbax does: it is public nowhere
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dit_jax import compat
 from dit_jax.errors import UserError
 
-NOTICES = {  # of Google's metadata server: what it says when the machine will be taken away
+NOTICES = {  # keys of Google's metadata server: the values that announce the end of this machine
     "maintenance-event": ("TERMINATE_ON_HOST_MAINTENANCE",),
     "preempted": ("TRUE",),
 }
-SECONDS = 5  # between two questions for them
-LAG = 2  # steps after which the processes read what they asked each other
-STOPS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE = 300  # seconds for all processes to come
-_tasks = itertools.count()
+POLL_SECONDS = 5  # between two reads of these keys
+LAG = 2  # steps between a reduction over all processes and the read of its result
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CONNECT_SECONDS = 300  # a process waits this long for the coordinator
+_task_numbers = itertools.count()
 
 
 def connect(*, coordinator=None, num_processes=None, process_id=None):
-    """Joins the processes of this run; call it before any other use of jax.
+    """Connects the processes of this run; call it before any other use of jax.
 
-    By explicit address, or as the machine says: a pod of TPUs (also on GKE) or a job of Slurm with
-    several tasks. Elsewhere the process stays alone.
+    With explicit arguments, or automatically on a TPU pod (also on GKE) and in a Slurm step with
+    several tasks. Otherwise the process runs alone. UserError for bad arguments or if the
+    coordinator cannot be reached.
     """
-    # CPUs of several processes have no other way to each other; other devices do not look at it.
+    # Without gloo, CPUs of several processes cannot communicate; other devices ignore this option.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if coordinator or num_processes is not None or process_id is not None:
         if not coordinator or num_processes is None or process_id is None:
@@ -54,19 +54,19 @@ def connect(*, coordinator=None, num_processes=None, process_id=None):
         host, colon, port = coordinator.rpartition(":")
         if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
             raise UserError(f"coordinator must be host:port, got {coordinator!r}")
-        if process_id:  # jax would end this process
-            _await(host, int(port))
+        if process_id:  # if it is unreachable, jax would kill this process
+            _wait_for_coordinator(host, int(port))
         elif num_processes > 1:
             logging.info("waiting for %d processes at %s", num_processes, coordinator)
         _initialize(coordinator, num_processes, process_id)
-    # Not SLURM_NTASKS, which a shell has too that salloc has started.
+    # Not SLURM_NTASKS: salloc sets it in an interactive shell too.
     elif _is_on_pod() or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         _initialize()
 
 
-def _await(host, port):
-    """Returns when the coordinator answers; UserError where it does not."""
-    end = time.monotonic() + PATIENCE
+def _wait_for_coordinator(host, port):
+    """Returns when the coordinator accepts connections; UserError after CONNECT_SECONDS."""
+    end = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
@@ -74,7 +74,7 @@ def _await(host, port):
         except OSError as error:
             if time.monotonic() > end:
                 raise UserError(
-                    f"coordinator must be one that all processes reach, got {host}:{port}: {error}"
+                    f"coordinator must be reachable from all processes, got {host}:{port}: {error}"
                 ) from error
         time.sleep(1)
 
@@ -87,101 +87,102 @@ def _is_on_pod():
 
 
 def _initialize(*address):
-    # jax waits outside of Python, where no handler of a signal is called.
-    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in STOPS}
+    # jax waits in C++, where Python's signal handlers do not run.
+    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in STOP_SIGNALS}
     try:
         jax.distributed.initialize(*address)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"coordinator must be one that all processes reach: {reason}") from error
+        raise UserError(f"coordinator must be reachable from all processes: {reason}") from error
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
 
 
-def check_same(**things):
-    """UserError, on every process, where one has another value (JSON) than process 0 has."""
-    digests = [hashlib.sha256(json.dumps(x).encode()).digest()[:4] for x in things.values()]
-    mine = np.array([int.from_bytes(digest) for digest in digests], np.uint32)
-    everyones = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, len(mine))
-    for process, theirs in enumerate(everyones):
-        for name, first, other in zip(things, everyones[0], theirs, strict=True):
+def check_same(**values):
+    """UserError, on every process, if a value (JSON) differs from that of process 0."""
+    digests = [hashlib.sha256(json.dumps(x).encode()).digest()[:4] for x in values.values()]
+    local = np.array([int.from_bytes(digest) for digest in digests], np.uint32)
+    gathered = compat.process_allgather(local).reshape(-1, len(local))  # (processes, values)
+    for process, row in enumerate(gathered):
+        for name, first, other in zip(values, gathered[0], row, strict=True):
             if first != other:
                 raise UserError(
-                    f"{name} must be the same on all processes, but process {process} has another "
-                    "than process 0"
+                    f"{name} must be the same on all processes, "
+                    f"got another value on process {process} than on 0"
                 )
 
 
-def any_of(answer):
-    """Whether the answer of one of the processes is true."""
-    return max(_gather(answer)) > 0
+def any_of(flag):
+    """Whether `flag` is true on any process; all processes must call it."""
+    return max(_gather(flag)) > 0
 
 
 def _gather(number):
-    """The numbers of all processes."""
+    """The list of this number on every process."""
     if jax.process_count() == 1:
         return [number]
-    mine = np.array([number], np.int32)
-    return np.asarray(multihost_utils.process_allgather(mine)).ravel().tolist()
+    return compat.process_allgather(np.array([number], np.int32)).ravel().tolist()
 
 
 @contextlib.contextmanager
 def together(*kinds):
-    """A context that ends with an error on all processes where it does on one.
+    """A context: if one process raises here, all raise.
 
-    Those without one of their own raise a UserError; or one of the classes `kinds`, where all
-    errors were such. Inside, the processes must not wait for each other.
+    A process without an error raises UserError, or, if every error is an instance of a class of
+    `kinds`, the first such class. Inside, the processes must not wait for each other.
     """
-    mine, error = 0, None
+    code, error = 0, None
     try:
         yield
     except Exception as raised:
         error = raised
-        mine = next((i for i, kind in enumerate(kinds, 2) if isinstance(error, kind)), 1)
-    codes = [code for code in _gather(mine) if code]
+        code = next((i for i, kind in enumerate(kinds, 2) if isinstance(error, kind)), 1)
+    codes = [code for code in _gather(code) if code]
     if not codes:
         return
-    code = min(codes)  # what is of no kind counts first
-    if mine == code:
+    lowest = min(codes)  # 1, an error outside `kinds`, wins
+    if code == lowest:
         raise error
-    kind = UserError if code == 1 else kinds[code - 2]
-    raise kind("another process has failed, and says why") from error
+    kind = UserError if lowest == 1 else kinds[lowest - 2]
+    raise kind("another process failed and prints the reason") from error
 
 
 class Task:
-    """Work beside the main thread, that ends on all processes where it fails on one.
+    """Work in a background thread; if it fails on one process, the others stop waiting for it.
 
-    All processes make their tasks in the same order.
+    All processes must create their tasks in the same order.
     """
 
     def __init__(self):
-        self._name, self._waits = f"dit_jax/{next(_tasks)}", itertools.count()
-        self._client = distributed.global_state.client  # None in a process that is alone
+        self._name, self._waits = f"dit_jax/{next(_task_numbers)}", itertools.count()
+        self._client = compat.distributed_client()  # None in a process that runs alone
 
     def fail(self):
-        """Tells the others that this process has failed."""
+        """Signals the other processes that this one failed."""
         if self._client:
             self._client.key_value_set(f"{self._name}/failed/{jax.process_index()}", "")
 
     def wait(self, *, timeout_ms, **_):
-        """Waits for the same call of all processes; OSError where one has failed.
+        """Waits until all processes make the same call; OSError if one failed.
 
-        As Orbax calls its barriers, which go on waiting for one that has failed.
+        It has the signature of Orbax's barriers. Those would wait for a failed process until the
+        timeout.
         """
-        place = f"{self._name}/{next(self._waits)}"
-        self._client.key_value_set(f"{place}/{jax.process_index()}", "")
+        barrier = f"{self._name}/{next(self._waits)}"
+        self._client.key_value_set(f"{barrier}/{jax.process_index()}", "")
         end = time.monotonic() + timeout_ms / 1000
-        while len(self._client.key_value_dir_get(place)) < jax.process_count():
-            for name, _ in self._client.key_value_dir_get(f"{self._name}/failed"):
-                raise OSError(f"process {name.rpartition('/')[2]} could not write, and says why")
+        while len(self._client.key_value_dir_get(barrier)) < jax.process_count():
+            for key, _ in self._client.key_value_dir_get(f"{self._name}/failed"):
+                process = key.rpartition("/")[2]
+                raise OSError(f"process {process} could not write and logs the reason")
             if time.monotonic() > end:
-                raise OSError(f"a process has not written in {timeout_ms / 1000:.0f} s")
+                raise OSError(f"a process did not finish writing in {timeout_ms / 1000:.0f} s")
             time.sleep(0.2)
 
 
 def code_version():
-    """A digest of this package's source and of what it computes with, as text."""
+    """A digest of this package's source, and the versions of jax, jaxlib, flax and optax."""
     package = Path(__file__).parents[1]
     files = sorted(package.rglob("*.py"))
     digest = hashlib.sha256()
@@ -192,51 +193,52 @@ def code_version():
 
 
 def agree(asked):
-    """answer() is true on all processes from the same call on, soon after asked() is on one.
+    """answer(): turns true at the same call on every process, shortly after any of them asks.
 
-    Every process must call it equally often. The answers travel beside the steps and are read
-    `LAG` calls later, so that nobody waits for them.
+    asked() returns whether this process asks. Every process must call answer() equally often. The
+    devices reduce the flags beside the training steps, and each result is read LAG calls later, so
+    that no process waits.
     """
     if jax.process_count() == 1:
         return asked
     devices = np.array(jax.devices())
     mesh = jax.sharding.Mesh(devices, ("all",), axis_types=(AxisType.Auto,))
-    place = NamedSharding(mesh, PartitionSpec("all"))
-    any_of = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    one_per_device = NamedSharding(mesh, PartitionSpec("all"))
+    any_true = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
     pending = collections.deque()
 
     def answer():
-        mine = np.array([asked()], np.int32)
-        flags = jax.make_array_from_callback((devices.size,), place, lambda index: mine)
-        pending.append(any_of(flags))
+        flag = np.array([asked()], np.int32)
+        flags = jax.make_array_from_callback((devices.size,), one_per_device, lambda _: flag)
+        pending.append(any_true(flags))
         return len(pending) > LAG and bool(pending.popleft())
 
     return answer
 
 
-def watch_maintenance(tell):
-    """Calls tell(notice), once, when Google's cloud says that it takes this machine away.
+def watch_maintenance(notify):
+    """Calls notify(notice) once if Google's cloud announces that it will stop this machine.
 
-    On TPU VMs, or where GCE_METADATA_HOST names a metadata server; a thread asks it. See
+    A thread polls the metadata server, on TPU VMs or if GCE_METADATA_HOST names a server. See
     https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice.
     """
     host = os.environ.get("GCE_METADATA_HOST") or (_is_on_pod() and "metadata.google.internal")
     if host:
-        threading.Thread(target=_ask, args=(host, tell), daemon=True).start()
+        threading.Thread(target=_poll_notices, args=(host, notify), daemon=True).start()
 
 
-def _ask(host, tell):
+def _poll_notices(host, notify):
     while True:
         for name, notices in NOTICES.items():
             url = f"http://{host}/computeMetadata/v1/instance/{name}"
             request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
             try:
-                with urllib.request.urlopen(request, timeout=5) as answer:
-                    said = answer.read().decode().strip()
-            except OSError:  # it is asked again
+                with urllib.request.urlopen(request, timeout=5) as response:
+                    value = response.read().decode().strip()
+            except OSError:  # try again at the next poll
                 continue
-            if said in notices:
-                print(f"\n{name} {said}: stopping after this step", file=sys.stderr)
-                tell(said)
+            if value in notices:
+                print(f"\n{name} {value}: stopping after this step", file=sys.stderr)
+                notify(value)
                 return
-        time.sleep(SECONDS)
+        time.sleep(POLL_SECONDS)

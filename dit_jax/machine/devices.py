@@ -1,4 +1,4 @@
-"""What the machine is: peak arithmetic of its chips and the memory that a program has used."""
+"""Facts about the devices: their peak FLOP/s, their names, and the memory used so far."""
 
 import resource
 
@@ -6,8 +6,9 @@ import jax
 
 from dit_jax.errors import UserError
 
-# Dense bfloat16 FLOP/s of one JAX device, by a part of its kind's name. Sources: Google Cloud's TPU
-# pages and NVIDIA's data sheets. A device of TPU v2, v3 and 7x is a core, half a chip.
+# Dense bfloat16 FLOP/s of one JAX device, by a part of its device_kind; the first match counts.
+# Sources: Google Cloud's TPU pages and NVIDIA's data sheets. On TPU v2, v3 and 7x a JAX device is a
+# core, half a chip.
 PEAK_FLOPS = {
     "TPU v2": 45e12 / 2,
     "TPU v3": 123e12 / 2,
@@ -25,25 +26,25 @@ PEAK_FLOPS = {
 
 
 def peak_flops(kind):
-    """Dense bfloat16 FLOP/s of a device of this kind, None where it is not known."""
+    """Dense bfloat16 FLOP/s of a device of this kind, None if PEAK_FLOPS does not list it."""
     return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
 
 
 def total_peak_flops():
-    """The sum of `peak_flops` over all devices, None where it is not known."""
+    """The sum of `peak_flops` over all devices, None if they are not listed."""
     peak = peak_flops(jax.devices()[0].device_kind)
     return peak and peak * jax.device_count()
 
 
 def describe():
-    """The devices in words, as "8 x TPU v4"."""
+    """The number and kind of the devices, for example "8 x TPU v4"."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def resolve_attention(name, dtype):
-    """ "auto", "xla" or "cudnn" -> the implementation to use on these devices.
+    """The attention to use on these devices, "xla" or "cudnn"; UserError if it cannot run here.
 
-    auto is cuDNN where it runs, on a GPU in bfloat16, and XLA elsewhere.
+    "auto" is cuDNN if it can run, that is on a GPU in bfloat16, otherwise XLA.
     """
     fits_cudnn = jax.default_backend() == "gpu" and dtype == "bfloat16"
     if name == "auto":
@@ -59,7 +60,7 @@ def resolve_attention(name, dtype):
 
 
 def peak_memory():
-    """Most bytes used so far on the fullest local device; of the whole process on a CPU."""
+    """Peak memory so far in bytes, of the fullest local device; on a CPU, of the process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):
         return max(entry["peak_bytes_in_use"] for entry in stats)

@@ -1,8 +1,7 @@
-"""Files and folders: written whole or not at all, read or named, held by one run at a time.
+"""Files and folders on a disk or in a bucket of Google Cloud Storage (gs://BUCKET/NAME).
 
-They lie on a disk, or in a bucket of Google Cloud Storage (gs://BUCKET/NAME), which has objects
-and no folders: an object is written whole or not at all, and nothing can be renamed, added to or
-locked.
+Files are written atomically, and a folder is locked for one run at a time. A bucket has objects and
+no folders. An object is written atomically; it cannot be renamed, appended to or locked.
 """
 
 import contextlib
@@ -16,19 +15,18 @@ from pathlib import Path
 
 from absl import logging
 
+from dit_jax import compat
 from dit_jax.errors import UserError
 
 BUCKETS = "gs://"
-# How TensorStore's exceptions begin where a bucket was refused to it or not reached.
-REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-# Where TensorFlow is installed, etils would reach buckets by it, with exceptions of its own.
-os.environ.setdefault("EPATH_USE_TF", "no")
+compat.keep_etils_off_tensorflow()
 
 
 def path(text):
-    """The path of a text, on a disk, where it may start with ~, or in a bucket: like a Path there.
+    """The Path of a text that may start with ~, or an epath.Path if it names a bucket.
 
-    A path stays what it is.
+    It also accepts a path, which it returns unchanged. UserError for another scheme or without
+    gcsfs.
     """
     text = os.fspath(text)
     if "://" not in text:
@@ -37,11 +35,9 @@ def path(text):
         raise UserError(f"a path must be on a disk or start with gs://BUCKET, got {text}")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"a path in a bucket needs gcsfs: pip install -e .[gcs], got {text}")
-    import fsspec  # here, since only buckets need it
-    from etils import epath
+    from etils import epath  # here, since only buckets need it
 
-    # What another process writes has to be seen, and gcsfs keeps its listings for ever.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    compat.list_buckets_afresh()
     return epath.Path(text)
 
 
@@ -50,28 +46,28 @@ def is_on_disk(path):
 
 
 def absolute(text):
-    """The path of a text, from the root of its disk or from its bucket."""
-    place = path(text)
-    return place.resolve() if is_on_disk(place) else place
+    """Like `path`, but absolute if it is on a disk."""
+    result = path(text)
+    return result.resolve() if is_on_disk(result) else result
 
 
-def bucket_of(place):
-    """The path of the bucket in which a path lies."""
-    return path(BUCKETS + str(place).removeprefix(BUCKETS).split("/")[0])
+def bucket_of(file):
+    """The path of the bucket that contains a path."""
+    return path(BUCKETS + str(file).removeprefix(BUCKETS).split("/")[0])
 
 
 def is_refusal(error):
-    """Whether an exception of a bucket's clients says that it was refused or not reached."""
+    """Whether an exception means that a bucket refused access or did not answer."""
     return (
         type(error).__module__.startswith(("gcsfs.", "google.", "aiohttp."))
-        or str(error).startswith(REFUSALS)
+        or str(error).startswith(compat.TENSORSTORE_REFUSALS)
         or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
     )
 
 
 @contextlib.contextmanager
 def only_warned(complaint):
-    """A context in which a disk or a bucket that refuses is complained of, and no error."""
+    """A context that logs an OSError or a refusal of a bucket as a warning and goes on."""
     try:
         yield
     except Exception as error:
@@ -80,87 +76,87 @@ def only_warned(complaint):
         logging.warning("%s: %s", complaint, error)
 
 
-def exists(place):
-    """Whether there is such a file or folder; raises where a bucket does not answer.
+def exists(path):
+    """Whether a file or folder exists; raises if a bucket does not answer.
 
-    There a path's own exists() and is_dir() say no, and a run would begin anew.
+    A bucket path's own exists() and is_dir() return False then, and a run would start from scratch.
     """
     try:
-        place.stat()
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
 
 def children(folder):
-    """The paths in a folder, [] where there is none; raises where a bucket does not answer."""
+    """The paths in a folder, [] if it does not exist; raises if a bucket does not answer."""
     try:
         paths = sorted(set(folder.iterdir()))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    # Google's console marks a folder that one makes there by an object, which lists as its child.
+    # Google's web console creates a folder as an empty object, which is listed as its own child.
     return [path for path in paths if path.name != folder.name or exists(path)]
 
 
 def move(source, target):
-    """Moves a folder to a name that is free; in a bucket it is copied there, then deleted."""
+    """Moves a folder to a path that does not exist yet; in a bucket it copies, then deletes."""
     if is_on_disk(source):
         source.rename(target)
         return
-    import fsspec
+    import fsspec  # here, since only buckets need it
 
     fsspec.filesystem("gcs").copy(str(source), str(target), recursive=True)
     source.rmtree()
 
 
-def write_text(place, text):
-    """Writes a whole file or none."""
-    place = path(place)
-    if not is_on_disk(place):
-        place.write_text(text)
+def write_text(file, text):
+    """Writes a file atomically."""
+    file = path(file)
+    if not is_on_disk(file):
+        file.write_text(text)
         return
-    aside = place.with_name(f".partial-{os.getpid()}-{place.name}")
-    aside.write_text(text)
-    aside.replace(place)
+    partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
+    partial.write_text(text)
+    partial.replace(file)
 
 
-def append(place, lines, *, after):
-    """Adds lines to a file whose text is `after`, all or none of them; returns its new text.
+def append(path, lines, *, after):
+    """Appends lines atomically to a file whose text is `after`; returns its new text.
 
-    In a bucket the whole object is written anew, and it is a UserError that names the workdir
-    where another run has written to it.
+    In a bucket it rewrites the whole object. If another run has written to it, this is a UserError
+    that names the workdir.
     """
-    if is_on_disk(place):
-        _append(place, lines.encode())
-    elif place.read_text() != after:
-        raise UserError(f"workdir must not be written by another run, got {place.parent}")
+    if is_on_disk(path):
+        _append(path, lines.encode())
+    elif path.read_text() != after:
+        raise UserError(f"workdir must not be written by another run, got {path.parent}")
     else:
-        place.write_text(after + lines)
+        path.write_text(after + lines)
     return after + lines
 
 
-def _append(place, data):
-    with place.open("ab", buffering=0) as file:
+def _append(path, data):
+    with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
             if file.write(data) != len(data):
-                raise OSError(f"{place} cannot be written: there is room for a part only")
+                raise OSError(f"{path} cannot be written: the disk has room for a part only")
         except OSError:
             file.truncate(end)
             raise
 
 
-def read_json(place):
-    """The JSON object in a file, {} where there is no file."""
-    place = path(place)
-    if not exists(place):
+def read_json(file):
+    """The JSON object in a file, {} if the file does not exist; UserError if it is corrupt."""
+    file = path(file)
+    if not exists(file):
         return {}
     try:
-        content = json.loads(place.read_bytes())
+        content = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"{place} must be JSON, but it is damaged: {error}") from error
+        raise UserError(f"{file} must be JSON, but it is damaged: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{place} must be a JSON object, got {type(content).__name__}")
+        raise UserError(f"{file} must be a JSON object, got {type(content).__name__}")
     return content
 
 
@@ -171,15 +167,15 @@ def sha256(path):
 
 @contextlib.contextmanager
 def locked(folder, name):
-    """Holds a folder on a disk; UserError that names the argument where another run does.
+    """A context that locks a folder on a disk; UserError if another run holds the lock.
 
-    Some shares cannot lock: then it is only warned.
+    name: of the argument, for the message. A network share that cannot lock gives a warning only.
     """
     path = Path(folder) / ".lock"
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_nlink == 0:  # another run has just let go of it
+            if os.fstat(file.fileno()).st_nlink == 0:  # another run has just released it
                 raise BlockingIOError
         except BlockingIOError as error:
             raise UserError(f"{name} must not be written by another run, got {folder}") from error

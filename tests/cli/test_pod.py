@@ -145,7 +145,7 @@ def test_one_process_that_cannot_write_is_a_failed_save_on_all(reference, tmp_pa
         if "could not be saved: " in line:
             break
     assert said.splitlines()[-1].endswith(
-        " could not be saved: process 1 could not write, and says why"
+        " could not be saved: process 1 could not write and logs the reason"
     )
     resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (hard, hard))
     workers[0].send_signal(signal.SIGTERM)
@@ -160,7 +160,7 @@ def test_a_workdir_that_another_run_holds_ends_all(tmp_path):
     with disk.locked(tmp_path, "workdir"):
         first, second = finish(start(tmp_path, 2), code=2)
     assert f"dit-train: workdir must not be written by another run, got {tmp_path}" in first
-    assert "dit-train: another process has failed, and says why" in second
+    assert "dit-train: another process failed and prints the reason" in second
 
 
 def test_processes_that_disagree_say_so(tmp_path):
@@ -177,6 +177,6 @@ def test_processes_that_disagree_say_so(tmp_path):
         for i in range(2)
     ]
     for text in finish(workers, code=2):
-        line = "config must be the same on all processes, but process 1 has another than process 0"
+        line = "config must be the same on all processes, got another value on process 1 than on 0"
         assert f"dit-train: {line}" in text and "Traceback" not in text
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Checkpoints and files in a bucket, as on a disk."""
+"""Checkpoints and files in a bucket."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dit_jax.checkpoint import steps, store
+from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.runs import keep, record
 from dit_jax.runs import workdir as workdirs
@@ -32,27 +33,27 @@ def restore(directory, step):
 
 
 def names(storage, path):
-    """What lies under a path, by its name there."""
-    start = str(path).removeprefix("gs://tests/") + "/"
-    return [n.removeprefix(start) for n in storage.names("tests") if n.startswith(start)]
+    """The names of the objects under a path, relative to it."""
+    prefix = str(path).removeprefix("gs://tests/") + "/"
+    return [n.removeprefix(prefix) for n in storage.names("tests") if n.startswith(prefix)]
 
 
-def test_the_newest_steps_are_kept_and_restored_bit_for_bit(storage, bucket_path):
-    steps = bucket_path / "checkpoints"
-    assert steps.latest(steps) is None
-    with keep.Keeper(steps, newest=2) as keeper:
+def test_newest_steps_are_kept_and_restored_bit_for_bit(storage, bucket_path):
+    directory = bucket_path / "checkpoints"
+    assert steps.latest(directory) is None
+    with keep.Keeper(directory, newest=2) as keeper:
         for step in (1, 2, 3):
             keeper.save(step, {"params": tree(step)}, {"model": {"size": "Ti"}})
         keeper.wait()
-    assert steps.saved(steps) == [2, 3]
+    assert steps.saved(directory) == [2, 3]
     assert {name.split("/")[1] for name in names(storage, bucket_path)} == {"2", "3"}
-    np.testing.assert_array_equal(restore(steps, 2), tree(2)["w"])
-    assert steps.locate(str(bucket_path)) == (steps, 3)
-    assert steps.locate(f"{steps}/2") == (steps, 2)
-    assert store.read_meta(steps, 3, of="model")["step"] == 3
+    np.testing.assert_array_equal(restore(directory, 2), tree(2)["w"])
+    assert steps.locate(str(bucket_path)) == (directory, 3)
+    assert steps.locate(f"{directory}/2") == (directory, 2)
+    assert store.read_meta(directory, 3, of="model")["step"] == 3
 
 
-def test_a_bit_that_flips_is_found(storage, bucket_path):
+def test_a_flipped_bit_is_detected(storage, bucket_path):
     save(bucket_path, 1)
     name = max(
         (key for key in storage.objects if key[1].startswith(f"{bucket_path.name}/1/params/")),
@@ -69,7 +70,7 @@ def test_a_bit_that_flips_is_found(storage, bucket_path):
 
 
 @pytest.mark.parametrize("name", ["meta/metadata", "params/manifest.ocdbt"])
-def test_a_bucket_that_refuses_is_not_taken_for_damage(storage, bucket_path, name):
+def test_a_refused_read_is_an_oserror_not_damage(storage, bucket_path, name):
     save(bucket_path, 1)
     storage.allow(read=lambda read: not read.endswith(name))
     with pytest.raises(OSError, match=f"checkpoint {bucket_path}/1 cannot be reached: (PERM|Forb)"):
@@ -79,7 +80,7 @@ def test_a_bucket_that_refuses_is_not_taken_for_damage(storage, bucket_path, nam
         steps.latest(bucket_path)
 
 
-def test_a_step_without_its_last_object_does_not_count_and_is_saved_again(storage, bucket_path):
+def test_a_step_without_its_commit_object_is_incomplete_and_is_saved_again(storage, bucket_path):
     save(bucket_path, 1)
     storage.allow(write=lambda name: not name.endswith("/2/commit_success.txt"))
     with pytest.raises(Exception, match="403"):
@@ -87,7 +88,7 @@ def test_a_step_without_its_last_object_does_not_count_and_is_saved_again(storag
     storage.allow()
     assert "2/_CHECKPOINT_METADATA" in names(storage, bucket_path)
     assert steps.latest(bucket_path) == 1
-    with pytest.raises(ValueError, match="checkpoint must be a directory with a saved step, got"):
+    with pytest.raises(UserError, match="checkpoint must be a directory with a saved step, got"):
         steps.locate(f"{bucket_path}/2")
     steps.clean(bucket_path)
     assert {name.split("/")[0] for name in names(storage, bucket_path)} == {"1"}
@@ -96,18 +97,18 @@ def test_a_step_without_its_last_object_does_not_count_and_is_saved_again(storag
     np.testing.assert_array_equal(restore(bucket_path, 2), tree(2)["w"])
 
 
-def test_a_step_is_set_aside_whole(storage, bucket_path):
-    steps = bucket_path / "checkpoints"
-    save(steps, 1, 2)
-    before = [n for n in names(storage, steps) if n.startswith("2/")]
-    assert steps.set_aside(steps, 2) == bucket_path / "damaged" / "2"
-    assert steps.latest(steps) == 1
+def test_set_aside_moves_all_objects_of_a_step(storage, bucket_path):
+    directory = bucket_path / "checkpoints"
+    save(directory, 1, 2)
+    before = [n for n in names(storage, directory) if n.startswith("2/")]
+    assert steps.set_aside(directory, 2) == bucket_path / "damaged" / "2"
+    assert steps.latest(directory) == 1
     assert names(storage, bucket_path / "damaged") == before
-    save(steps, 2)
-    assert steps.set_aside(steps, 2) == bucket_path / "damaged" / "2-again"
+    save(directory, 2)
+    assert steps.set_aside(directory, 2) == bucket_path / "damaged" / "2-again"
 
 
-def test_a_step_may_be_copied_into_a_bucket_and_out_of_it(storage, bucket_path, tmp_path):
+def test_a_step_can_be_copied_to_a_bucket_and_back(storage, bucket_path, tmp_path):
     save(tmp_path, 1)
     for file in (tmp_path / "1").rglob("*"):
         if file.is_file():
@@ -121,7 +122,7 @@ def test_a_step_may_be_copied_into_a_bucket_and_out_of_it(storage, bucket_path, 
     np.testing.assert_array_equal(restore(tmp_path / "out", 1), tree(1)["w"])
 
 
-def test_what_another_process_writes_is_seen(storage, bucket_path):
+def test_objects_of_other_processes_are_listed_and_read(storage, bucket_path):
     (bucket_path / "a").write_text("a")
     assert [path.name for path in bucket_path.iterdir()] == ["a"]
     storage.write(("tests", f"{bucket_path.name}/b"), b"b")
@@ -130,7 +131,7 @@ def test_what_another_process_writes_is_seen(storage, bucket_path):
     assert (bucket_path / "b").read_text() == "longer"
 
 
-def test_a_folder_that_was_made_by_hand_is_empty(storage, bucket_path):
+def test_a_folder_created_in_the_web_console_is_empty(storage, bucket_path):
     storage.write(("tests", f"{bucket_path.name}/"), b"")
     assert disk.exists(bucket_path) and disk.children(bucket_path) == []
     workdirs.check(bucket_path, {})
@@ -143,9 +144,9 @@ def make_log(path, start=0):
     return record.make_log(path, start=start, saved=lambda: None, **options)
 
 
-def test_a_save_that_a_bucket_refuses_is_tried_again_and_harms_nothing(storage, bucket_path):
-    steps = bucket_path / "checkpoints"
-    with keep.Keeper(steps, newest=1) as keeper:
+def test_keeper_survives_refused_saves_and_cleans_up_after_them(storage, bucket_path):
+    directory = bucket_path / "checkpoints"
+    with keep.Keeper(directory, newest=1) as keeper:
         keeper.save(1, {"params": tree(1)}, {})
         keeper.wait()
         storage.allow(write=lambda name: False)
@@ -159,43 +160,41 @@ def test_a_save_that_a_bucket_refuses_is_tried_again_and_harms_nothing(storage, 
         storage.allow()
         keeper.save(4, {"params": tree(4)}, {})
         keeper.wait()
-    assert steps.saved(steps) == [4]
-    assert {name.split("/")[0] for name in names(storage, steps)} == {"4"}
-    store.verify(steps, 4)
+    assert steps.saved(directory) == [4]
+    assert {name.split("/")[0] for name in names(storage, directory)} == {"4"}
+    store.verify(directory, 4)
 
 
-def test_the_record_grows_and_a_run_that_is_not_alone_ends(bucket_path):
+def test_log_is_appended_and_a_second_writer_is_a_user_error(bucket_path):
     path, means = bucket_path / "metrics.jsonl", {"loss": 1.0, "mse": 1.0, "data_wait": 0.0}
     first = make_log(path)
     for step in (1, 2, 3):
         first(step, means, 1.0)
     record.plot_losses(path, bucket_path / "loss.png")
     assert (bucket_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    second = make_log(path, start=2)  # it drops step 3
-    with pytest.raises(ValueError, match=f"not be written by another run, got {bucket_path}"):
+    second = make_log(path, start=2)  # drops step 3
+    with pytest.raises(UserError, match=f"not be written by another run, got {bucket_path}"):
         first(4, means, 1.0)
     second(3, means, 2.0)
     assert [line["step"] for line in record.read(path)] == [1, 2, 3]
 
 
-def test_a_path_stays_what_it_is(storage, monkeypatch, tmp_path):
+def test_path_accepts_text_and_paths(storage, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert disk.path("~/run") == disk.path(tmp_path / "run") == tmp_path / "run"
-    place = disk.path("gs://tests/a/b/")
-    assert disk.path(place) == disk.absolute(place) == place
-    assert str(place / "c") == "gs://tests/a/b/c"
-    assert str(disk.bucket_of(place)) == "gs://tests"
+    path = disk.path("gs://tests/a/b/")
+    assert disk.path(path) == disk.absolute(path) == path
+    assert str(path / "c") == "gs://tests/a/b/c"
+    assert str(disk.bucket_of(path)) == "gs://tests"
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/run", "gs://", "gs:///run", "https://a/b"])
-def test_another_scheme_is_refused(text):
-    with pytest.raises(
-        ValueError, match=f"must be on a disk or start with gs://BUCKET, got {text}"
-    ):
+def test_another_scheme_is_a_user_error(text):
+    with pytest.raises(UserError, match=f"must be on a disk or start with gs://BUCKET, got {text}"):
         disk.path(text)
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_missing_gcsfs_is_a_user_error(monkeypatch):
     monkeypatch.setattr(disk.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs gcsfs: pip install -e .\[gcs\], got gs://a/b"):
+    with pytest.raises(UserError, match=r"needs gcsfs: pip install -e .\[gcs\], got gs://a/b"):
         disk.path("gs://a/b")

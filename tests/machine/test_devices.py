@@ -1,5 +1,6 @@
 import pytest
 
+from dit_jax.errors import UserError
 from dit_jax.machine import devices
 
 
@@ -20,27 +21,27 @@ from dit_jax.machine import devices
         ("NVIDIA H200", 989),
     ],
 )
-def test_the_peak_of_known_chips(kind, tflops):
+def test_peak_of_listed_devices(kind, tflops):
     assert devices.peak_flops(kind) == tflops * 1e12
 
 
-def test_an_unknown_chip_has_no_peak():
+def test_unlisted_device_has_no_peak():
     assert devices.peak_flops("cpu") is None
     assert devices.total_peak_flops() is None
 
 
-def test_the_papers_pod_was_used_at_7_percent():
+def test_the_paper_used_7_percent_of_its_pod():
     # XL/2, batch 256, 5.7 steps/s on 256 cores: 6.6 % of the peak.
     used = 5.7 * 256 * 6 * 118.62e9
     assert used / (256 * devices.peak_flops("TPU v3")) == pytest.approx(0.066, abs=0.001)
 
 
-def test_attention_is_resolved_by_name():
+def test_attention_on_a_cpu():
     assert devices.resolve_attention("auto", "bfloat16") == "xla"  # no GPU here
     assert devices.resolve_attention("xla", "float32") == "xla"
-    with pytest.raises(ValueError, match="'cudnn' only on a GPU in bfloat16"):
+    with pytest.raises(UserError, match="'cudnn' only on a GPU in bfloat16"):
         devices.resolve_attention("cudnn", "bfloat16")
-    with pytest.raises(ValueError, match="attention must be one of auto, xla, cudnn, got 'fast'"):
+    with pytest.raises(UserError, match="attention must be one of auto, xla, cudnn, got 'fast'"):
         devices.resolve_attention("fast", "bfloat16")
 
 
@@ -48,10 +49,10 @@ def test_attention_on_a_gpu(monkeypatch):
     monkeypatch.setattr(devices.jax, "default_backend", lambda: "gpu")
     assert devices.resolve_attention("auto", "bfloat16") == "cudnn"
     assert devices.resolve_attention("auto", "float32") == "xla"
-    with pytest.raises(ValueError, match="on gpu in float32"):
+    with pytest.raises(UserError, match="on gpu in float32"):
         devices.resolve_attention("cudnn", "float32")
 
 
-def test_the_machine_in_words_and_its_memory():
+def test_description_and_peak_memory():
     assert devices.describe() == "8 x cpu"
     assert 50e6 < devices.peak_memory() < 1e12
