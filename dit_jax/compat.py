@@ -5,11 +5,17 @@ The package supports jax 0.7.2 to 0.12, flax 0.11.2 to 0.12.12 and orbax-checkpo
 not enough.
 """
 
+import asyncio
 import os
+import re
+import sys
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
+from absl import flags, logging
 from jax._src import distributed
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils, multihost_utils, topologies
 
 # jax
 
@@ -52,6 +58,23 @@ def hybrid_device_grid(shape, slices, devices):
     )
 
 
+def tpu_devices(topology, **options):
+    """The devices of a TPU topology such as "v3:8x16" that need not exist, for libtpu's compiler.
+
+    jax 0.7.2 to 0.12. jax.experimental may change without a deprecation; jax has no other way to
+    compile for absent devices.
+    """
+    return topologies.get_topology_desc(topology, platform="tpu", **options).devices
+
+
+def is_in_xla_callback(frame):
+    """Whether a signal interrupted XLA's garbage-collection callback, which drops exceptions.
+
+    jax 0.7.2 to 0.12. The name of that function is private; jax has no hook around it.
+    """
+    return frame.f_code.co_name == "_xla_gc_callback"
+
+
 # etils, TensorStore
 
 # How an exception of TensorStore begins if the bucket refused access or could not be reached.
@@ -78,3 +101,117 @@ def list_buckets_afresh():
     import fsspec  # only buckets need it
 
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
+# orbax-checkpoint
+
+
+class _WholeReads:
+    """Lets every read in progress end when one fails.
+
+    orbax-checkpoint 0.12. Orbax closes the event loop at the first failure, and the reads that
+    still run then print errors. Its handlers are made to be subclassed; their use of one event
+    loop is not documented.
+    """
+
+    async def deserialize(self, infos, args=None):
+        return await self._whole(super().deserialize(infos, args))
+
+    async def metadata(self, infos):
+        return await self._whole(super().metadata(infos))
+
+    async def _whole(self, reading):
+        before = asyncio.all_tasks()
+        try:
+            return await reading
+        except Exception:
+            if reads := asyncio.all_tasks() - before:
+                await asyncio.wait(reads)
+            raise
+
+
+class _DeviceReads(_WholeReads, ocp.type_handlers.ArrayHandler):
+    """Reads to devices."""
+
+
+class _HostReads(_WholeReads, ocp.type_handlers.NumpyHandler):
+    """Reads to NumPy."""
+
+
+def tree_reader(template=None):
+    """An Orbax handler that reads trees such as `template`, and ends cleanly if a read fails.
+
+    orbax-checkpoint 0.12. Orbax holds each read twice in memory, so concurrent reads are limited to
+    the largest leaf, or 200 MB if that is more.
+    """
+    largest = max((x.size * x.dtype.itemsize for x in jax.tree.leaves(template)), default=0)
+    return ocp.PyTreeCheckpointHandler(
+        restore_concurrent_gb=max(0.2, 1.01 * largest / 1e9),  # must exceed the largest request
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, _DeviceReads()), (np.ndarray, _HostReads())
+        ),
+    )
+
+
+def hide_closed_event_loop():
+    """Keeps Orbax's reads from printing "Event loop is closed" after another one failed.
+
+    orbax-checkpoint 0.12. The exceptions reach only sys.unraisablehook; all others are printed.
+    """
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _print_unraisable
+
+
+def _print_unraisable(unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+# absl and ml_collections
+
+
+def log_plainly(is_for_users):
+    """absl's log as plain lines on stderr, filtered by is_for_users(record).
+
+    absl-py 2. The handler exists before its flags are parsed, which absl asks for although nobody
+    sets them; it has no option for the format.
+    """
+    flags.FLAGS.mark_as_parsed()
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(None)
+    handler.addFilter(is_for_users)
+
+
+def explain_config_error(error, path):
+    """What is wrong with a config, in words, from an exception of ml_collections about a name.
+
+    ml_collections 1.1. It raises KeyError and AttributeError with pages of text.
+    """
+    text = str(error).strip('"')
+    if "get_config" in text:
+        return f"config must be a Python file with a get_config(), got {path}"
+    if "attribute " in text.lower():
+        return f"config has no such field: {text}"
+    name = re.search(r"(?:Key \W*)?(\w+)", text)  # "Key": if the file itself sets the field
+    meant = re.search(r"Did you mean \W*(\w+)", text)
+    return f"config has no field {name[1]}" + (f"; did you mean {meant[1]}?" if meant else "")
+
+
+def explain_flag_error(error):
+    """What is wrong with a value, in words, from absl's IllegalFlagValueError.
+
+    absl-py 2, ml_collections 1.1. The reason is Python's own text about a conversion.
+    """
+    flag, _, reason = str(error).removeprefix("flag --").partition(": ")
+    name, _, value = flag.partition("=")
+    if "as a ConfigDict" in reason:
+        return f"{name} must be set field by field, as --{name}.FIELD=VALUE, got {value!r}"
+    if "invalid literal for int" in reason:
+        return f"{name} must be a whole number, got {value!r}"
+    if "could not convert string to float" in reason:
+        return f"{name} must be a number, got {value!r}"
+    if "Non-boolean" in reason:
+        return f"{name} must be true or false, got {value!r}"
+    return str(error)

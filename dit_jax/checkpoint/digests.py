@@ -1,23 +1,23 @@
-"""Digests of arrays, by which damage is found."""
+"""Digests of arrays, by which corruption is detected."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-BLOCK = 2**16  # words that a digest takes at a time: they stay in the cache of a core
+BLOCK = 2**16  # words at a time, so that they fit the cache of a core
 
 
 def of_tree(tree):
-    """{path of a leaf: 16 hex digits}, the same for an array however it is sharded.
+    """{path of a leaf: 16 hex digits}; they do not depend on the sharding.
 
-    Two sums modulo 2^32 of the leaf's words, each word times an odd number made from its place:
-    a change of one bit always changes both.
+    A digest is two sums modulo 2^32 of the leaf's words, each word times an odd number made from
+    its index: a change of one bit always changes both.
     """
     digests = {}
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        # One after the other: leaves of one shape share a program, one at a time goes to a device,
-        # and processes that have several sums under way wait for each other in vain on CPUs.
+        # One leaf at a time: leaves of one shape share a program, only one is on a device, and
+        # CPU processes with several sums in flight would deadlock.
         digests[keystr(path)] = "".join(f"{word:08x}" for word in np.asarray(_sums(x)))
     return digests
 
@@ -27,9 +27,9 @@ def of_array(x):
     words, sums = x.reshape(-1).view(f"uint{8 * x.dtype.itemsize}"), np.zeros(2, np.uint32)
     for start in range(0, words.size, BLOCK):
         block = words[start : start + BLOCK].astype(np.uint32)
-        place = np.arange(start, start + block.size).astype(np.uint32)
-        mixed = (place ^ (place >> 15)) * np.uint32(0x9E3779B1)
-        factors = 2 * place + 1, mixed | np.uint32(1)
+        index = np.arange(start, start + block.size).astype(np.uint32)
+        mixed = (index ^ (index >> 15)) * np.uint32(0x9E3779B1)
+        factors = 2 * index + 1, mixed | np.uint32(1)
         sums += [(block * factor).sum(dtype=np.uint32) for factor in factors]
     return "".join(f"{word:08x}" for word in sums)
 
@@ -38,16 +38,16 @@ def of_array(x):
 def _sums(x):
     words = x if x.dtype == jnp.uint32 else x.view(f"uint{8 * x.dtype.itemsize}")
     words = words.astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
     for axis, extent in enumerate(x.shape):
         step = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        place = place * jnp.uint32(extent) + step
-    mixed = (place ^ (place >> 15)) * jnp.uint32(0x9E3779B1)
-    terms = (words * (2 * place + 1), words * (mixed | jnp.uint32(1)))
+        index = index * jnp.uint32(extent) + step
+    mixed = (index ^ (index >> 15)) * jnp.uint32(0x9E3779B1)
+    terms = (words * (2 * index + 1), words * (mixed | jnp.uint32(1)))
 
     def add(a, b):
         return a[0] + b[0], a[1] + b[1]
 
-    # One reduction of both is fused with what it adds; a sum each keeps two arrays of the leaf's
-    # size and takes 20 times as long on a CPU.
+    # XLA fuses one reduction of both sums with its terms. Two sums would store two arrays of the
+    # leaf's size and take 20 times as long on a CPU.
     return jnp.stack(jax.lax.reduce(terms, (jnp.uint32(0),) * 2, add, range(x.ndim)))

@@ -1,4 +1,4 @@
-"""Which steps are in a directory: whole, incomplete, deleted or set aside."""
+"""The steps in a directory: list, locate, delete and set aside."""
 
 import shutil
 
@@ -9,31 +9,31 @@ COMMIT = "commit_success.txt"  # in a bucket, the object of a step that Orbax wr
 
 
 def latest(directory):
-    """The newest step saved in a directory, None where there is none."""
+    """The newest complete step in a directory; None if there is none."""
     return max(saved(directory), default=None)
 
 
 def saved(directory):
-    """The steps saved in a directory, ascending."""
+    """The complete steps in a directory, ascending."""
     paths = disk.children(disk.path(directory))
     return sorted(int(path.name) for path in paths if is_complete(path))
 
 
 def is_complete(path):
-    """Whether a path is the folder of a step of which everything is there."""
-    # On a disk a step gets its name when all is in it; in a bucket this file, last.
+    """Whether a path is the folder of a step whose save was completed."""
+    # On a disk Orbax renames the finished folder; in a bucket it writes COMMIT last.
     last = "_CHECKPOINT_METADATA" if disk.is_on_disk(path) else COMMIT
     return path.name.isdecimal() and disk.exists(path / last)
 
 
 def incomplete(directory):
-    """The steps in a directory on a disk, ascending, of which something is missing."""
+    """The steps in a directory on a disk, ascending, that have lost a file."""
     paths = [path for path in disk.children(disk.path(directory)) if disk.is_on_disk(path)]
     return sorted(int(p.name) for p in paths if p.name.isdecimal() and not is_complete(p))
 
 
 def delete(directory, step):
-    """Deletes a step: at once it is none, whatever happens meanwhile."""
+    """Deletes a step. Atomic: it is unlisted before its files are removed."""
     path = disk.path(directory) / str(step)
     if disk.is_on_disk(path):
         path = path.rename(path.with_name(f".deleted-{step}"))
@@ -44,7 +44,7 @@ def delete(directory, step):
 
 
 def clean(directory):
-    """Deletes what saves and deletions that were cut off have left."""
+    """Deletes what interrupted saves and deletions left behind."""
     for path in disk.children(disk.path(directory)):
         if disk.is_on_disk(path):
             if path.name.startswith(".deleted-") or ".orbax-checkpoint-tmp" in path.name:
@@ -54,11 +54,11 @@ def clean(directory):
 
 
 def set_aside(directory, step):
-    """Moves a step to damaged/STEP beside the directory of the steps; returns where it is then."""
+    """Moves a step to damaged/STEP beside the directory of the steps; returns its new path."""
     directory = disk.path(directory)
-    place = directory.parent / "damaged"
-    place.mkdir(exist_ok=True)
-    target = place / str(step)
+    damaged = directory.parent / "damaged"
+    damaged.mkdir(exist_ok=True)
+    target = damaged / str(step)
     while disk.exists(target):
         target = target.with_name(f"{target.name}-again")
     disk.move(directory / str(step), target)
@@ -66,9 +66,9 @@ def set_aside(directory, step):
 
 
 def locate(path):
-    """(directory of the steps, a step) of a training run or of a converted checkpoint.
+    """(directory of the steps, step) of a run, of its `checkpoints`, or of one step's folder.
 
-    The step is the newest one, or the one whose own folder `path` is.
+    The step is the newest one, unless `path` is a step's folder. UserError if nothing is saved.
     """
     path = disk.path(path)
     if is_complete(path):

@@ -1,12 +1,10 @@
 """Checkpoints: Orbax step directories that hold trees of arrays and one JSON item, `meta`.
 
-DIR/STEP/ has an item for every tree and `meta`, which carries what the caller gives (`model`, the
-architecture, and `config`, how to compute, noise and sample with it; or `vae`, the architecture of
-an autoencoder) and what this module adds: the step, the versions of the packages, a digest of every
-leaf and one of meta itself.
+DIR/STEP/ has one item for every tree and `meta`. The caller gives `model`, the architecture, and
+`config`, the settings; or `vae`, the architecture of an autoencoder. This module adds the step, the
+versions of the packages, a digest of every leaf, and a digest of meta itself.
 """
 
-import asyncio
 import hashlib
 import importlib.metadata
 import json
@@ -18,26 +16,27 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.tree_util import keystr
 
+from dit_jax import compat
 from dit_jax.checkpoint import digests
 from dit_jax.errors import UserError
 from dit_jax.machine import disk, sharding
 
-ITEMS = ("params", "ema", "opt_state")  # trees; meta is JSON
-KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # names in meta of an architecture
+ITEMS = ("params", "ema", "opt_state")  # the trees
+KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # what meta can describe
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Damaged(UserError):
-    """What was saved cannot be read, or is not what was saved; the message names the step."""
+    """A checkpoint is unreadable or corrupt; the message names the step."""
 
 
 def open_writer(*, background=True, barrier=None):
-    """What `save` writes with, an Orbax checkpointer; it has to be closed.
+    """An Orbax checkpointer for `save`; close it after use.
 
-    background: a save goes on while the caller does; it takes a copy of what is saved. barrier: by
-    which several processes then wait for each other, Orbax's own where it is None.
+    background: saves run in threads, on a copy of the arrays. barrier(**options): how several
+    processes wait for each other then; None: Orbax's own.
     """
-    # Compression takes most of the time of a save and its memory, and saves 8 % of such floats.
+    # Compression would take most of a save's time and memory, and saves 8 % of such floats.
     trees = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in ITEMS}
     handler = ocp.CompositeCheckpointHandler(**trees, meta=ocp.JsonCheckpointHandler())
     if not background:
@@ -47,10 +46,10 @@ def open_writer(*, background=True, barrier=None):
 
 
 def save(writer, directory, step, items, meta):
-    """Saves `items`, a dict of trees, and `meta`, a JSON dict, as number `step`, whole or not.
+    """Saves `items`, a dict of trees, and `meta`, a JSON dict, as number `step`; atomic.
 
-    A writer in the background returns when the arrays are copied: they may be donated then, and
-    `wait_until_finished()` and `close()` of the writer wait for the disk.
+    A background writer returns when the arrays are copied, so they may be donated;
+    `writer.wait_until_finished()` and `writer.close()` wait for the disk.
     """
     meta = meta | {
         "step": step,
@@ -68,13 +67,13 @@ def _digest_of_meta(meta):
 
 
 def read_meta(directory, step, *, of=None):
-    """The JSON item of a step; of: the name in `KINDS` of what the checkpoint must be."""
+    """The JSON item of a step. of: a name in `KINDS`; UserError if meta does not describe that."""
     path = disk.path(directory) / str(step)
     meta = _read(path, "meta", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
     if not isinstance(meta, dict) or "digests" not in meta:
         raise Damaged(f"checkpoint {path} is damaged: its meta is empty")
     if meta.pop("sha256", None) not in (None, _digest_of_meta(meta)):
-        raise Damaged(f"checkpoint {path} is damaged: its meta is not what was saved")
+        raise Damaged(f"checkpoint {path} is damaged: its meta differs from what was saved")
     if meta["step"] != int(step):
         raise Damaged(f"checkpoint {path} is damaged: it was saved as step {meta['step']}")
     if of and of not in meta:
@@ -85,8 +84,8 @@ def read_meta(directory, step, *, of=None):
 def restore(directory, step, templates, *, verify=True):
     """The items of a step named in `templates`, each a tree of ShapeDtypeStruct with shardings.
 
-    Raises Damaged where an item cannot be read or has not the digest, shape and type of its save;
-    without verify, digests are not compared.
+    Raises Damaged if an item cannot be read or differs in shape, dtype or digest from its save.
+    verify=False: digests are not compared.
     """
     path = disk.path(directory) / str(step)
     saved = read_meta(directory, step)["digests"]
@@ -95,25 +94,29 @@ def restore(directory, step, templates, *, verify=True):
             raise UserError(f"weights must be of {', '.join(saved)} in {directory}, got {name}")
     items = {}
     for name, tree in templates.items():
-        places = ocp.checkpoint_utils.construct_restore_args(tree)
-        args = ocp.args.PyTreeRestore(tree, restore_args=places)
-        items[name] = _read(path, name, _reader(tree), args)
+        shardings = ocp.checkpoint_utils.construct_restore_args(tree)
+        args = ocp.args.PyTreeRestore(tree, restore_args=shardings)
+        items[name] = _read(path, name, compat.tree_reader(tree), args)
     if verify:
         compare(path, items, saved)
     return items
 
 
 def restore_params(directory, step, init, *, weights, mesh):
-    """The parameters that `init() -> params` has the shapes of, sharded over the mesh."""
+    """The parameters of a step, sharded over the mesh, with their digests checked.
+
+    init() -> params gives the shapes; it is not run. weights: the item, "params" or "ema". Raises
+    UserError if there is no such item, and Damaged as `restore`.
+    """
     template = jax.eval_shape(init)
     template = sharding.abstract(template, sharding.of_params(template, mesh))
     return restore(directory, step, {weights: template})[weights]
 
 
 def compare(path, items, saved):
-    """Raises Damaged where a leaf of the items, read from a step's path, has another digest.
+    """Raises Damaged if a leaf of the items, read from a step's path, differs from its digest.
 
-    Of several processes all find the same, and all have to call it.
+    Every process must call it; all find the same.
     """
     for name, tree in items.items():
         for leaf, found in digests.of_tree(tree).items():
@@ -121,9 +124,9 @@ def compare(path, items, saved):
 
 
 def verify(directory, step, *, share=(0, 1)):
-    """Reads a step leaf by leaf, without devices; raises Damaged where one is not as it was saved.
+    """Reads a step leaf by leaf to NumPy; raises Damaged if a leaf is unreadable or corrupt.
 
-    share: (i, n), the i-th of n parts of the leaves only.
+    share: (i, n) reads only the i-th of n parts of the leaves.
     """
     path = disk.path(directory) / str(step)
     saved = read_meta(directory, step)["digests"]
@@ -142,17 +145,17 @@ def _compare(path, leaf, found, saved):
 
 
 def _read_leaves(path, name):
-    """read(leaf), the array of a leaf of an item, by its path in the tree that was saved."""
-    handler = _reader()
+    """read(leaf) -> the array of a leaf of an item, by its path in the saved tree."""
+    handler = compat.tree_reader()
     tree = _guard(path, lambda: handler.metadata(_for_orbax(path) / name).tree)
-    places = {_words(place): place for place, _ in jax.tree.leaves_with_path(tree)}
+    paths = {_words(leaf): leaf for leaf, _ in jax.tree.leaves_with_path(tree)}
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
 
     def read(leaf):
-        if _words(leaf) not in places:
+        if _words(leaf) not in paths:
             raise Damaged(f"checkpoint {path} is damaged: {name}{leaf} is missing")
         one = jax.tree_util.tree_map_with_path(
-            lambda place, x: x if place == places[_words(leaf)] else ocp.PLACEHOLDER, tree
+            lambda each, x: x if each == paths[_words(leaf)] else ocp.PLACEHOLDER, tree
         )
         found = _read(path, name, handler, ocp.args.PyTreeRestore(one, restore_args=args))
         return next(x for x in jax.tree.leaves(found) if x is not ocp.PLACEHOLDER)
@@ -160,54 +163,13 @@ def _read_leaves(path, name):
     return read
 
 
-def _words(place):
-    """A leaf's path without brackets: a tuple with names comes back from the disk as a dict."""
-    return tuple(re.findall(r"\w+", place if isinstance(place, str) else keystr(place)))
-
-
-class _WholeReads:
-    """Reads arrays, and lets every read end where one fails.
-
-    Orbax closes the event loop at the first failure: what still reads then complains into it.
-    """
-
-    async def deserialize(self, infos, args=None):
-        return await self._whole(super().deserialize(infos, args))
-
-    async def metadata(self, infos):
-        return await self._whole(super().metadata(infos))
-
-    async def _whole(self, reading):
-        before = asyncio.all_tasks()
-        try:
-            return await reading
-        except Exception:
-            if reads := asyncio.all_tasks() - before:
-                await asyncio.wait(reads)
-            raise
-
-
-class _DeviceReads(_WholeReads, ocp.type_handlers.ArrayHandler):
-    """To the devices."""
-
-
-class _HostReads(_WholeReads, ocp.type_handlers.NumpyHandler):
-    """To NumPy."""
-
-
-def _reader(template=None):
-    # What is being read is in memory twice: no more at once than the largest leaf, or 200 MB.
-    largest = max((x.size * x.dtype.itemsize for x in jax.tree.leaves(template)), default=0)
-    return ocp.PyTreeCheckpointHandler(
-        restore_concurrent_gb=max(0.2, 1.01 * largest / 1e9),  # must be above what is asked for
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-            (jax.Array, _DeviceReads()), (np.ndarray, _HostReads())
-        ),
-    )
+def _words(leaf):
+    """A leaf's path as words: a NamedTuple is read back as a dict, with other brackets."""
+    return tuple(re.findall(r"\w+", leaf if isinstance(leaf, str) else keystr(leaf)))
 
 
 def _read(path, name, handler, args):
-    # Not by a Checkpointer: it waits for the other processes, of which one may have failed.
+    # Not with a Checkpointer: it would wait for other processes, and one of them may have failed.
     return _guard(path, lambda: handler.restore(_for_orbax(path) / name, args=args))
 
 
@@ -218,25 +180,25 @@ def _for_orbax(path):
 def _guard(path, read):
     try:
         return read()
-    except Exception as error:  # Orbax raises even that, where a file is cut short
+    except Exception as error:  # Orbax raises many types, a plain Exception for truncated files
         in_bucket = not disk.is_on_disk(path)
-        if in_bucket and disk.is_refusal(_root(error)):  # it may be whole all the same
+        if in_bucket and disk.is_refusal(_root(error)):  # the checkpoint itself may be intact
             raise OSError(f"checkpoint {path} cannot be reached: {explain(error)}") from error
         raise Damaged(f"checkpoint {path} cannot be read: {explain(error)}") from error
 
 
 def _root(error):
-    """The first cause: Orbax's own text says which slice, TensorStore's why."""
+    """The first cause: Orbax's text names the slice, TensorStore's the reason."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def explain(error):
-    """Why Orbax could not read or write, in a line."""
-    if isinstance(error, Damaged):  # says it already
+    """Why Orbax could not read or write, in one line."""
+    if isinstance(error, Damaged):  # it is one line already
         return str(error)
     error = _root(error)
     text = re.sub(r"\s*\[\w+='.*$", "", " ".join(str(error).split()))
-    # TensorStore says of which kind it is first, and why at the end.
+    # TensorStore names the kind of error first and the reason last.
     return text if len(text) <= 200 else f"{text.partition(':')[0][:50]}: ... {text[-150:]}"

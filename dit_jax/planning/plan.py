@@ -15,8 +15,8 @@ from collections import Counter
 from typing import NamedTuple
 
 import jax
-from jax.experimental import topologies
 
+from dit_jax import compat
 from dit_jax.errors import UserError
 from dit_jax.machine import devices as machine
 from dit_jax.machine import sharding
@@ -104,7 +104,7 @@ def make_target(topology):
     if math.prod(extents) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        found = topologies.get_topology_desc(topology, platform="tpu", **options).devices
+        found = compat.tpu_devices(topology, **options)
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
