@@ -87,9 +87,7 @@ def define_cluster(values):
     message = "host:port of process 0; not needed on TPU pods and in Slurm."
     flags.DEFINE_string("coordinator", None, message, **options)
     flags.DEFINE_integer("num_processes", None, "With --coordinator.", lower_bound=1, **options)
-    flags.DEFINE_integer(
-        "process_id", None, "With --coordinator, from 0.", lower_bound=0, **options
-    )
+    flags.DEFINE_integer("process_id", None, "With it, from 0.", lower_bound=0, **options)
 
 
 def _join(values):

@@ -16,6 +16,7 @@ from absl import flags, logging
 
 import dit_jax
 from dit_jax.cli import command
+from dit_jax.diffusion import samplers
 from dit_jax.errors import UserError
 from dit_jax.sampling import pictures
 
@@ -39,7 +40,7 @@ def define(values):
     flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
-    flags.DEFINE_enum("sampler", None, ["ddpm", "ddim"], "The sampler.", **options)
+    flags.DEFINE_enum("sampler", None, list(samplers.SAMPLERS), "The sampler.", **options)
     flags.DEFINE_string(
         "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
     )

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from dit_jax.cli import command
 from dit_jax.machine import cluster, disk
 from dit_jax.runs import build, run
+from dit_jax.train import divergence
 
 
 def define(values):
@@ -32,7 +33,7 @@ def main(values):
         run.run(settings, workdir, listen_for_stop)
     except run.Stopped as error:
         return command.fail("dit-train", error, code=42)
-    except run.Diverged as error:
+    except divergence.Diverged as error:
         return command.fail("dit-train", error, code=3)
     return 0
 

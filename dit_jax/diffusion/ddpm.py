@@ -20,12 +20,12 @@ class DDPM(NamedTuple):
     schedule: schedules.Schedule
 
     @property
-    def num_times(self):
-        return self.schedule.num_steps
+    def last_time(self):
+        return self.schedule.num_steps - 1
 
     def draw_time(self, key, shape):
         """Uniform steps."""
-        return jax.random.randint(key, shape, 0, self.num_times)
+        return jax.random.randint(key, shape, 0, self.schedule.num_steps)
 
     def corrupt(self, x0, t, noise):
         return gaussian.q_sample(self.schedule, x0, t, noise)
@@ -48,6 +48,7 @@ class DDPM(NamedTuple):
 
     def reader(self, levels, *, clip_x0):
         """out: the noise, and then the variance code if the variance is learned."""
+        # A Schedule, so that the tables are, in every bit, those of the respaced training steps.
         short = schedules.from_alpha_bar(levels.alpha[-2::-1] ** 2, levels.time[-2::-1])
 
         def read(out, x, i):

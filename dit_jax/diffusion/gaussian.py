@@ -43,7 +43,7 @@ def reverse_log_variance(schedule, x_t, t, code):
 
     code (N, ..., C), in about [-1, 1] but not clamped, interpolates between the variance of the
     posterior and beta (Nichol & Dhariwal 2021, eq. 15). code None: the variance is not learned; it
-    is beta, and at step 0 the posterior's of step 1.
+    is beta; at step 0, the posterior variance of step 1.
     """
     if code is None:
         fixed = np.append(schedule.posterior_variance[1], schedule.beta[1:])

@@ -20,18 +20,23 @@ def condition(model, given):
 
 
 def guide(model, given, *, nulls, scale, channels, interval):
-    """network(x, t) with the conditions `given`, guided (Ho & Salimans 2022); scale 1: no guidance.
+    """network(x, t) with the conditions `given`, guided by `scale` (Ho & Salimans 2022).
 
-    nulls: {name: null value} of the conditions. Only the first `channels` channels of the
-    prediction are guided, and only at times first <= t <= last of the interval (Kynkaanniemi et
-    al. 2024); at other times the model is called without the null conditions. The variance code is
-    that of the conditions `given`.
+    nulls: {name: null value} of the conditions that can be left out. Only the first `channels`
+    channels of the prediction are guided, and only at times first <= t <= last of the interval
+    (Kynkaanniemi et al. 2024), counted in the network's time; at other times only the conditions
+    `given` are evaluated. The variance code is the one of `given`. A scale of 1 changes nothing:
+    `condition` does the same with half the work.
     """
+
+    def null_like(name, values):
+        return jnp.full_like(values, nulls[name]) if name in nulls else values
+
     plain = condition(model, given)
     both = condition(
         model,
         {
-            name: jnp.concatenate([values, jnp.full_like(values, nulls[name])])  # (2N,)
+            name: jnp.concatenate([values, null_like(name, values)])  # (2N, ...)
             for name, values in given.items()
         },
     )

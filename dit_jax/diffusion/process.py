@@ -2,8 +2,9 @@
 
 Every process here is x_t = alpha x_0 + sigma noise. A sampler needs only a table of levels and
 predict(x, i) -> Prediction; it does not know which process these come from.
-To add a process, write a class with the methods of `Process` (see `ddpm.DDPM`) and list it in
-`settings.Diffusion` and `runs.build`. Shapes: N batch, S steps; x may have any number of axes.
+To add a process, write a class with the methods of `Process` (see `ddpm.DDPM`), and choose it in
+`processes.make` by a field of `settings.Diffusion`. Shapes: N batch, S steps; x may have any number
+of axes.
 """
 
 from typing import NamedTuple, Protocol
@@ -16,7 +17,8 @@ import numpy as np
 class Levels(NamedTuple):
     """The noise levels of a sampling, from noise to data; the last, (1, 0), is the data.
 
-    Each (S+1,) float64. time: what the network gets at each level; that of the data is not used.
+    Each (S+1,) float64; alpha may be 0 at the first level, sigma is 0 at the last only. time: what
+    the network gets at each level; the last one is not used.
     """
 
     alpha: np.ndarray
@@ -43,15 +45,16 @@ class Prediction(NamedTuple):
 class Process(Protocol):
     """How data become noise, what is learned, and how it is read.
 
-    t (N,) is in 0 .. num_times - 1. x0, noise and x_t (N, ..., C) are in model units.
+    t (N,) is the network's time, whole or real, from 0 to last_time. x0, noise and x_t (N, ..., C)
+    are in model units.
     """
 
     @property
-    def num_times(self):
-        """The number of times t, which a guidance interval counts in."""
+    def last_time(self):
+        """The largest t."""
 
     def draw_time(self, key, shape):
-        """Random t of examples."""
+        """Random t of the given shape."""
 
     def corrupt(self, x0, t, noise):
         """x_t of x0 and its noise."""
@@ -60,7 +63,7 @@ class Process(Protocol):
         """{"loss": (N,), other terms: (N,)}, where network(x_t, t) is the network's output."""
 
     def levels(self, spacing):
-        """The Levels of a sampling; UserError if the process has no such spacing."""
+        """The Levels of a spacing, as "250"; UserError if the process has no such spacing."""
 
     def reader(self, levels, *, clip_x0):
         """read(out, x, i) -> Prediction from the network's output at level i. See `predictor`."""

@@ -16,7 +16,10 @@ from dit_jax.diffusion.process import at
 
 
 class State(NamedTuple):
-    """x at the current level, and what a multistep sampler remembers of earlier steps."""
+    """x at the current level, and what a multistep sampler remembers of earlier steps.
+
+    history: a tree whose shapes and dtypes `init` fixes, because a scan carries it.
+    """
 
     x: jax.Array
     history: Any = ()
@@ -26,31 +29,38 @@ class Sampler(NamedTuple):
     """How to go from level 0, noise, to level num_steps, data.
 
     init(x) -> State at level 0. step(predict, state, i, noise) -> State at level i + 1, where
-    predict(x, i) -> `process.Prediction`, and noise is like x, or None if the sampler is not
-    `stochastic`. passes: how many network calls a step costs.
+    predict(x, i) -> `process.Prediction` for i below num_steps, and noise is like x, or None if
+    the sampler is not `stochastic`. passes (S,): how many network calls are made at each level.
     """
 
     num_steps: int
     init: Callable
     step: Callable
-    passes: int
+    passes: np.ndarray
     stochastic: bool
 
 
 def ddpm(levels):
-    """Ancestral sampling with the process's log variance (Ho et al. 2020, alg. 2)."""
+    """Ancestral sampling (Ho et al. 2020, alg. 2).
+
+    The variance is the one that the network predicts, or else the posterior's.
+    """
     ratio, variance = _forward(levels)
     x0_weight = levels.alpha[1:] * variance / levels.sigma[:-1] ** 2
     x_weight = ratio * levels.sigma[1:] ** 2 / levels.sigma[:-1] ** 2
+    posterior = levels.sigma[1:] / levels.sigma[:-1] * np.sqrt(variance)  # 0 at the last step
 
     def step(predict, state, i, noise):
         x, prediction = state.x, predict(state.x, i)
         mean = at(x0_weight, i, x) * prediction.x0 + at(x_weight, i, x) * x
-        is_last = i == levels.num_steps - 1
-        deviation = jnp.where(is_last, 0.0, jnp.exp(0.5 * prediction.log_variance))
+        if prediction.log_variance is None:
+            deviation = at(posterior, i, x)
+        else:
+            is_last = i == levels.num_steps - 1
+            deviation = jnp.where(is_last, 0.0, jnp.exp(0.5 * prediction.log_variance))
         return State(mean + deviation * noise)
 
-    return Sampler(levels.num_steps, State, step, passes=1, stochastic=True)
+    return Sampler(levels.num_steps, State, step, _once(levels), stochastic=True)
 
 
 def ddim(levels, *, eta=0.0):
@@ -65,7 +75,12 @@ def ddim(levels, *, eta=0.0):
         x = at(alpha, i, x) * prediction.x0 + at(rest, i, x) * prediction.noise
         return State(x + at(added, i, x) * noise if eta else x)
 
-    return Sampler(levels.num_steps, State, step, passes=1, stochastic=eta > 0)
+    return Sampler(levels.num_steps, State, step, _once(levels), stochastic=eta > 0)
+
+
+def _once(levels):
+    """One network call at each level."""
+    return np.ones(levels.num_steps, int)
 
 
 def _forward(levels):
@@ -78,7 +93,7 @@ SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
 
 
 def run(sampler, predict, x, *, noise_at=None):
-    """x at level 0 -> x at the last level. noise_at(i): what step i may add, if stochastic."""
+    """x at level 0 -> x at the last level. noise_at(i): standard normal noise for step i."""
     if sampler.stochastic and noise_at is None:
         raise ValueError("noise_at must be given for a stochastic sampler")
 
@@ -90,7 +105,7 @@ def run(sampler, predict, x, *, noise_at=None):
 
 
 def make_noise(keys, shape, num_steps):
-    """noise_at(i) -> (N, *shape) of step i, from `keys` (N,); that of step -1 is the start.
+    """noise_at(i) -> (N, *shape) for step i, from `keys` (N,); noise_at(-1) is for level 0.
 
     Each example has its own key, so that a sample does not depend on its batch.
     """

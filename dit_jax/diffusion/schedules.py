@@ -82,7 +82,7 @@ def from_alpha_bar(alpha_bar, timestep):
 
 
 def keep_steps(num_steps, spacing):
-    """The steps, ascending, that `spacing` keeps of num_steps; UserError if it keeps none so."""
+    """The steps, ascending, that `spacing` keeps of num_steps; UserError if it is malformed."""
     digits = spacing.removeprefix("ddim")
     if not digits.isdecimal():
         raise UserError(f'num_steps must be a number, as "250" or "ddim50", got {spacing!r}')

@@ -93,5 +93,5 @@ class CrossAttention(nnx.Module):
         n, t, d = x.shape
         q = self.q(x).reshape(n, t, self.num_heads, -1)  # (N, T, K, D/K)
         k, v = (part.reshape(n, -1, self.num_heads, d // self.num_heads) for part in self.kv(c))
-        x = attend_fused(q, k, v, implementation="xla")  # two keys are too few for cuDNN
+        x = attend_fused(q, k, v, implementation="xla")  # too few keys for cuDNN to pay
         return self.proj(x.reshape(n, t, d))  # (N, T, D)

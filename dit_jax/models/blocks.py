@@ -1,8 +1,8 @@
 """The four designs of a DiT block (Peebles & Xie 2023, fig. 3): how the conditions enter it.
 
-Shapes: N batch, T tokens, M conditions, D hidden size. Every block maps x (N, T, D) to (N, T, D).
-Beside x, the adaLN blocks take modulations (N, 1, chunks, D), and the others the embeddings of the
-conditions (N, M, D).
+Shapes: N batch, T tokens, M tokens of the conditions, D hidden size. Every block maps x (N, T, D)
+to (N, T, D). Beside x, the adaLN blocks take modulations (N, 1, chunks, D), and the others the
+embeddings of the conditions (N, M, D).
 """
 
 import jax.numpy as jnp

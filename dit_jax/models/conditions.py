@@ -1,7 +1,7 @@
 """What a DiT is conditioned on: an embedder for each condition, and its null value.
 
-To add one, write its embedder here and list it in `of`: the model, guidance and training take
-their conditions from that list. Shapes: N batch, D hidden size.
+To add one, write its embedder here and list it in `of`: the model and guidance take their
+conditions from that list. Shapes: N batch, S tokens of a condition, D hidden size.
 """
 
 import functools
@@ -20,13 +20,15 @@ FREQUENCIES = 256  # size of the sinusoidal embedding of t
 class Condition(NamedTuple):
     """name: the model's keyword; the parameters are under NAME_embedder.
 
-    make(hidden_size, *, dtype, rngs) -> a module that maps (N,) to (N, D). null: the value that
-    means "not given", for guidance; None where the condition is always given.
+    make(hidden_size, *, dtype, rngs) -> a module that maps values (N, ...) to (N, D), or to
+    (N, S, D) with num_tokens S. null: the value that means "not given", for guidance; None if the
+    condition is always given.
     """
 
     name: str
     make: Callable
     null: int | None
+    num_tokens: int = 1
 
 
 def of(config):

@@ -1,8 +1,8 @@
 """Diffusion Transformer (DiT), Peebles & Xie 2023, https://arxiv.org/abs/2212.09748.
 
-Shapes: N batch, H W grid (or any number of axes), C channels, p patch size, T tokens, M conditions,
-L blocks, D hidden size. Arithmetic runs in `dtype` over float32 parameters; the statistics of
-LayerNorm, the softmax and the output are float32.
+Shapes: N batch, H W grid (or any number of axes), C channels, p patch size, T tokens, M tokens of
+the conditions, L blocks, D hidden size. Arithmetic runs in `dtype` over float32 parameters; the
+statistics of LayerNorm, the softmax and the output are float32.
 """
 
 import functools
@@ -109,7 +109,7 @@ def _is_size(size):
 
 
 class DiT(nnx.Module):
-    """x and the conditions (t, y) -> the prediction and the code of the reverse step's variance.
+    """x and the conditions by name -> the prediction and the code of the reverse step's variance.
 
     dtype: of the arithmetic. attention: a name in `ATTENTIONS`. remat: one of `REMAT_POLICIES`.
     unroll: compile every block separately (slower to compile) instead of one loop over them.
@@ -139,24 +139,26 @@ class DiT(nnx.Module):
         )
 
     def __call__(self, x, **given):
-        """x (N, H, W, C) and each condition (N,), by name -> (N, H, W, out_channels) float32."""
+        """x (N, H, W, C), each condition (N, ...) by name -> (N, H, W, out_channels) float32."""
         config = self.config
         x = self.x_embedder(x)  # (N, T, D)
         table = layers.position_table(config.token_grid, config.hidden_size)
         x = x + jnp.asarray(table, x.dtype)[None]
         embeddings = [getattr(self, f"{name}_embedder")(given[name]) for name in self.conditions]
-        c = jnp.stack(embeddings, axis=1)  # (N, M, D)
+        embeddings = [e if e.ndim == 3 else e[:, None] for e in embeddings]  # each (N, S, D)
+        c = jnp.concatenate(embeddings, axis=1)  # (N, M, D)
+        pooled = sum(e.mean(axis=1, keepdims=True) for e in embeddings)  # (N, 1, D)
         if config.conditioning == "in_context":
             x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
-        x = self.run_blocks(x, c)
-        x = self.final_layer(x[:, : config.num_tokens], c)  # (N, T, p*p*out_channels)
+        x = self.run_blocks(x, c, pooled)
+        x = self.final_layer(x[:, : config.num_tokens], pooled)  # (N, T, p*p*out_channels)
         return layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
 
-    def run_blocks(self, x, c):
-        """x (N, T, D), c (N, M, D) -> (N, T, D), in one loop over the stacked parameters."""
+    def run_blocks(self, x, c, pooled):
+        """x (N, T, D), c (N, M, D), pooled (N, 1, D) -> (N, T, D), in one loop over the blocks."""
         graphdef, params = nnx.split(self.blocks)
         params = nnx.to_pure_dict(params)  # each (L, ...)
-        modulations = self.modulations(params, c) if self.config.adaptive else None
+        modulations = self.modulations(params, pooled) if self.config.adaptive else None
 
         def run(x, layer):
             params, modulation = layer
@@ -170,13 +172,13 @@ class DiT(nnx.Module):
         unroll = self.config.depth if self.unroll else 1
         return jax.lax.scan(run, x, (params, modulations), unroll=unroll)[0]
 
-    def modulations(self, params, c):
-        """c (N, M, D) -> the modulations of all blocks, (L, N, 1, chunks, D).
+    def modulations(self, params, pooled):
+        """pooled (N, 1, D) -> the modulations of all blocks, (L, N, 1, chunks, D).
 
-        Their product is memory-bound: N rows against weights (L, D, chunks * D). So it is computed
-        where the weights are, for all blocks at once, and only its result is sent.
+        The product is memory-bound: N rows are few beside the weights (L, D, chunks * D). So it is
+        computed where the weights are, for all blocks at once, and only the result is sent.
         """
-        c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
+        c = nnx.silu(pooled)
         linear = nnx.graphdef(self.blocks.adaLN_modulation)
         apply = jax.vmap(lambda params: nnx.merge(linear, params)(c))
         c = apply(params["adaLN_modulation"])  # (L, N, 1, chunks * D)

@@ -23,7 +23,7 @@ def multiply_adds(config):
 
 def _block(config):
     size, tokens = config.hidden_size, config.num_tokens
-    count = len(conditions.of(config))  # M, the tokens of the conditions
+    count = sum(each.num_tokens for each in conditions.of(config))  # M
     if config.conditioning == "in_context":
         tokens += count
     attention = 4 * tokens * size**2 + 2 * tokens**2 * size

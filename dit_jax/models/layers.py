@@ -127,10 +127,9 @@ class FinalLayer(nnx.Module):
         self.linear = Linear(hidden_size, out_features, **options)
 
     def __call__(self, x, c):
-        """x (N, T, D); c (N, M, D), the embeddings of the M conditions -> (N, T, out_features)."""
+        """x (N, T, D); c (N, 1, D), the sum of the conditions -> (N, T, out_features)."""
         x = layer_norm(x)  # (N, T, D)
         if self.adaptive:
-            c = nnx.silu(c.sum(axis=1, keepdims=True))  # (N, 1, D)
-            shift, scale = jnp.split(self.adaLN_modulation(c), 2, axis=-1)
+            shift, scale = jnp.split(self.adaLN_modulation(nnx.silu(c)), 2, axis=-1)
             x = modulate(x, shift, scale)
         return self.linear(x)  # (N, T, out_features)

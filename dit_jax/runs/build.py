@@ -11,6 +11,7 @@ import jax
 import optax
 
 from dit_jax import settings as settings_lib
+from dit_jax.diffusion import processes
 from dit_jax.diffusion.process import Process
 from dit_jax.errors import UserError
 from dit_jax.machine import devices as devices_lib
@@ -79,7 +80,7 @@ def parts(settings, devices=None):
     attention = devices_lib.resolve_attention(compute.attention, compute.dtype)
     compute = dataclasses.replace(compute, attention=attention)
     apply = dit.make_apply(model, **vars(compute), gather=sharding.make_gather(mesh))
-    process = generate.make_process(settings.diffusion)
+    process = processes.make(settings.diffusion)
     train = vars(settings.train)
     optimizer = optimizers.adamw(**{name: train[name] for name in OPTIMIZER})
     train_step = train_steps.make_train_step(

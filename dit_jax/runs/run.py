@@ -28,16 +28,12 @@ class Stopped(Exception):
     """The run was asked to stop; the message says from which step it can be resumed."""
 
 
-class Diverged(Exception):
-    """The run diverged once too often; the message says which step is kept."""
-
-
 def run(settings, workdir, listen_for_stop):
     """Trains a new run in workdir, or resumes the one in it, to run.total_steps.
 
     listen_for_stop() -> stop_requested() is called when training begins; stop_requested() is asked
-    after every step. Raises UserError if the workdir cannot be used, Stopped, Diverged, or OSError
-    if the last save failed.
+    after every step. Raises UserError if the workdir cannot be used, Stopped, `divergence.Diverged`
+    if there was one divergence too many, or OSError if the last save failed.
     """
     parts = build.parts(settings)
     fed = feed.make(settings, parts.mesh)
@@ -80,7 +76,7 @@ def _start(settings, parts, fed, workdir, listen_for_stop):
         if len(past.rollbacks) >= limits.max_rollbacks:
             good = steps.latest(directory)
             kept = "nothing was saved before" if good is None else f"step {good} is kept"
-            raise Diverged(f"{message}; {kept}")
+            raise divergence.Diverged(f"{message}; {kept}", bad)
         state = None  # frees its memory
         state, saved = resume(settings, parts, directory)
         past = saved._replace(rollbacks=[*past.rollbacks, [bad, int(state.step)]])
@@ -269,7 +265,7 @@ def _compile(jitted, state, batch, key):
 def _make_hook(settings, parts, decoder, workdir):
     """hook(step, state): draws the loss curve, and samples with the same noise and labels always.
 
-    Latents are skipped if there is no decoder.
+    Samples are drawn if they are images: of a grid with two axes, and decoded if they are latents.
     """
     labels = [i % settings.model.num_classes for i in range(settings.run.num_samples)]
 
@@ -277,7 +273,8 @@ def _make_hook(settings, parts, decoder, workdir):
         if jax.process_index() == 0:
             with disk.only_warned("the loss curve could not be drawn"):
                 record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png")
-        if settings.data.space == "latents" and not decoder:
+        is_latent = settings.data.space == "latents" and not decoder
+        if is_latent or len(settings.model.input_size) != 2:
             return
         images = generate.run(parts.generate, state.ema, labels, seed=0, batch_size=len(labels))
         images = decoder.decode(images) if decoder else images

@@ -10,16 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dit_jax.diffusion import ddpm, guidance, samplers, schedules
+from dit_jax.diffusion import guidance, samplers
 from dit_jax.diffusion.process import predictor
 from dit_jax.errors import UserError
 from dit_jax.machine import sharding
 from dit_jax.models import conditions, pixels
-
-
-def make_process(diffusion):
-    """The `diffusion.process.Process` of a `settings.Diffusion`."""
-    return ddpm.DDPM(schedules.make(diffusion.schedule, diffusion.num_steps))
 
 
 def make_sampler(process, sampling):
@@ -69,8 +64,8 @@ def run(generate, params, labels, *, seed, batch_size, progress=False):
     """One image for each of labels (M,), batch_size at a time: NumPy (M, H, W, C).
 
     generate: of `make`. Image i depends on (seed, i, labels[i]) and not on batch_size, which is
-    rounded up to a multiple of the devices. The last batch is padded, so that nothing compiles
-    twice. progress: shows a bar with rate and time left, on a terminal.
+    rounded up to a multiple of the number of devices. The last batch is padded, so that nothing
+    compiles twice. progress: shows a bar with rate and time left, on a terminal.
     """
     labels = np.asarray(labels, np.int32)
     count = jax.device_count()
@@ -99,7 +94,7 @@ def count_passes(process, sampling):
     levels, sampler = make_sampler(process, sampling)
     times, (first, last) = levels.time[:-1], sampling.cfg_interval
     guided = (first <= times) & (times <= last) & (sampling.cfg_scale != 1)
-    return sampler.passes * (len(times) + int(guided.sum()))
+    return int((sampler.passes * (1 + guided)).sum())
 
 
 def check(config, process, sampling):
@@ -121,9 +116,9 @@ def check(config, process, sampling):
             f"cfg_channels must be in 0 .. {config.in_channels}, got {sampling.cfg_channels}"
         )
     interval = sampling.cfg_interval
-    if len(interval) != 2 or not all(type(t) is int for t in interval):
-        raise UserError(f"cfg_interval must be two whole numbers, got {interval!r}")
-    if not 0 <= interval[0] <= interval[1] < process.num_times:
+    if len(interval) != 2 or not all(type(t) in (int, float) for t in interval):
+        raise UserError(f"cfg_interval must be two numbers, got {interval!r}")
+    if not 0 <= interval[0] <= interval[1] <= process.last_time:
         raise UserError(
-            f"cfg_interval must be first, last in 0 .. {process.num_times - 1}, got {interval}"
+            f"cfg_interval must be first, last in 0 .. {process.last_time}, got {interval}"
         )

@@ -14,6 +14,7 @@ from absl import logging
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
+from dit_jax.diffusion import processes
 from dit_jax.errors import UserError
 from dit_jax.machine import devices, sharding
 from dit_jax.models import dit
@@ -23,7 +24,9 @@ from dit_jax.sampling import autoencoder, generate
 def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"):
     """The LoadedDiT of a training run, of its directory of steps, or of one step.
 
-    vae: the checkpoint of an autoencoder that decodes its samples.
+    weights: "ema" or "params". attention: a name in `models.attention.ATTENTIONS`, or "auto". vae:
+    the checkpoint of an autoencoder that decodes the samples, with arithmetic in vae_dtype,
+    "float32" or "bfloat16". UserError if there is no such checkpoint.
     """
     if weights not in ("ema", "params"):
         raise UserError(f"weights must be ema or params, got {weights!r}")
@@ -63,7 +66,7 @@ class LoadedDiT:
     def __init__(self, config, params, apply, settings, mesh, *, step, weights, decoder=None):
         self.config, self.params, self.settings = config, params, settings
         self.step, self.weights, self.decoder = step, weights, decoder
-        self._process = process = generate.make_process(settings.diffusion)
+        self._process = process = processes.make(settings.diffusion)
         self._apply = jax.jit(apply)
         self._make = functools.cache(
             lambda sampling: generate.make(
@@ -82,9 +85,11 @@ class LoadedDiT:
         return dataclasses.asdict(self.settings.sampling)
 
     def __call__(self, x, t, y):
-        """x (N, H, W, C) in model units, t (N,) steps, y (N,) labels -> (N, H, W, out) float32.
+        """x (N, H, W, C) in model units, t (N,) times, y (N,) labels -> (N, H, W, out) float32.
 
-        The first C channels of the result are the noise, the others the variance code.
+        t is a step of the training, 0 the cleanest, or a real number between steps. The first C
+        channels of the result are what the process predicts, for DDPM the noise; the others are
+        the variance code. UserError if shapes or values do not fit.
         """
         x, t, y = _to_array("x", x), _to_array("t", t), _to_array("y", y)
         image = (*self.config.input_size, self.config.in_channels)
@@ -95,7 +100,7 @@ class LoadedDiT:
                 f"x, t and y must have shapes (N, {shape}), (N,) and (N,), N at least 1, "
                 f"got {x.shape}, {t.shape} and {y.shape}"
             )
-        t = _check_whole("t", t, self._process.num_times)
+        t = _check_time(t, self._process.last_time)
         y = _check_whole("y", y, self.config.num_classes + self.config.null_label)
         return self._apply(self.params, x, t=t, y=y)
 
@@ -146,6 +151,15 @@ def _to_array(name, values):
         return jnp.asarray(values)
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{name} must be an array of numbers, got {values!r}") from None
+
+
+def _check_time(t, last):
+    """t (N,), each in 0 .. last; values traced by jit are not checked."""
+    if not isinstance(t, jax.core.Tracer):
+        wrong = np.asarray(t)[~((t >= 0) & (t <= last))]
+        if wrong.size:
+            raise UserError(f"t must be in 0 .. {last}, got {wrong[0]}")
+    return t
 
 
 def _check_whole(name, values, limit):

@@ -36,7 +36,7 @@ def make_examples(key, batch, process, *, nulls, class_dropout_prob):
     if class_dropout_prob:
         dropped = jax.random.bernoulli(drop_key, class_dropout_prob, y.shape)
         y = jnp.where(dropped, nulls["y"], y)
-    t = process.draw_time(t_key, y.shape)
+    t = process.draw_time(t_key, x0.shape[:1])
     return {"x0": x0, "t": t, "noise": jax.random.normal(noise_key, x0.shape), "given": {"y": y}}
 
 

@@ -12,7 +12,7 @@ import random_run
 
 import dit_jax
 from dit_jax.convert import bundle, native, torch_dit
-from dit_jax.diffusion import samplers, schedules
+from dit_jax.diffusion import processes, samplers, schedules
 from dit_jax.evals import digits
 from dit_jax.machine import sharding
 from dit_jax.models import dit
@@ -100,7 +100,7 @@ def check_same_digits(run, folder):
         generate_batch = generate.make(
             dit.make_apply(model.config),
             model.config,
-            generate.make_process(model.settings.diffusion),
+            processes.make(model.settings.diffusion),
             sharding.make_mesh(),
             space="latents",
             sampling=dataclasses.replace(model.settings.sampling, **options),

@@ -107,7 +107,7 @@ def test_the_network_is_asked_at_the_steps_that_it_was_trained_on():
 
 def test_times_are_uniform_steps():
     t = PROCESS.draw_time(jax.random.key(0), (20_000,))
-    assert (int(t.min()), int(t.max())) == (0, PROCESS.num_times - 1)
+    assert (int(t.min()), int(t.max())) == (0, PROCESS.last_time)
     assert float(t.mean()) == pytest.approx(499.5, abs=10)
 
 

@@ -120,3 +120,16 @@ def test_a_sampler_evaluates_the_null_label_inside_the_interval_only():
     jax.effects_barrier()
     expected = [(t, 4 if 200 <= t <= 500 else 2) for t in range(0, 1000, 100)]
     assert sorted(seen) == expected
+
+
+def test_a_condition_without_a_null_is_given_in_both_halves():
+    seen = []
+
+    def counted(x, t, y, action):
+        jax.debug.callback(lambda *xs: seen.append([x.tolist() for x in xs]), y, action)
+        return model(x, t, y)
+
+    given = GIVEN | {"action": np.array([3, 4], np.int32)}
+    jax.block_until_ready(guidance.guide(counted, given, scale=2.0, **ALWAYS)(X, jnp.asarray(3)))
+    jax.effects_barrier()
+    assert seen == [[[2, 5, NULL, NULL], [3, 4, 3, 4]]]

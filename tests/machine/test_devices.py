@@ -41,8 +41,7 @@ def test_attention_on_a_cpu():
     assert devices.resolve_attention("xla", "float32") == "xla"
     with pytest.raises(UserError, match="'cudnn' only on a GPU in bfloat16"):
         devices.resolve_attention("cudnn", "bfloat16")
-    with pytest.raises(UserError, match="attention must be one of auto, xla, cudnn, got 'fast'"):
-        devices.resolve_attention("fast", "bfloat16")
+    assert devices.resolve_attention("another", "bfloat16") == "another"  # the model checks it
 
 
 def test_attention_on_a_gpu(monkeypatch):

@@ -1,10 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from modules import apply_linear, with_bias
 
-from dit_jax.models import conditions, dit
+from dit_jax.models import conditions, dit, layers
 
 
 def test_timestep_embedding_is_cosines_then_sines_of_falling_frequency():
@@ -54,3 +55,32 @@ def test_a_model_takes_its_conditions_from_the_list(monkeypatch):
     apply, x, one = jax.jit(dit.make_apply(config)), jnp.ones((1, 8, 8, 4)), jnp.ones(1, jnp.int32)
     out, other = (apply(params, x, t=one, y=one, action=action) for action in (one, 5 * one))
     assert np.abs(out - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("conditioning", ["in_context", "cross_attention", "adaln_zero"])
+def test_a_condition_may_be_a_sequence_of_tokens(monkeypatch, conditioning):
+    """As a text: (N, S, 3) -> (N, S, D); every token has an effect in every design."""
+
+    class TextEmbedder(nnx.Module):
+        def __init__(self, hidden_size, *, dtype, rngs):
+            self.fc = layers.Linear(3, hidden_size, dtype=dtype, rngs=rngs)
+
+        def __call__(self, text):
+            return self.fc(text)
+
+    of = conditions.of
+
+    def with_text(config):
+        return *of(config), conditions.Condition("text", TextEmbedder, 0.0, num_tokens=4)
+
+    monkeypatch.setattr(conditions, "of", with_text)
+    config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5, conditioning=conditioning)
+    params = dit.init(config, jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    apply, x, one = jax.jit(dit.make_apply(config)), jnp.ones((1, 8, 8, 4)), jnp.ones(1, jnp.int32)
+    text = jnp.ones((1, 4, 3))
+    out = apply(params, x, t=one, y=one, text=text)
+    assert out.shape == (1, 8, 8, 8)
+    for token in range(4):
+        other = apply(params, x, t=one, y=one, text=text.at[0, token].set(5.0))
+        assert np.abs(out - other).max() > 1e-3

@@ -77,7 +77,7 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"cfg_scale": None}, "cfg_scale must be a number, got None"),
         ([3], {"num_steps": None}, "num_steps must be text, got None"),
         ([3], {"cfg_interval": None}, "cfg_interval must be a list, got None"),
-        ([3], {"cfg_interval": [[0], [1]]}, "cfg_interval must be two whole numbers"),
+        ([3], {"cfg_interval": [[0], [1]]}, "cfg_interval must be two numbers"),
         ([3], {"sampler": ["ddim"]}, "sampler must be text, got"),
         ([3], {"clip_x0": "no"}, "clip_x0 must be true or false, got 'no'"),
         ([3], {"scale": 2}, "a sampling option must be one of sampler, .*, got scale"),
@@ -105,7 +105,7 @@ X, T, Y = np.ones((2, 8, 8, 1), np.float32), np.array([0, 999]), np.array([0, 10
         (X, T, [[1], [2, 3]], "y must be an array of numbers, got"),
         (X, [0, 1000], Y, "t must be in 0 .. 999, got 1000"),
         (X, [-1, 0], Y, "t must be in 0 .. 999, got -1"),
-        (X, [0.5, 0], Y, r"t must be a list of whole numbers, got \[0.5, 0.0\]"),
+        (X, [0.5, np.nan], Y, "t must be in 0 .. 999, got nan"),
         (X, T, [11, 0], "y must be in 0 .. 10, got 11"),
     ],
 )
