@@ -80,7 +80,7 @@ case $ending in
   unhealthy) printf 'REPAIRING\nREADY\n' > "$FAKE/vm" && exit 134 ;;
   unreachable) touch "$FAKE/unreachable" ;;
   rebooted) kill -9 $PPID ;;
-  waits) trap 'exit 42' TERM; touch "$HOME/waits"; for _ in {1..200}; do sleep 0.05; done ;;
+  waits) trap 'exit 42' TERM; touch "$HOME/waits"; for _ in {1..600}; do sleep 0.05; done ;;
   *) exit "$ending" ;;
 esac
 """
