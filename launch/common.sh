@@ -1,44 +1,57 @@
 # shellcheck shell=bash
-# Sourced by the scripts that start training elsewhere: help, settings, the commit, error messages.
+# Functions that the scripts in launch/ share: help, settings, the commit to train, error messages.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-print_help() {  # the comment that the script begins with
+# Prints the help and ends the script if one of the arguments asks for it.
+help_if_asked() {
+  local word
+  for word; do
+    case $word in --help | -h) print_help && exit ;; esac
+  done
+}
+
+print_help() {  # the comment at the top of the script
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }
 
-must_match() {  # SETTING PATTERN WORDS
+must_match() {  # SETTING PATTERN RULE
   [[ ${!1} =~ ^($2)$ ]] || fail "$1 must be $3, got '${!1}'"
 }
 
-need() {
+require() {  # SETTING...
   local setting
   for setting; do
     [ "${!setting:-}" ] || fail "$setting must be set: see --help"
   done
 }
 
-check_workdir() {  # a bucket, or a path that is the same wherever it is read
+# Call it after all settings are checked, so that a wrong setting is reported before a missing tool.
+require_tool() {  # TOOL HOW_TO_INSTALL
+  command -v "$1" > /dev/null || fail "$1 must be on the PATH: $2"
+}
+
+check_workdir() {  # a bucket or an absolute path
   must_match WORKDIR '/.*|gs://[a-z0-9][a-z0-9_.-]+(/.*)?' \
     'an absolute path or start with gs://BUCKET'
 }
 
-find_commit() {  # prints it
+find_commit() {  # prints the hash of COMMIT
   git -C "$root" rev-parse --verify --quiet "${COMMIT:-HEAD}^{commit}" \
     || fail "COMMIT must be a commit of the clone $root, got ${COMMIT:-HEAD}"
   [ "${COMMIT:-}" ] || git -C "$root" diff --quiet HEAD \
-    || echo "${0##*/}: changes that are not committed stay here" >&2
+    || echo "${0##*/}: uncommitted changes are not sent" >&2
 }
 
-# The flags of dit-train, where only the files of a commit are: check_flags COMMIT FLAG...
-check_flags() {
+# Checks the flags of dit-train: the workers have only the files of the commit.
+check_flags() {  # COMMIT FLAG...
   local commit=$1 config=''
   shift
   while [ $# -gt 0 ]; do
     case $1 in
       --config=*) config=${1#*=} ;;
       --config) config=${2:-} ;;
-      --workdir | --workdir=*) fail "--workdir must be given as WORKDIR, got the flag" ;;
+      --workdir | --workdir=*) fail "--workdir must be given as the setting WORKDIR, got a flag" ;;
     esac
     shift
   done
@@ -47,7 +60,7 @@ check_flags() {
     || fail "config must be a file of commit ${commit:0:7}, got ${config%%:*}"
 }
 
-show() {  # a command as one would type it
+print_command() {  # quoted, so that it can be pasted into a shell
   local word line=''
   for word; do
     [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}

@@ -1,14 +1,25 @@
 #!/usr/bin/env bash
-# Everything that a change must pass: formatting, lint and tests, those of the models a second time
-# in the mode that nnx is moving to. Needs Python and, the first time, the package registry.
-# Arguments go to pytest instead, as -m slow: then the tests that they choose run, and once.
+# Runs everything that a change must pass: formatting, lint and the fast tests. Runs the model tests
+# a second time, in the mode that nnx will make its default.
+#
+#   bash launch/test.sh [PYTEST ARGUMENT ...]
+#
+# Arguments go to pytest, for example `-m slow`: then only the tests that they choose run, once.
+# The first start installs the package into .venv, which needs the package registry.
+#
+# Settings, from the environment:
+#   PYTHON  the Python that makes .venv, 3.11 or newer; default: python3
+
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
 EXTRAS=dev
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$root/launch/environment.sh"
 
 ruff format --check .
 ruff check .
-python -m pytest -n 2 --dist loadfile "$@"
+python -m pytest -n 2 --dist loadfile --durations=10 "$@"
 if [ $# = 0 ]; then
-  NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false python -m pytest -n 2 tests/models
+  NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
+    python -m pytest -n 2 -q -m "not slow" tests/models
 fi

@@ -1,51 +1,67 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh has each worker of a pod do, in the home directory there:
+# Runs on each worker of a TPU pod, in the home directory. launch/tpu.sh calls it over ssh.
 #
-#   install COMMIT          Python and the package, into dit_jax/.venv
-#   start COMMIT [FLAG...]  dit-train in the background
-#   state                   running, none, lost, stopped or the exit code of dit-train
-#   stop                    asks dit-train to save and end
+#   bash dit_jax/launch/tpu_worker.sh COMMAND
 #
-# dit_jax/ holds the code; dit_run/ holds log.txt, pid, boot and exit_code of the training.
+# Commands:
+#   install COMMIT          installs Python and the package into dit_jax/.venv
+#   start COMMIT [FLAG...]  starts dit-train in the background
+#   state                   prints running, none, lost, stopped or the exit code of dit-train
+#   stop                    asks dit-train to save and exit
+#
+# Settings: none. dit_jax/ holds the code. dit_run/ holds the files of the training: log.txt, boot,
+# exit_code, stopped, pid (of the shell that runs dit-train) and dit_train_pid.
 
 set -euo pipefail
-cd
+
+main() {
+  case ${1:-} in
+    --help | -h) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+    install | start | train | state | stop) ;;
+    *) fail "the command must be install, start, state or stop, got '${1:-}'" ;;
+  esac
+  cd
+  "$@"
+}
 
 install() {
-  # The images come with Python 3.10. uv brings a newer one: https://docs.astral.sh/uv
+  # The images have Python 3.10. uv installs a newer one: https://docs.astral.sh/uv
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   cd dit_jax
   uv venv --quiet --python 3.12 .venv
   uv pip install --quiet --python .venv -e '.[tpu]'
-  echo "$1" > COMMIT  # last, so that a half-made installation has none
+  echo "$1" > COMMIT  # last: the file exists only if the installation is complete
 }
 
 start() {
-  [ "$(cat dit_jax/COMMIT 2> /dev/null)" = "$1" ] || fail "commit $1 is not set up here"
-  [ "$(state)" != running ] || fail "dit-train runs already"
+  [ "$(cat dit_jax/COMMIT 2> /dev/null)" = "$1" ] || fail "commit $1 is not installed here"
+  [ "$(state)" != running ] || fail "dit-train is already running"
   shift
   mkdir -p dit_run
-  rm -f dit_run/exit_code dit_run/stopped
+  rm -f dit_run/exit_code dit_run/stopped dit_run/dit_train_pid
   nohup bash dit_jax/launch/tpu_worker.sh train "$@" < /dev/null >> dit_run/log.txt 2>&1 &
   echo $! > dit_run/pid
   boot_id > dit_run/boot
 }
 
-boot_id() {  # another one after every start of the machine, when a pid may be another program's
+boot_id() {  # changes when the machine restarts, after which a pid may belong to another program
   cat /proc/sys/kernel/random/boot_id
 }
 
 train() {
   local code=0
   cd dit_jax
-  .venv/bin/dit-train "$@" || code=$?
+  (
+    echo "$BASHPID" > ../dit_run/dit_train_pid
+    exec .venv/bin/dit-train "$@"  # keeps the pid
+  ) || code=$?
   echo "$code" > ../dit_run/exit_code
 }
 
 state() {
   local alive=''
-  # Looked at first: a training writes its exit code before it is gone.
+  # Check this first: the shell writes the exit code before it ends.
   ! is_alive || alive=yes
   if [ ! -e dit_jax/COMMIT ] || [ ! -e dit_run/pid ]; then
     echo none
@@ -58,7 +74,7 @@ state() {
   elif [ "$alive" ]; then
     echo running
   else
-    echo lost  # the machine was started anew
+    echo lost  # the machine has restarted
   fi
 }
 
@@ -67,10 +83,18 @@ is_alive() {
 }
 
 stop() {
-  [ "$(state)" = running ] || fail "no dit-train runs here"
-  [ ! -e dit_run/stopped ] || fail "dit-train was asked already: twice, it leaves without saving"
-  touch dit_run/stopped
-  pkill -TERM -P "$(cat dit_run/pid)"
+  local pid
+  [ "$(state)" = running ] || fail "dit-train is not running here"
+  [ ! -e dit_run/stopped ] \
+    || fail "dit-train was already asked to stop; a second signal would end it without saving"
+  pid=$(cat dit_run/dit_train_pid 2> /dev/null) || pid=none
+  is_child "$pid" || fail "dit-train is just starting or ending: try again"
+  touch dit_run/stopped  # before the signal: otherwise babysit could restart the training
+  kill -TERM "$pid"
+}
+
+is_child() {  # PID, of the shell that runs dit-train: a reused pid has another parent
+  grep -qsx "PPid:[[:space:]]*$(cat dit_run/pid)" "/proc/$1/status"
 }
 
 fail() {
@@ -78,4 +102,4 @@ fail() {
   exit 2
 }
 
-"$@"
+main "$@"

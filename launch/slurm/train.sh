@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of a Slurm cluster, and goes on by itself after the time limit. In the clone:
+# Trains on the GPUs of a Slurm cluster. Requeues its job at the time limit. In the clone:
 #
-#   EXTRAS=cuda bash -c 'source launch/environment.sh'    # once, where the registry is in reach
+#   EXTRAS=cuda bash -c 'source launch/environment.sh'    # once, on a machine with internet access
 #   sbatch --nodes=2 launch/slurm/train.sh \
 #     --config=configs/imagenet256.py:XL/2 --workdir=/shared/xl2
 #
-# The words after the script go to dit-train; options of sbatch stand before it and win over those
-# below. The clone and the workdir have to be the same on all nodes. A node without 8 GPUs takes
-# --gpus-per-node=N --ntasks-per-node=N. For a workdir in a bucket of Google's, gs://my-bucket/xl2,
-# EXTRAS is cuda,gcs in both lines. `bash launch/slurm/train.sh --dry-run FLAGS` prints what a job
-# does and runs nothing.
+# Flags after the script's name go to dit-train. Options of sbatch go before it and override the
+# #SBATCH lines of the script. All nodes must see the clone and the workdir at the same path. For
+# nodes with N GPUs instead of 8, add --gpus-per-node=N --ntasks-per-node=N. To print what a job
+# runs, without running it: `bash launch/slurm/train.sh --dry-run FLAGS`.
 #
-# 300 s before the time limit dit-train is told to save, ends with 42, and the job is queued again,
-# as Slurm does with a job that it preempts itself. Another exit code is that of the job.
+# Settings, from the environment:
+#   EXTRAS  the extras of the package; default: cuda. Set cuda,gcs in both lines above for a workdir
+#           in a Google Cloud bucket, such as gs://my-bucket/xl2.
+#   PYTHON  the Python that makes .venv, 3.11 or newer; default: python3
+#
+# 300 s before the time limit Slurm signals dit-train, which saves and exits with 42. The script
+# requeues the job then. Slurm itself requeues a job that it preempts. Any other exit code of
+# dit-train is the exit code of the job.
 
 #SBATCH --job-name=dit-train
 #SBATCH --nodes=1
@@ -25,9 +30,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-# One process per GPU: that is how jax.distributed reads Slurm's variables, by the local rank. So
-# every task has to see all GPUs of its node: no --gpus-per-task, which would hide the others.
-# --signal without B: goes to the processes of the step and not to this script.
+# One process per GPU: jax.distributed reads Slurm's variables and takes the GPU of the local rank.
+# Every task must therefore see all GPUs of its node: --gpus-per-task would hide the others.
+# --signal without B: the signal goes to the processes of the step, not to this script.
 
 set -euo pipefail
 
@@ -41,46 +46,47 @@ main() {
     esac
   done
   [ ! "$dry_run" ] || { print_lines "${flags[@]}" && exit; }
-  [ "${SLURM_JOB_ID:-}" ] || fail "must be given to sbatch: sbatch launch/slurm/train.sh FLAGS"
-  # Slurm runs a copy of this script elsewhere, so it is the submit directory that has to be ours.
+  [ "${SLURM_JOB_ID:-}" ] || fail "must be started by sbatch: sbatch launch/slurm/train.sh FLAGS"
+  # Slurm runs a copy of this script, so the clone is found by the submit directory.
   [ -e "$SLURM_SUBMIT_DIR/launch/environment.sh" ] \
-    || fail "must be submitted from the clone, got $SLURM_SUBMIT_DIR"
+    || fail "the job must be submitted from the clone, got $SLURM_SUBMIT_DIR"
   EXTRAS=${EXTRAS:-cuda}
   # shellcheck source=launch/environment.sh
   source "$SLURM_SUBMIT_DIR/launch/environment.sh"
   train "${flags[@]}"
 }
 
-# The first process that has ended must not take the others down while they save, whatever the
-# cluster's default is; where one is lost, jax ends them. srun does not inherit --cpus-per-task.
-set_step() {  # of the job, by the flags of dit-train
+# --kill-on-bad-exit=0: the first process that exits must not end the others while they save. If a
+# process is lost, jax ends the others. srun does not inherit --cpus-per-task from sbatch.
+set_step() {  # FLAG...
   step=(srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 dit-train "$@")
 }
 
-print_lines() {
+print_lines() {  # FLAG...
   # shellcheck source=launch/common.sh
   source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
   SLURM_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-8}
   set_step "$@"
   echo "EXTRAS=${EXTRAS:-cuda} source launch/environment.sh"
-  show "${step[@]}"
-  echo '# where that ends with 42:'
+  print_command "${step[@]}"
+  echo '# if that exits with 42:'
   echo "scontrol requeue \$SLURM_JOB_ID"
 }
 
-train() {
+train() {  # FLAG...
   local code=0
   set_step "$@"
   "${step[@]}" || code=$?
   if [ "$code" = 42 ]; then
-    scontrol requeue "$SLURM_JOB_ID" || fail "preempted, and not queued again: submit it again" 42
-    echo "preempted: queued again"
+    scontrol requeue "$SLURM_JOB_ID" \
+      || fail "dit-train was preempted and scontrol could not requeue the job: submit it again" 42
+    echo "dit-train was preempted: the job is requeued"
     return
   fi
   exit "$code"
 }
 
-fail() {
+fail() {  # MESSAGE [EXIT_CODE]
   echo "train.sh: $1" >&2
   exit "${2:-2}"
 }

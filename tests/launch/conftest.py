@@ -1,4 +1,5 @@
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -6,11 +7,17 @@ from pathlib import Path
 import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
+# All that the scripts and the stand-ins may call: any fresh Linux machine with git has these.
+TOOLS = (
+    *("basename", "bash", "cat", "cksum", "cp", "date", "dirname", "env", "head"),
+    *("mkdir", "mktemp", "nohup", "realpath", "rm", "sh", "sleep", "sort", "tail"),
+    *("git", "grep", "gzip", "sed", "tar", "touch", "wc"),
+)
 
 
 @pytest.fixture
 def put(tmp_path):
-    """put(name, text): a program of that name on the PATH of `run`."""
+    """put(name, text): writes a program of that name to the PATH of `run`."""
     (tmp_path / "bin").mkdir()
 
     def write(name, text):
@@ -23,17 +30,17 @@ def put(tmp_path):
 
 @pytest.fixture
 def environment(tmp_path):
-    """Nothing of the caller's but the system's programs, behind those of `put`."""
-    return {
-        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
-        "HOME": str(tmp_path),
-        "FAKE": str(tmp_path),
-    }
+    """Environment variables of a fresh machine: its PATH has the programs of `put`, then TOOLS."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in TOOLS:
+        (tools / name).symlink_to(shutil.which(name))
+    return {"PATH": f"{tmp_path / 'bin'}:{tools}", "HOME": str(tmp_path), "FAKE": str(tmp_path)}
 
 
 @pytest.fixture
 def run(environment, tmp_path):
-    """run(script, *words, **settings): a script of launch/, to its end."""
+    """run(script, *words, **settings): runs a script of launch/ and returns the ended process."""
 
     def call(script, *words, **settings):
         return subprocess.run(
@@ -50,7 +57,7 @@ def run(environment, tmp_path):
 
 @pytest.fixture
 def check_golden(tmp_path):
-    """check_golden(name, text): as tests/testdata/launch/name; REGOLD=1 writes it instead."""
+    """check_golden(name, text): compares with tests/testdata/launch/name; REGOLD=1 rewrites it."""
     folder = Path(__file__).parents[1] / "testdata" / "launch"
     head = ["git", "-C", LAUNCH, "rev-parse", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,3 +1,6 @@
+"""All scripts of launch/: lint and help. quickstart.sh and test.sh with a Python of the tests."""
+
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,10 +9,50 @@ import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
+SETTINGS_OF = {
+    "environment.sh": ["EXTRAS", "PYTHON"],
+    "quickstart.sh": ["WORKDIR", "PYTHON"],
+    "slurm/train.sh": ["EXTRAS", "PYTHON"],
+    "test.sh": ["PYTHON"],
+    "tpu.sh": [
+        *("NAME", "ZONE", "PROJECT", "TYPE", "WORKDIR"),
+        *("CAPACITY", "RUNTIME", "COMMIT", "POLL", "TAIL"),
+    ],
+    "tpu_worker.sh": [],
+    "xpk/train.sh": [
+        *("NAME", "CLUSTER", "ZONE", "PROJECT", "TYPE", "WORKDIR"),
+        *("MAX_RESTARTS", "GRACE", "BASE_IMAGE", "COMMIT"),
+    ],
+}
+# `-m venv` makes .venv with programs that write down their calls, as this one does.
+PYTHON = r"""
+echo "${NNX_GRAPH_MODE:+NNX_GRAPH_MODE=$NNX_GRAPH_MODE }${0##*/} $*" >> "$FAKE/calls"
+if [ "$*" = "-m venv .venv" ]; then
+  mkdir -p .venv/bin
+  for name in python ruff dit-train dit-sample dit-evaluate; do cp "$0" ".venv/bin/$name"; done
+fi
+"""
+
+
+@pytest.fixture
+def clone(put, tmp_path):
+    """A clone with nothing but launch/ and setup.py, and a python3 that installs nothing."""
+    put("python3", PYTHON)
+    shutil.copytree(LAUNCH, tmp_path / "clone" / "launch")
+    shutil.copy(LAUNCH.parent / "setup.py", tmp_path / "clone")
+    return tmp_path / "clone"
+
+
+def read_calls(tmp_path):
+    """The calls since the last reading."""
+    path = tmp_path / "calls"
+    calls = path.read_text().splitlines()
+    path.unlink()
+    return calls
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(LAUNCH)))
-def test_a_script_is_whole_and_short(script):
+def test_script_parses_and_keeps_the_size_limits(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     lines = script.read_text().splitlines()
     assert len(lines) <= 400
@@ -25,8 +68,30 @@ def test_shellcheck_finds_nothing():
     assert (done.stdout, done.returncode) == ("", 0)
 
 
+def test_help_is_tested_for_every_script():
+    names = {str(script.relative_to(LAUNCH)) for script in SCRIPTS}
+    assert names - {"common.sh"} == set(SETTINGS_OF)  # common.sh only defines functions
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["-h"]])
+@pytest.mark.parametrize("name", SETTINGS_OF)
+def test_help_prints_the_settings_and_does_nothing_else(clone, environment, tmp_path, name, flags):
+    before = sorted(tmp_path.rglob("*"))
+    script = clone / "launch" / name
+    done = subprocess.run(
+        ["bash", script, *flags], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bash" in done.stdout and name.rpartition("/")[2] in done.stdout
+    assert "Settings" in done.stdout
+    for setting in SETTINGS_OF[name]:
+        assert f"  {setting}" in done.stdout
+    assert "shellcheck" not in done.stdout and "set -euo" not in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
-def test_an_old_python_is_named(tmp_path, name):
+def test_old_python_is_reported(tmp_path, name):
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" && exit 0\nexit 1\n')
     old.chmod(0o755)
@@ -37,12 +102,44 @@ def test_an_old_python_is_named(tmp_path, name):
     assert done.stderr == "PYTHON must be Python 3.11 or newer, got Python 3.8.1\n"
 
 
-def test_the_quickstart_stays_on_a_disk(run):
+def test_quickstart_refuses_a_bucket_as_workdir(run):
     done = run("quickstart.sh", WORKDIR="gs://my-bucket/digits")
     assert done.returncode == 2
-    assert done.stderr == "quickstart.sh: WORKDIR must be on a disk, got gs://my-bucket/digits\n"
+    assert done.stderr == (
+        "quickstart.sh: WORKDIR must be on a local disk, got gs://my-bucket/digits\n"
+    )
 
 
-def test_ci_runs_what_the_readme_says():
+def test_quickstart_trains_samples_and_evaluates_in_the_workdir(clone, run, tmp_path):
+    done = run(clone / "launch" / "quickstart.sh", "--config.name='a b'", WORKDIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    train, sample, evaluate = read_calls(tmp_path)[-3:]
+    assert train == f"dit-train --config=configs/digits.py --workdir={tmp_path} --config.name='a b'"
+    assert sample.startswith(f"dit-sample --checkpoint={tmp_path} --out={tmp_path}/samples.png ")
+    assert evaluate == f"dit-evaluate --checkpoint={tmp_path}"
+    run(clone / "launch" / "quickstart.sh")
+    assert "dit-evaluate --checkpoint=runs/digits" in read_calls(tmp_path)
+
+
+def test_package_is_installed_again_only_if_setup_py_changed(clone, run, tmp_path):
+    install = "python -m pip install --quiet --disable-pip-version-check -e .[dev]"
+    for changed in (True, False, True):
+        if changed:
+            (clone / "setup.py").write_text((clone / "setup.py").read_text() + "# changed\n")
+        assert run(clone / "launch" / "test.sh").returncode == 0
+        assert (install in read_calls(tmp_path)) == changed
+
+
+def test_model_tests_run_twice_and_only_without_arguments(clone, run, tmp_path):
+    checks = ["ruff format --check .", "ruff check ."]
+    tests = "python -m pytest -n 2 --dist loadfile --durations=10"
+    assert run(clone / "launch" / "test.sh").returncode == 0
+    again = "NNX_GRAPH_MODE=false python -m pytest -n 2 -q -m not slow tests/models"
+    assert read_calls(tmp_path)[-4:] == [*checks, tests, again]
+    assert run(clone / "launch" / "test.sh", "-m", "slow").returncode == 0
+    assert read_calls(tmp_path)[-3:] == [*checks, f"{tests} -m slow"]
+
+
+def test_ci_runs_the_command_of_the_readme():
     assert "bash launch/test.sh" in (LAUNCH.parent / ".ci" / "run").read_text()
     assert "bash launch/test.sh" in (LAUNCH.parent / "README.md").read_text()

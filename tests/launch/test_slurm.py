@@ -1,4 +1,4 @@
-"""launch/slurm/train.sh as Slurm runs it; srun and scontrol only write down their words."""
+"""launch/slurm/train.sh as Slurm runs it. Fakes of srun and scontrol log their arguments."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "slurm" / "train.sh"
 
 @pytest.fixture
 def job(put, run, tmp_path):
-    """job(code, *flags): the script in a job whose processes end with the code."""
+    """job(code, *flags): runs the script in a job in which srun exits with the code."""
     clone = tmp_path / "clone"
     (clone / "launch").mkdir(parents=True)
     (clone / "launch" / "environment.sh").write_text('echo "$EXTRAS" > "$FAKE/extras"\n')
@@ -30,7 +30,7 @@ def job(put, run, tmp_path):
     return call
 
 
-def test_training_runs_in_every_task_of_the_step(job, tmp_path):
+def test_srun_starts_dit_train_with_the_flags(job, tmp_path):
     done = job(0, "--config=configs/imagenet256.py:XL/2", "--config.name='a b'")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "srun").read_text().splitlines() == [
@@ -44,30 +44,37 @@ def test_training_runs_in_every_task_of_the_step(job, tmp_path):
     assert not (tmp_path / "scontrol").exists()
 
 
-def test_a_workdir_in_a_bucket_has_its_packages(job, tmp_path):
+def test_extras_can_be_overridden_for_a_bucket(job, tmp_path):
     assert job(0, "--workdir=gs://my-bucket/xl2", EXTRAS="cuda,gcs").returncode == 0
     assert (tmp_path / "extras").read_text() == "cuda,gcs\n"
     assert "--workdir=gs://my-bucket/xl2" in (tmp_path / "srun").read_text().splitlines()
 
 
-def test_a_preempted_training_is_queued_again(job, tmp_path):
+def test_exit_code_42_requeues_the_job(job, tmp_path):
     done = job(42)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "preempted: queued again\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "dit-train was preempted: the job is requeued\n",
+        "",
+    )
     assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
     (tmp_path / "refused").touch()
     done = job(42)
     assert (done.returncode, done.stdout) == (42, "")
-    assert done.stderr == "train.sh: preempted, and not queued again: submit it again\n"
+    assert done.stderr == (
+        "train.sh: dit-train was preempted and scontrol could not requeue the job: "
+        "submit it again\n"
+    )
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 137])
-def test_another_end_is_the_end_of_the_job(job, tmp_path, code):
+def test_other_exit_codes_end_the_job(job, tmp_path, code):
     assert job(code).returncode == code
     assert not (tmp_path / "scontrol").exists()
 
 
-def test_the_options_stand_where_sbatch_reads_them():
-    """It reads no further than the first command."""
+def test_sbatch_options_precede_the_first_command():
+    """sbatch stops reading options at the first command."""
     text = SCRIPT.read_text()
     head = text[: re.search("^set ", text, re.M).start()]
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", head, re.M))
@@ -78,24 +85,24 @@ def test_the_options_stand_where_sbatch_reads_them():
     assert options["open-mode"] == "append"
 
 
-def test_a_dry_run_prints_the_lines_and_runs_nothing(run, check_golden):
+def test_dry_run_prints_the_commands_without_running_them(run, check_golden):
     flags = ["--config=configs/imagenet256.py:XL/2", "--workdir=/shared/xl2"]
     done = run("slurm/train.sh", *flags, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     check_golden("slurm.txt", done.stdout)
 
 
-def test_help_is_printed(run):
+def test_help_shows_the_sbatch_command(run):
     done = run("slurm/train.sh", "--help")
     assert done.returncode == 0
     assert "sbatch --nodes=2 launch/slurm/train.sh" in done.stdout
 
 
-def test_wrong_use_is_one_line(run, tmp_path):
+def test_wrong_use_is_reported_in_one_line(run, tmp_path):
     done = run("slurm/train.sh", "--config=configs/digits.py")
     assert done.returncode == 2
     assert done.stderr == (
-        "train.sh: must be given to sbatch: sbatch launch/slurm/train.sh FLAGS\n"
+        "train.sh: must be started by sbatch: sbatch launch/slurm/train.sh FLAGS\n"
     )
     done = run("slurm/train.sh", SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=str(tmp_path))
-    assert done.stderr == f"train.sh: must be submitted from the clone, got {tmp_path}\n"
+    assert done.stderr == f"train.sh: the job must be submitted from the clone, got {tmp_path}\n"

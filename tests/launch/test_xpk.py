@@ -1,4 +1,4 @@
-"""launch/xpk/train.sh against an xpk that writes down how it was called."""
+"""launch/xpk/train.sh. A fake xpk logs its arguments."""
 
 import pytest
 
@@ -14,14 +14,14 @@ SETTINGS = {
 FLAG = "--config=configs/imagenet256.py:XL/2"
 
 
-def test_a_dry_run_prints_the_lines_and_runs_nothing(run, check_golden):
+def test_dry_run_prints_the_commands_without_running_them(run, check_golden):
     done = run("xpk/train.sh", FLAG, "--dry-run", **SETTINGS)
     assert (done.returncode, done.stderr) == (0, "")
     check_golden("xpk.txt", done.stdout)
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_xpk_gets_the_commit_and_its_exit_code_is_ours(put, run, tmp_path, code):
+def test_script_sends_the_commit_and_exits_with_the_code_of_xpk(put, run, tmp_path, code):
     put("xpk", f'printf "%s\\n" "$@" > "$FAKE/words"; exit {code}\n')
     done = run("xpk/train.sh", FLAG, "--config.name='a b'", **SETTINGS, MAX_RESTARTS="7")
     assert (done.returncode, done.stderr) == (code, "")
@@ -35,7 +35,7 @@ def test_xpk_gets_the_commit_and_its_exit_code_is_ours(put, run, tmp_path, code)
 
 
 @pytest.mark.parametrize("installs, code", [(True, 42), (False, 128)])
-def test_the_command_ends_as_dit_train_does(put, run, tmp_path, installs, code):
+def test_worker_command_exits_with_the_code_of_dit_train(put, run, tmp_path, installs, code):
     """XPK runs `(command) &` and sends SIGTERM to that shell."""
     put("xpk", 'printf "%s\\n" "$@" | sed -n "s/^--command=//p" > "$FAKE/command"\n')
     run("xpk/train.sh", FLAG, "--config.name='a b'", **SETTINGS)
@@ -67,18 +67,18 @@ def test_the_command_ends_as_dit_train_does(put, run, tmp_path, installs, code):
         ),
         (
             {"TYPE": "v3-32"},
-            "TYPE must be as v5litepod-16 or v6e-16: XPK has no older ones, got 'v3-32'",
+            "TYPE must be a TPU of v4 or later, such as v5litepod-16 or v6e-16, got 'v3-32'",
         ),
         ({"GRACE": "soon"}, "GRACE must be a number of seconds, got 'soon'"),
         ({}, "xpk must be on the PATH: pip install xpk"),
     ],
 )
-def test_wrong_use_is_one_line(run, settings, message):
+def test_wrong_use_is_reported_in_one_line(run, settings, message):
     done = run("xpk/train.sh", FLAG, **{**SETTINGS, **settings})
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"train.sh: {message}\n")
 
 
-def test_a_config_that_is_not_in_the_commit_is_refused(run):
+def test_config_outside_the_commit_is_refused(run):
     done = run("xpk/train.sh", "--config=/tmp/mine.py:XL/2", "--dry-run", **SETTINGS)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("train.sh: config must be a file of commit ")
