@@ -78,9 +78,15 @@ def is_in_xla_callback(frame):
 # etils, TensorStore
 
 # How an exception of TensorStore begins if the bucket refused access or could not be reached.
-# tensorstore 0.1.86. It raises ValueError for every failure, so only the text tells them apart. A
-# request that fails after all retries is not matched; its text begins with "ABORTED: All".
-TENSORSTORE_REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+# tensorstore 0.1.86. It raises ValueError for every failure, so only the text tells them apart.
+# "ABORTED: All 32 retry attempts failed" is a server that does not answer.
+TENSORSTORE_REFUSALS = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "ABORTED: All",
+)
 
 
 def keep_etils_off_tensorflow():

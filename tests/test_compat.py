@@ -1,5 +1,7 @@
 """Each entry of compat.py does what the package needs, with the installed versions."""
 
+import gc
+import inspect
 import os
 import subprocess
 import sys
@@ -8,19 +10,28 @@ from types import SimpleNamespace
 
 import bucket
 import fsspec
+import jax
 import numpy as np
 import processes
 import pytest
 import tensorstore
+from absl import flags
+from ml_collections import config_flags
 
+from configs import base
 from dit_jax import compat
+from dit_jax.checkpoint import store
+from dit_jax.planning import plan
 
 ROOT = Path(__file__).parents[1]
 ALONE = """
 import sys
 import jax
 import numpy as np
+from configs import base
 from dit_jax import compat
+from dit_jax.checkpoint import store
+from dit_jax.planning import plan
 
 jax.distributed.initialize(sys.argv[1], num_processes=1, process_id=0)
 client = compat.distributed_client()
@@ -67,10 +78,13 @@ def test_hybrid_device_grid_crosses_slices_along_the_first_axis_only():
     assert slices == [{0}, {0}, {1}, {1}]
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 403, 503])
 def test_tensorstore_refusals_match_a_refused_read(storage, monkeypatch, status):
     monkeypatch.setattr(bucket.Handler, "read", lambda self, body, *key: status)
-    store = tensorstore.KvStore.open({"driver": "gcs", "bucket": "tests"}).result()
+    retries = {"max_retries": 2, "initial_delay": "1ms", "max_delay": "1ms"}
+    context = tensorstore.Context({"gcs_request_retries": retries})
+    spec = {"driver": "gcs", "bucket": "tests"}
+    store = tensorstore.KvStore.open(spec, context=context).result()
     with pytest.raises(ValueError) as caught:
         store.read("a").result()
     assert str(caught.value).startswith(compat.TENSORSTORE_REFUSALS)
@@ -78,7 +92,10 @@ def test_tensorstore_refusals_match_a_refused_read(storage, monkeypatch, status)
 
 BACKEND = """
 import sys
+from configs import base
 from dit_jax import compat
+from dit_jax.checkpoint import store
+from dit_jax.planning import plan
 from etils import epath
 
 if sys.argv[1:]:
@@ -109,3 +126,94 @@ def test_listings_of_buckets_are_not_cached(storage, bucket_path, monkeypatch):
     assert len(system.ls(folder)) == 1
     storage.write(("tests", f"{bucket_path.name}/b"), b"")
     assert len(system.ls(folder)) == 2
+
+
+def test_tpu_devices_need_no_tpu():
+    plan._prepare_libtpu()
+    devices = compat.tpu_devices("v3:2x2")
+    assert len(devices) == 8 and devices[0].device_kind == "TPU v3"
+
+
+def test_is_in_xla_callback_has_the_name_that_jax_uses():
+    (source,) = [
+        Path(inspect.getfile(f))
+        for f in gc.callbacks
+        if compat.is_in_xla_callback(SimpleNamespace(f_code=f.__code__))
+    ]
+    assert "jax" in source.parts
+
+
+def test_tree_reader_reads_what_fits_its_limit(tmp_path):
+    tree = {"a": np.arange(6.0), "b": np.zeros((2, 3), np.int32)}
+    with store.open_writer(background=False) as writer:
+        store.save(writer, tmp_path, 1, {"params": tree}, {})
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    back = compat.tree_reader(template).restore(tmp_path / "1" / "params")
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+
+
+UNRAISABLE = """
+import gc
+from configs import base
+from dit_jax import compat
+from dit_jax.checkpoint import store
+from dit_jax.planning import plan
+class Loud:
+    def __init__(self, text):
+        self.text = text
+    def __del__(self):
+        raise RuntimeError(self.text)
+compat.hide_closed_event_loop()
+Loud("Event loop is closed")
+Loud("another")
+"""
+
+
+def test_hide_closed_event_loop_hides_nothing_else():
+    done = subprocess.run([sys.executable, "-c", UNRAISABLE], capture_output=True, text=True)
+    assert "another" in done.stderr and "Event loop is closed" not in done.stderr
+
+
+LOG = """
+from absl import logging
+from configs import base
+from dit_jax import compat
+from dit_jax.checkpoint import store
+from dit_jax.planning import plan
+compat.log_plainly(lambda record: "hidden" not in record.getMessage())
+logging.info("a %s line", "plain")
+logging.info("hidden")
+"""
+
+
+def test_log_plainly_prints_the_message_alone():
+    done = subprocess.run([sys.executable, "-c", LOG], capture_output=True, text=True)
+    assert done.stderr == "a plain line\n"
+
+
+def test_explain_config_error_names_the_field_and_a_near_one():
+    config = base.get_config()
+    with pytest.raises(AttributeError) as caught:
+        config.train.learning_rat = 1e-3
+    line = compat.explain_config_error(caught.value, "mine.py")
+    assert line == "config has no field learning_rat; did you mean learning_rate?"
+
+
+@pytest.mark.parametrize(
+    "argument, line",
+    [
+        ("--config.seed=x", "config.seed must be a whole number, got 'x'"),
+        ("--config.train.eps=x", "config.train.eps must be a number, got 'x'"),
+        ("--config.data.flip=x", "config.data.flip must be true or false, got 'x'"),
+        (
+            "--config.train=x",
+            "config.train must be set field by field, as --config.train.FIELD=VALUE, got 'x'",
+        ),
+    ],
+)
+def test_explain_flag_error_names_the_value(argument, line):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    with pytest.raises(flags.IllegalFlagValueError) as caught:
+        values(["command", f"--config={ROOT}/configs/digits.py", argument])
+    assert compat.explain_flag_error(caught.value) == line

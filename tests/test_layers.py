@@ -23,9 +23,6 @@ LEVELS = [  # a module imports from levels below its own only, or from its own r
 ]
 CONVERT_ONLY = {"torch", "diffusers", "safetensors"}
 PRIVATE_JAX = re.compile(r"\bjax\.(_src|experimental)\b")
-MAY_USE_PRIVATE_JAX = {  # to be emptied except for compat.py
-    *("compat.py", "planning/plan.py", "checkpoint/store.py", "cli/command.py"),
-}
 
 
 def room(path):
@@ -61,7 +58,7 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_compat_uses_private_and_experimental_jax(path):
-    if str(path.relative_to(ROOT / "dit_jax")) not in MAY_USE_PRIVATE_JAX:
+    if path.name != "compat.py":
         for text in (*imports(path), path.read_text()):
             assert not PRIVATE_JAX.search(text)
 

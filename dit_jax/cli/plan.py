@@ -1,14 +1,14 @@
-r"""Plans training on a TPU with no TPU: will it fit, and how fast could it be.
+r"""Plans training on a TPU without one: does it fit, and how fast could it be.
 
     dit-plan --config=configs/imagenet256.py:XL/2 --topology=v3:8x16 \
         --config.mesh.fsdp=16 --config.mesh.tensor=4 --config.compute.remat=dots
     dit-plan --config=configs/imagenet256.py:XL/2 --topology=v5e:4x4 --sweep --out=plan.json
 
-The real training step is compiled by libtpu (pip install -e .[tpu]) on this machine's CPU. A
-topology is a generation (v2, v3, v4, v5e, v5p, v6e, tpu7x) and the chips along each side; v2, v3
-and tpu7x have two devices a chip. The times are the compiler's estimates, not measurements.
---sweep compiles the sensible meshes with remat "dots", then the best of them with the others, and
-ranks them: minutes.
+libtpu (pip install -e .[tpu]) compiles the real training step on this machine's CPU. A topology is
+a generation (v2, v3, v4, v5e, v5p, v6e, tpu7x) and the chips along each side; v2, v3 and tpu7x have
+two devices a chip. The times are the compiler's estimates, not measurements. --sweep compiles the
+meshes worth trying with remat "dots", then the best of them with "none" and "full", and ranks all;
+this takes minutes.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ CHOICES = ("data", "fsdp", "tensor", "remat")  # what a sweep tries
 def define(values):
     config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
     options = {"flag_values": values}
-    flags.DEFINE_string("topology", None, "As v3:8x16: the TPU to compile for.", **options)
-    flags.DEFINE_boolean("sweep", False, "Try and rank meshes and policies.", **options)
+    flags.DEFINE_string("topology", None, "The TPU to compile for, for example v3:8x16.", **options)
+    flags.DEFINE_boolean("sweep", False, "Try and rank meshes and remat policies.", **options)
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
 
 
 def main(values):
     out = values.out and command.output_path(values.out)
-    jax.config.update("jax_platforms", "cpu")  # a TPU or a GPU of this machine is left alone
+    jax.config.update("jax_platforms", "cpu")  # don't touch a TPU or GPU of this machine
     settings = build.read(values.config)
     target = plan.make_target(values.topology)
     if values.sweep:
@@ -65,29 +65,28 @@ def plan_one(settings, target):
         "remat": settings.compute.remat,
         "unroll": settings.compute.unroll,
     }
-    told = {name: choice[name] for name in ("mesh", "remat", "shard_optimizer")}
-    return choice | figures | {"advice": plan.advise(figures, **told)}
+    chosen = {name: choice[name] for name in ("mesh", "remat", "shard_optimizer")}
+    return choice | figures | {"advice": plan.advise(figures, **chosen)}
 
 
 def batch(settings):
     """{name: (shape, dtype)} of a global batch: the posterior of latents, or pixels."""
     model, size = settings.model, settings.train.batch_size
-    height, width = model.input_size
     if settings.data.space == "latents":
-        images = {"posterior": ((size, height, width, 2 * model.in_channels), "float32")}
+        images = {"posterior": ((size, *model.input_size, 2 * model.in_channels), "float32")}
     else:
-        images = {"image": ((size, height, width, model.in_channels), "uint8")}
+        images = {"image": ((size, *model.input_size, model.in_channels), "uint8")}
     return images | {"label": ((size,), "int32")}
 
 
 def sweep(settings, target):
-    """Figures of the sensible choices, best first; prints them as they come, then the winner."""
+    """Figures of the choices worth trying, best first; prints each, then the best one."""
     at_once = settings.train.batch_size // settings.train.accumulation_steps
     options = {"heads": dit.SIZES[settings.model.size][2], "batch_size": at_once}
     found = plan.meshes(len(target.devices), **options)
-    if not found:  # plan_one says in words why none is possible
+    if not found:  # plan_one raises the UserError that says why
         found = [{name: getattr(settings.mesh, name) for name in CHOICES[:3]}]
-    print(" ".join(f"{name:>6s}" for name in CHOICES), "    GB of limit  ms, overlapped or not")
+    print(" ".join(f"{name:>6s}" for name in CHOICES), "    GB of limit  ms with, without overlap")
 
     def try_one(mesh, remat):
         changed = dataclasses.replace(
@@ -124,7 +123,7 @@ def row(figures):
 
 
 def as_flags(figures):
-    """The flags that ask for what a row of a sweep tried."""
+    """The flags that select what a row of a sweep tried."""
     sizes = " ".join(f"--config.mesh.{name}={size}" for name, size in figures["mesh"].items())
     return f"{sizes} --config.compute.remat={figures['remat']}"
 
@@ -141,14 +140,14 @@ def show(figures):
         + " (GB)",
         "fits": "yes" if figures["fits"] else "no",
         "TFLOPs per step": f"{figures['flops_model'] / 1e12:.4g} of the model, "
-        f"{figures['flops_program'] / 1e12:.4g} with what is computed twice",
+        f"{figures['flops_program'] / 1e12:.4g} with recomputation",
     }
     if seconds:
         mfu = figures["estimated_mfu"]
         for name, words in {
-            "arithmetic": "arithmetic alone",
-            "with_overlap": "with all communication hidden",
-            "without_overlap": "with none hidden",
+            "arithmetic": "computation alone",
+            "with_overlap": "communication overlapped",
+            "without_overlap": "without overlap",
         }.items():
             lines[f"estimated step, {words}"] = f"{seconds[name] * 1e3:.1f} ms, MFU {mfu[name]:.1%}"
         sent = sum(each["wire_bytes"] for each in figures["collectives"])

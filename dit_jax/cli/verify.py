@@ -1,11 +1,11 @@
-"""Reads everything that was saved in a directory, and says whether it is as it was saved.
+"""Reads everything that was saved in a directory and reports damage.
 
     dit-verify runs/xl2
 
-DIR is a training run, its checkpoints, one step, a converted checkpoint, or what dit-prepare or
-dit-encode wrote. Every array is compared with its digest, every shard with its sha256, config.json
-with what was saved, and it is told what is missing; of metrics.jsonl only that it can be read.
-Nothing is written. Exit code 0: all is well; 1: something is damaged, and named.
+DIR is a training run, its checkpoints, one step, a converted checkpoint, or the output of
+dit-prepare or dit-encode. The command compares every array with its digest, every shard with its
+sha256, and config.json with the newest step; it reads metrics.jsonl and names what is missing. It
+writes nothing. Exit code 0: no damage; 1: something is damaged, and named.
 """
 
 import sys
@@ -19,7 +19,7 @@ from dit_jax.machine import disk
 from dit_jax.runs import record
 from dit_jax.runs import workdir as workdirs
 
-RUN = ("config.json", "metrics.jsonl", "checkpoints")  # what a run has
+RUN = ("config.json", "metrics.jsonl", "checkpoints")  # each of them marks a run
 
 
 def main(values, path):
@@ -29,8 +29,8 @@ def main(values, path):
     parts = list(find(path))
     if not parts:
         raise UserError(
-            "DIR must hold saved steps, or what dit-prepare or dit-encode wrote: "
-            f"there is nothing of the kind in {path}"
+            "DIR must hold saved steps, or the output of dit-prepare or dit-encode: "
+            f"there is none in {path}"
         )
     damaged = 0
     for name, check in parts:
@@ -39,16 +39,16 @@ def main(values, path):
         except (ValueError, OSError) as error:
             damaged += 1
             print(f"{name:40s} DAMAGED: {error}", flush=True)
-    print(f"{damaged} of {len(parts)} are damaged" if damaged else "all is as it was saved")
+    print(f"{damaged} of {len(parts)} are damaged" if damaged else "no damage found")
     return 1 if damaged else 0
 
 
 def define(values):
-    """There are no flags."""
+    """Defines no flags."""
 
 
 def find(path):
-    """(name, check) of everything in a directory; check() says what is there, or raises."""
+    """(name, check) of everything in a directory; check() describes it or raises."""
     if disk.exists(path / "manifest.json"):
         yield from find_shards(path)
         return
@@ -57,7 +57,7 @@ def find(path):
         yield "metrics.jsonl", lambda: describe_record(path)
     yield from find_steps(path)
     for aside in sorted(disk.children(path / "damaged")):
-        yield f"damaged/{aside.name}", lambda: "was set aside before, and is not used"
+        yield f"damaged/{aside.name}", lambda: "was set aside as corrupt; it is not used"
 
 
 def find_steps(path):
@@ -67,7 +67,7 @@ def find_steps(path):
         directory = path / "checkpoints" if disk.exists(path / "checkpoints") else path
         saved = steps.saved(directory)
         for step in steps.incomplete(directory):
-            reason = f"{directory / str(step)} is not whole"
+            reason = f"{directory / str(step)} is incomplete"
             yield f"{directory.name}/{step}", lambda reason=reason: complain(reason)
     for step in saved:
         yield f"{directory.name}/{step}", lambda step=step: describe_step(directory, step)
@@ -83,7 +83,7 @@ def describe_step(directory, step):
     except store.Damaged:
         if steps.is_complete(directory / str(step)):
             raise
-        return "has been deleted meanwhile, by a run at work"
+        return "was deleted meanwhile by a running training"
     meta = store.read_meta(directory, step)
     count = sum(len(leaves) for leaves in meta["digests"].values())
     words = f"{count} arrays of {', '.join(meta['digests'])}"
@@ -91,7 +91,7 @@ def describe_step(directory, step):
 
 
 def describe_config(path):
-    """That it is there, and is the one with which the newest step was saved."""
+    """Checks that config.json exists and agrees with the newest step."""
     if not disk.read_json(path / "config.json"):
         raise UserError(f"{path / 'config.json'} is missing or empty")
     settings = workdirs.read_settings(path)
@@ -101,12 +101,12 @@ def describe_config(path):
             saved = store.read_meta(path / "checkpoints", step)["config"]
             workdirs.check_same(path, settings_lib.read(saved), settings)
     except store.Damaged:
-        pass  # the step tells
+        pass  # reported with the step
     return f"seed {settings.seed}, to step {settings.run.total_steps}"
 
 
 def describe_record(path):
-    """That it can be read, and that the last step of which it tells that it was saved is there."""
+    """Checks that metrics.jsonl can be read and that the last step it names as saved exists."""
     records = record.read(path / "metrics.jsonl")
     newest = steps.latest(path / "checkpoints")
     if not records:
@@ -115,25 +115,25 @@ def describe_record(path):
         return "no record yet"
     saved = records[-1].get("saved")
     if saved and (newest is None or newest < saved):
-        raise UserError(f"step {saved} was saved, and is gone")
+        raise UserError(f"step {saved} was saved but is missing")
     return f"{len(records)} records to step {records[-1]['step']}"
 
 
 def find_shards(path):
-    """Of every split, or of a cache of latents; nothing where another program wrote the file."""
+    """The shards of every split or of a cache; none if another program wrote manifest.json."""
     try:
         manifest = disk.read_json(path / "manifest.json")
     except ValueError as error:
         yield "manifest.json", lambda error=error: complain(error)
         return
     for group in manifest.get("splits", {"": manifest}).values():
-        for name, known in group.get("shards", {}).items():
-            yield name, lambda name=name, known=known: describe_shard(path / name, known)
+        for name, shard in group.get("shards", {}).items():
+            yield name, lambda name=name, shard=shard: describe_shard(path / name, shard)
 
 
-def describe_shard(path, known):
-    arrayrecord.check_digest(path, known)
-    return f"{known['file_bytes'] / 1e6:.1f} MB"
+def describe_shard(path, shard):
+    arrayrecord.check_digest(path, shard)
+    return f"{shard['file_bytes'] / 1e6:.1f} MB"
 
 
 def entry():

@@ -1,10 +1,10 @@
 """Reads the text of a program that XLA compiled for a TPU: its cycles and its collectives.
 
 The text is a list of computations, each a list of instructions `%name = type opcode(...), ...`.
-The compiler notes beside most of them how many cycles it expects ("estimated_cycles"). A loop's
-body stands there once, and the number of its turns is the constant in the loop's condition. The
-TPU compiler notes no cycles for collectives: their bytes are counted instead. Its reduce-scatters
-are fusions of an all-reduce with the slice of it that a device keeps.
+The compiler notes the cycles that it expects for most of them ("estimated_cycles"). The body of a
+loop appears once; the number of iterations is the constant in the loop's condition. The TPU
+compiler notes no cycles for collectives, so their bytes are counted. Its reduce-scatters are
+fusions of an all-reduce and a slice.
 """
 
 import math
@@ -15,7 +15,7 @@ COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
-BITS = {"pred": 8, "bf16": 16}  # of types whose name does not end in its bits
+BITS = {"pred": 8, "bf16": 16}  # of types whose name does not start with letters and bits
 HEADER = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*)$")
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
@@ -23,7 +23,7 @@ CALLED = re.compile(r"\b(?:calls|to_apply)=%?([^\s,})]+)|\bbranch_computations=\
 
 
 class Instruction(NamedTuple):
-    """type: as written, of the result. rest: what follows, from the opcode's bracket on."""
+    """type: of the result, as text. rest: the text after the opcode's opening bracket."""
 
     type: str
     opcode: str
@@ -31,10 +31,10 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """One collective of the program, which runs `count` times a step.
+    """A collective of the program, which runs `count` times a step.
 
-    num_bytes: of the result on one device, each time. group: how many devices take part together.
-    channel: its number; what runs beside several fusions stands in each of them.
+    num_bytes: of the result on one device, each time. group: how many devices take part. channel:
+    its number; a collective that overlaps several fusions appears in each of them.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Collective(NamedTuple):
 
     @property
     def wire_bytes(self):
-        """Bytes that a device sends each time, in a ring, as Thakur et al. 2005 count them."""
+        """Bytes that a device sends each time in a ring (Thakur et al. 2005)."""
         share = (self.group - 1) / self.group
         factors = {
             "all-reduce": 2 * share,  # a reduce-scatter and an all-gather
@@ -57,23 +57,23 @@ class Collective(NamedTuple):
 
 
 class Program(NamedTuple):
-    """cycles: the compiler's estimate of one run of one device, without its collectives."""
+    """cycles: the compiler's estimate for one run on one device, without collectives."""
 
     cycles: int
     collectives: list
 
 
 def read(text):
-    """The Program of a compiled module's text; ValueError where a loop's turns cannot be read."""
+    """The Program of a compiled module's text; ValueError if the text cannot be parsed."""
     computations, entry = parse(text)
     collectives = []
     cycles = _walk(computations, entry, 1, True, collectives)
-    once = {(each.channel or place, each.count): each for place, each in enumerate(collectives)}
+    once = {(each.channel or index, each.count): each for index, each in enumerate(collectives)}
     return Program(cycles, list(once.values()))
 
 
 def parse(text):
-    """({computation: its Instructions by name}, the name of the entry)."""
+    """({computation: {name: Instruction}}, the name of the entry computation)."""
     computations, entry, current = {}, None, None
     for line in text.splitlines():
         header = HEADER.match(line)
@@ -95,19 +95,19 @@ def _instruction(text):
 
 
 def _closing(text):
-    """The place behind the bracket that closes the first one."""
+    """The index after the bracket that closes the first one."""
     depth = 0
-    for place, letter in enumerate(text, start=1):
+    for index, letter in enumerate(text, start=1):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
-            return place
+            return index
     raise ValueError(f"a tuple must be closed, got {text[:100]!r}")
 
 
 def _walk(computations, name, times, timed, collectives):
-    """Cycles of a computation that runs `times` times; adds its collectives to the list.
+    """Cycles of a computation that runs `times` times; appends its collectives to the list.
 
-    timed: its instructions have cycles of their own; inside a fusion the fusion has them all.
+    timed: count the cycles of its instructions; inside a fusion only the fusion's own count.
     """
     cycles = 0
     for instruction in computations[name].values():
@@ -122,10 +122,10 @@ def _walk(computations, name, times, timed, collectives):
         if opcode == "while":
             body = re.search(r"\bbody=%?([^\s,})]+)", rest)[1]
             condition = re.search(r"\bcondition=%?([^\s,})]+)", rest)[1]
-            turns = times * trip_count(computations[condition])
-            cycles += _walk(computations, body, turns, timed, collectives)
+            iterations = times * trip_count(computations[condition])
+            cycles += _walk(computations, body, iterations, timed, collectives)
             continue
-        if opcode in ("async-update", "async-done"):  # of what has started, and is counted there
+        if opcode in ("async-update", "async-done"):  # counted at its async-start
             continue
         inner = timed and opcode in ("call", "async-start", "conditional")
         for callee in _called(rest):
@@ -145,13 +145,13 @@ def _channel(rest):
 
 
 def _called(rest):
-    """The computations that an instruction runs; of a conditional all its branches."""
+    """The computations that an instruction calls; all branches of a conditional."""
     for one, branches in CALLED.findall(rest):
         yield from [one] if one else [name.strip(" %") for name in branches.split(",")]
 
 
 def _result(instruction):
-    """The type of what a collective gives; one that starts has its operands in the tuple too."""
+    """The type of a collective's result; the tuple of a "-start" also has its operands."""
     name = instruction.opcode
     if name.endswith("-start") and not name.startswith("all-reduce"):
         return _members(instruction.type)[1]
@@ -171,7 +171,7 @@ def _members(type):
 
 
 def size(type):
-    """Bytes of an array, or of all arrays of a tuple, by its type as f32[2,3]{1,0}."""
+    """Bytes of an array, or of all arrays of a tuple, from its type, such as f32[2,3]{1,0}."""
     return sum(
         _bits(name) * math.prod(int(extent) for extent in shape.split(",") if extent) // 8
         for name, shape in ARRAY.findall(type)
@@ -184,7 +184,7 @@ def _bits(name):
 
 
 def trip_count(condition):
-    """How often a loop turns whose condition compares a counter from 0 with one constant."""
+    """The iterations of a loop whose condition compares a counter from 0 with one constant."""
     constants = [
         int(found[1])
         for instruction in condition.values()
@@ -198,10 +198,10 @@ def trip_count(condition):
 
 
 def group_size(rest):
-    """How many devices take part together in a collective, of its attributes as text.
+    """How many devices take part in a collective, from its attributes as text.
 
-    Groups are written out, {{0,1},{2,3}}; counted, [2,4]<=[8]; or axes of a mesh,
-    mesh['a'=2,'b'=4] {'b'}, where 'b':(2)2 is the part of an axis that is 2 long behind 2.
+    Groups are lists, {{0,1},{2,3}}; or counts, [2,4]<=[8]; or axes of a mesh,
+    mesh['a'=2,'b'=4] {'b'}, where 'b':(2)2 is a part of an axis, of size 2 after a part of size 2.
     """
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest)
     if mesh:

@@ -1,9 +1,9 @@
-"""Plans a training step for TPUs that are not there: libtpu compiles for them on any CPU.
+"""Plans a training step for absent TPUs: libtpu compiles for them on any CPU.
 
-Every time here is an estimate and no measurement. The compiler notes the cycles that it expects of
-each instruction of one device; their sum over the clock is the time of the arithmetic. It notes
-none for collectives, so their bytes over the rate of the links stand beside it: with overlap the
-longer of the two counts, without overlap their sum.
+All times are estimates, not measurements. The compiler notes the cycles that it expects for each
+instruction of one device; their sum divided by the clock is the time of computation. It notes none
+for collectives, so the time of communication is their bytes divided by the rate of the links. A
+step with overlap takes the longer of the two, and without overlap their sum.
 """
 
 import importlib.util
@@ -20,46 +20,8 @@ from dit_jax import compat
 from dit_jax.errors import UserError
 from dit_jax.machine import devices as machine
 from dit_jax.machine import sharding
-from dit_jax.planning import hlo
+from dit_jax.planning import chips, hlo
 
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """A generation of TPUs; a device is what JAX calls so, a core or a whole chip.
-
-    memory: bytes of a device. flops_per_cycle: of the matrix units of a device, in bfloat16.
-    link_rate: bytes/s that a chip can send over all its links together, one way.
-    sides: of a topology. example: one of the topologies.
-    """
-
-    devices: int
-    memory: float
-    flops_per_cycle: int
-    link_rate: float
-    sides: int
-    example: str
-
-
-# memory: Google Cloud's pages of each version (cloud.google.com/tpu/docs/v3 and its neighbours),
-# less where the compiler gives less (v6e 31.5, tpu7x 95 GiB).
-# flops_per_cycle: two for each cell of the matrix units of 128 x 128, from v6e on 256 x 256; v6e
-# and tpu7x with four of them a device, which their peaks ask for and the compiler's cycles too.
-# The clock that follows from the peak is 687, 938, 1049, 1503, 1751, 1750 and 2200 MHz; published
-# are 700, 940 and 1050 for the first three (Jouppi et al. 2020, doi:10.1145/3360307, and 2023,
-# arXiv:2304.01433).
-# link_rate: v2 4 links of 496 Gbit/s (Jouppi et al. 2020); v3 4 of 70 GB/s and v4 6 of 50 GB/s
-# (Jouppi et al. 2023, table 4; the older paper has 656 Gbit/s, 82 GB/s, for v3); later ones half of
-# the "bidirectional ICI bandwidth per chip" on Google's pages.
-CHIPS = {
-    "v2": Chip(2, 8 * GIB, 2 * 1 * 128**2, 4 * 62e9, 2, "v2:2x2"),
-    "v3": Chip(2, 16 * GIB, 2 * 2 * 128**2, 4 * 70e9, 2, "v3:8x16"),
-    "v4": Chip(1, 32 * GIB, 2 * 8 * 128**2, 6 * 50e9, 3, "v4:2x2x4"),
-    "v5e": Chip(1, 16 * GIB, 2 * 4 * 128**2, 200e9, 2, "v5e:4x4"),
-    "v5p": Chip(1, 95 * GIB, 2 * 8 * 128**2, 600e9, 3, "v5p:2x2x2"),
-    "v6e": Chip(1, 31.5 * GIB, 2 * 4 * 256**2, 400e9, 2, "v6e:2x4"),
-    "tpu7x": Chip(2, 95 * GIB, 2 * 4 * 256**2, 600e9, 3, "tpu7x:2x2x1"),
-}
 REMAT = ("none", "dots", "full")  # most memory first
 
 
@@ -67,7 +29,7 @@ class Target(NamedTuple):
     """The TPUs to compile for."""
 
     topology: str
-    chip: Chip
+    chip: chips.Chip
     devices: list
 
     @property
@@ -77,29 +39,31 @@ class Target(NamedTuple):
 
     @property
     def clock(self):
-        """Cycles per second, as the peak and the matrix units say it."""
+        """Cycles per second, derived from the peak and the matrix units."""
         return self.peak_flops / self.chip.flops_per_cycle
 
 
 def make_target(topology):
     """The Target of a topology as "v3:8x16": a generation and the chips along each side.
 
-    UserError where it is unknown or libtpu is not installed.
+    UserError if it is unknown or libtpu is not installed.
     """
     name, _, sides = topology.partition(":")
-    chip = CHIPS.get(name)
+    chip = chips.CHIPS.get(name)
     extents = [int(side) for side in re.findall(r"[1-9]\d*", sides)]
-    known = chip and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sides) and len(extents) == chip.sides
-    examples = ", ".join(chip.example for chip in CHIPS.values())
+    is_topology = (
+        chip and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sides) and len(extents) == chip.sides
+    )
+    examples = ", ".join(chip.example for chip in chips.CHIPS.values())
     wrong = (
         f"topology must be a generation and the chips along each side, as {examples}, of a size "
         f"that is built, got {topology!r}"
     )
-    if not known:
+    if not is_topology:
         raise UserError(wrong)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("topology needs libtpu, which is missing: pip install -e .[tpu]")
-    _hush_libtpu()
+    _prepare_libtpu()
     options = {"chip_config_name": "megacore"} if name == "v4" else {}
     if math.prod(extents) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
@@ -112,28 +76,28 @@ def make_target(topology):
     return Target(topology, chip, found)
 
 
-def _hush_libtpu():
-    """Tells libtpu, before it is loaded, that it only compiles.
+def _prepare_libtpu():
+    """Sets libtpu up, before it is loaded, to compile only.
 
-    It then asks nobody which machine this is, and takes no lock that a program at work may hold.
+    It then neither queries a metadata server nor takes the lock of a running program.
     """
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v3-8")  # any: the topology is told later
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v3-8")  # any type: the topology is set later
 
 
 def arguments(state, batch, mesh):
-    """What a training step takes, as ShapeDtypeStructs: the state, the batch and a key.
+    """The arguments of a training step as ShapeDtypeStructs: the state, the batch and a key.
 
     state: with shardings. batch: {name: (shape, dtype)} of the global batch.
     """
-    rows, everywhere = sharding.of_batch(mesh), sharding.replicated(mesh)
+    rows, replicated = sharding.of_batch(mesh), sharding.replicated(mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return (
         state,
         {name: jax.ShapeDtypeStruct(*x, sharding=rows) for name, x in batch.items()},
-        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere),
+        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated),
     )
 
 
@@ -147,8 +111,8 @@ def num_bytes(tree):
 def make(step, args, target, *, model_flops):
     """The figures of a jitted training step on a Target, as plain JSON values.
 
-    args: as `arguments` gives them. model_flops: of one step, without what is computed twice.
-    memory_gb (1e9 bytes, of one device), seconds, bytes; "fits" says whether it can run.
+    args: of `arguments`. model_flops: FLOPs of one step without recomputation. "fits" says whether
+    the step fits the memory; memory_gb are of one device, in 1e9 bytes; times are in seconds.
     """
     state_gb, limit_gb = num_bytes(args[0]) / 1e9, target.chip.memory / 1e9
     traced = step.trace(*args)
@@ -174,8 +138,8 @@ def make(step, args, target, *, model_flops):
 
 
 def read_memory(stats, limit_gb):
-    """GB (1e9 bytes) of one device, from a compiled program's statistics."""
-    fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes  # the state stays in its place
+    """Memory of one device in GB (1e9 bytes), from a compiled program's statistics."""
+    fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes  # the state is updated in place
     parts = {
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
@@ -187,7 +151,7 @@ def read_memory(stats, limit_gb):
 
 
 def estimate(program, target, model_flops):
-    """Times of a step, in seconds, MFU, and the collectives, from a compiled program."""
+    """Times of a step in seconds, MFU and collectives, from a compiled program."""
     rate = target.chip.link_rate / target.chip.devices
     arithmetic = program.cycles / target.clock
     links = sum(each.wire_bytes * each.count for each in program.collectives) / rate
@@ -210,13 +174,13 @@ def estimate(program, target, model_flops):
 
 
 def summarize(collectives):
-    """[{kind, group, count, bytes, wire_bytes}] of a step of one device, most bytes first."""
+    """[{kind, group, count, bytes, wire_bytes}] of one device and step, largest first."""
     count, given, sent = Counter(), Counter(), Counter()
     for each in collectives:
-        place = each.kind, each.group
-        count[place] += each.count
-        given[place] += each.num_bytes * each.count
-        sent[place] += each.wire_bytes * each.count
+        key = each.kind, each.group
+        count[key] += each.count
+        given[key] += each.num_bytes * each.count
+        sent[key] += each.wire_bytes * each.count
     return [
         {"kind": kind, "group": group, "count": count[kind, group]}
         | {"bytes": given[kind, group], "wire_bytes": round(size)}
@@ -225,22 +189,22 @@ def summarize(collectives):
 
 
 def count_flops(jaxpr):
-    """FLOPs of the products of matrices in a jaxpr, all turns of its loops counted."""
+    """FLOPs of the matrix products in a jaxpr, with all iterations of its loops."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
             total += 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        iterations = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             for inner in value if isinstance(value, (tuple, list)) else [value]:
-                total += turns * count_flops(inner) if hasattr(inner, "eqns") else 0
+                total += iterations * count_flops(inner) if hasattr(inner, "eqns") else 0
     return total
 
 
 def advise(figures, *, mesh, remat, shard_optimizer):
-    """Which switches of a config help where the step does not fit, as lines; none where it fits.
+    """The settings to change if the step does not fit, as lines; [] if it fits.
 
     mesh: {"data", "fsdp", "tensor"}, sizes of the axes.
     """
@@ -249,22 +213,23 @@ def advise(figures, *, mesh, remat, shard_optimizer):
     memory, lines = figures["memory_gb"], []
     if memory["arguments"] > memory["limit"] / 2 and mesh["data"] > 1:
         size = f"the state takes {memory['arguments']:.1f} of {memory['limit']:.1f} GB"
-        lines.append(f"{size}: raise config.mesh.fsdp, which divides all of it")
+        lines.append(f"{size}: raise config.mesh.fsdp, which shards all of it")
         if not shard_optimizer:
-            lines.append("set config.mesh.shard_optimizer=true: three quarters of it are divided")
+            lines.append("set config.mesh.shard_optimizer=true: three quarters of it are sharded")
     if remat != REMAT[-1]:
         stronger = REMAT[REMAT.index(remat) + 1]
-        lines.append(f"set config.compute.remat={stronger}: fewer activations are kept")
-    lines.append("raise config.mesh.tensor: activations inside a block are divided")
+        lines.append(f"set config.compute.remat={stronger}: fewer activations are stored")
+    lines.append("raise config.mesh.tensor: activations inside a block are sharded")
     lines.append("raise config.train.accumulation_steps: fewer examples at a time")
     return lines
 
 
 def meshes(count, *, heads, batch_size):
-    """The sensible meshes of so many devices, as dicts of data, fsdp and tensor.
+    """The meshes worth trying with so many devices, as dicts of data, fsdp and tensor.
 
-    tensor is at most 8 and divides the heads; the batch is divided evenly. fsdp is at most 16: of
-    32, each would have 36 of XL's 1152 rows, which are no whole tiles of 8, and copies cost much.
+    tensor is at most 8 and divides the heads; the batch is divided evenly. fsdp is at most 16: with
+    32, each shard would have 36 of XL's 1152 rows, not a multiple of the tile of 8, and the copies
+    would be slow.
     """
     found = []
     for tensor in (1, 2, 4, 8):
@@ -278,7 +243,7 @@ def meshes(count, *, heads, batch_size):
 
 
 def rank(rows):
-    """Rows of figures, best first: those that fit, by the time with overlap, then without."""
+    """Rows of figures, best first: those that fit, by time with overlap, then without."""
 
     def order(row):
         seconds = row.get("estimated_seconds", {})

@@ -1,3 +1,4 @@
+import functools
 import gc
 import json
 import re
@@ -8,35 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from trees import abstract, make_tree, save
 
-from dit_jax.checkpoint import digests, steps, store
+from dit_jax.checkpoint import store
+from dit_jax.errors import UserError
 from dit_jax.machine import sharding
+from dit_jax.models import dit
 
 META = {"config": {"seed": 3}}
 
 
-def make_tree():
-    key = jax.random.key(0)
-    return {
-        "kernel": jax.random.normal(key, (8, 16)),
-        "half": jax.random.normal(key, (8,)).astype(jnp.bfloat16),
-        "count": jnp.int32(7),
-    }
-
-
-def abstract(tree):
-    place = sharding.replicated(sharding.make_mesh())
-    return sharding.abstract(tree, jax.tree.map(lambda _: place, tree))
-
-
-def save(directory, tree, steps=(5,)):
-    with store.open_writer() as writer:
-        for step in steps:
-            store.save(writer, directory, step, {"params": tree, "ema": tree}, META)
-
-
-def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
+def test_a_round_trip_is_bit_exact(tmp_path):
     tree = make_tree()
     save(tmp_path, tree)
     items = store.restore(tmp_path, 5, {"ema": abstract(tree)})
@@ -46,7 +29,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(items["ema"][name], leaf)
 
 
-def test_meta_says_what_and_with_which_versions(tmp_path):
+def test_meta_has_the_step_the_versions_and_the_digests(tmp_path):
     save(tmp_path, make_tree())
     meta = store.read_meta(tmp_path, 5)
     assert meta["config"] == {"seed": 3} and meta["step"] == 5
@@ -54,49 +37,23 @@ def test_meta_says_what_and_with_which_versions(tmp_path):
     assert meta["digests"]["params"].keys() == {"['kernel']", "['half']", "['count']"}
 
 
-def test_a_changed_meta_is_named(tmp_path):
+def test_a_changed_meta_is_reported(tmp_path):
     save(tmp_path, make_tree())
     path = tmp_path / "5" / "meta" / "metadata"
     path.write_text(path.read_text().replace('"seed": 3', '"seed": 2'))
-    with pytest.raises(store.Damaged, match="is damaged: its meta is not what was saved"):
+    with pytest.raises(store.Damaged, match="is damaged: its meta differs from what was saved"):
         store.read_meta(tmp_path, 5)
 
 
-def test_a_deleted_step_is_none_even_while_its_files_are_there(tmp_path, monkeypatch):
-    save(tmp_path, make_tree(), steps=(5, 10))
-    with monkeypatch.context() as patch:
-        patch.setattr(steps.shutil, "rmtree", lambda *_, **options: None)
-        steps.delete(tmp_path, 5)
-    assert steps.saved(tmp_path) == [10] and len(list(tmp_path.iterdir())) == 2
-    steps.clean(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["10"]
-
-
-def test_a_directory_without_a_whole_step_has_no_latest(tmp_path):
-    assert steps.latest(tmp_path / "missing") is None
-    (tmp_path / "20").mkdir()
-    (tmp_path / "30.orbax-checkpoint-tmp").mkdir()
-    assert steps.latest(tmp_path) is None
-
-
-def test_a_step_is_found_from_the_run_its_steps_or_its_own_folder(tmp_path, monkeypatch):
-    directory = tmp_path / "run" / "checkpoints"
-    save(directory, make_tree(), steps=(5, 10))
-    assert steps.locate(tmp_path / "run") == steps.locate(directory) == (directory, 10)
-    assert steps.locate(directory / "5") == (directory, 5)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert steps.locate("~/run") == (directory, 10)
-
-
 @pytest.mark.parametrize("text", ["{", "", "[]", "{}"])
-def test_a_damaged_meta_is_named(tmp_path, text):
+def test_a_corrupt_meta_is_reported(tmp_path, text):
     save(tmp_path, make_tree())
     (tmp_path / "5" / "meta" / "metadata").write_text(text)
     with pytest.raises(ValueError, match=f"^checkpoint {tmp_path}/5 [^\n]*$"):
         store.read_meta(tmp_path, 5)
 
 
-def test_a_truncated_array_is_named(tmp_path):
+def test_a_truncated_array_is_reported(tmp_path):
     tree = {"kernel": jax.random.normal(jax.random.key(1), (64, 64))}
     save(tmp_path, tree)
     path = largest_file(tmp_path / "5" / "ema")
@@ -105,7 +62,7 @@ def test_a_truncated_array_is_named(tmp_path):
         store.restore(tmp_path, 5, {"ema": abstract(tree)})
 
 
-def test_a_failed_read_leaves_no_other_behind(tmp_path, monkeypatch, caplog):
+def test_a_failed_read_leaves_no_unfinished_read(tmp_path, monkeypatch, caplog):
     tree = {f"layer_{i}": jnp.ones((256, 256)) for i in range(40)}
     save(tmp_path, tree)
     path = largest_file(tmp_path / "5" / "ema")
@@ -117,40 +74,6 @@ def test_a_failed_read_leaves_no_other_behind(tmp_path, monkeypatch, caplog):
             store.restore(tmp_path, 5, {"ema": abstract(tree)})
         gc.collect()
     assert not complaints and "asyncio" not in caplog.text
-
-
-def test_digests_do_not_depend_on_the_sharding():
-    tree, mesh = make_tree(), sharding.make_mesh()
-    spread = {
-        "kernel": jax.device_put(tree["kernel"], NamedSharding(mesh, PartitionSpec(None, "data"))),
-        "half": jax.device_put(tree["half"], NamedSharding(mesh, PartitionSpec("data"))),
-        "count": tree["count"],
-    }
-    assert digests.of_tree(spread) == digests.of_tree(tree)
-
-
-@pytest.mark.parametrize("dtype, word", [(np.float32, np.uint32), (np.int32, np.uint32)])
-def test_every_flipped_bit_changes_both_halves_of_the_digest(dtype, word):
-    values = np.random.default_rng(0).integers(0, 2**31, 5).astype(dtype)
-    before = digests.of_tree({"x": values})["['x']"]
-    for place in range(5):
-        for bit in range(32):
-            flipped = values.view(word).copy()
-            flipped[place] ^= word(1) << word(bit)
-            after = digests.of_tree({"x": flipped.view(dtype)})["['x']"]
-            assert before[:8] != after[:8] and before[8:] != after[8:], (place, bit)
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (digests.BLOCK + 5,), (2, 300, 500)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
-def test_the_host_and_the_devices_have_the_same_digest(shape, dtype):
-    x = jax.random.uniform(jax.random.key(0), shape, maxval=200).astype(dtype)
-    assert digests.of_tree({"x": x})["['x']"] == digests.of_array(np.asarray(x))
-
-
-def test_swapped_values_change_the_digest():
-    a, b = np.float32([1, 2, 3, 4]), np.float32([1, 3, 2, 4])
-    assert digests.of_tree({"x": a}) != digests.of_tree({"x": b})
 
 
 class State(NamedTuple):
@@ -183,7 +106,7 @@ def test_verify_reads_all_kinds_of_trees_leaf_by_leaf(tmp_path):
         assert len(found) == 1  # every leaf is in one share
 
 
-def test_digests_are_not_compared_where_that_is_not_wanted(tmp_path):
+def test_digests_are_not_compared_without_verify(tmp_path):
     tree = {"kernel": jax.random.normal(jax.random.key(1), (64, 64))}
     save(tmp_path, tree)
     flip(largest_file(tmp_path / "5" / "ema"))
@@ -225,7 +148,7 @@ def test_a_flipped_bit_on_the_disk_never_passes(tmp_path):
     store.restore(tmp_path, 5, template)
 
 
-def test_a_state_that_is_donated_after_the_save_is_saved_as_it_was(tmp_path):
+def test_a_state_may_be_donated_after_the_save(tmp_path):
     tree = {"x": jnp.arange(1_000_000, dtype=jnp.float32)}
     saved = np.asarray(tree["x"]).copy()
     advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
@@ -235,3 +158,22 @@ def test_a_state_that_is_donated_after_the_save_is_saved_as_it_was(tmp_path):
             tree = advance(tree)
     restored = store.restore(tmp_path, 1, {"params": abstract(tree)})
     np.testing.assert_array_equal(restored["params"]["x"], saved)
+
+
+def test_restore_params_reads_one_item_sharded_over_a_mesh(tmp_path):
+    config = dit.configure("Ti", 4, input_size=(8, 8), in_channels=1, num_classes=10)
+    params = dit.init(config, jax.random.key(0))
+    ema = jax.tree.map(lambda x: 2 * x, params)
+    with store.open_writer(background=False) as writer:
+        store.save(writer, tmp_path, 5, {"params": params, "ema": ema}, {})
+    mesh = sharding.make_mesh(fsdp=4)
+
+    def restore(weights):
+        init = functools.partial(dit.init, config, jax.random.key(1))
+        return store.restore_params(tmp_path, 5, init, weights=weights, mesh=mesh)
+
+    jax.tree.map(np.testing.assert_array_equal, restore("ema"), ema)
+    kernel = restore("params")["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.sharding.num_devices == 8 and not kernel.is_fully_replicated
+    with pytest.raises(UserError, match="^weights must be of params, ema in .*, got opt_state$"):
+        restore("opt_state")

@@ -1,0 +1,30 @@
+from dit_jax.checkpoint import steps
+
+META = {"config": {"seed": 3}}
+from trees import make_tree, save
+
+
+def test_a_deleted_step_is_unlisted_before_its_files_are_removed(tmp_path, monkeypatch):
+    save(tmp_path, make_tree(), steps=(5, 10))
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.shutil, "rmtree", lambda *_, **options: None)
+        steps.delete(tmp_path, 5)
+    assert steps.saved(tmp_path) == [10] and len(list(tmp_path.iterdir())) == 2
+    steps.clean(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["10"]
+
+
+def test_latest_is_none_without_a_complete_step(tmp_path):
+    assert steps.latest(tmp_path / "missing") is None
+    (tmp_path / "20").mkdir()
+    (tmp_path / "30.orbax-checkpoint-tmp").mkdir()
+    assert steps.latest(tmp_path) is None
+
+
+def test_locate_takes_a_run_its_steps_or_one_step(tmp_path, monkeypatch):
+    directory = tmp_path / "run" / "checkpoints"
+    save(directory, make_tree(), steps=(5, 10))
+    assert steps.locate(tmp_path / "run") == steps.locate(directory) == (directory, 10)
+    assert steps.locate(directory / "5") == (directory, 5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert steps.locate("~/run") == (directory, 10)
