@@ -43,7 +43,7 @@ class Storage:
         self.allow()
 
     def allow(self, read=lambda name: True, write=lambda name: True):
-        """From now on read(name) and write(name) decide whether an object may be read or written."""
+        """From now on read(name) and write(name) decide which objects may be read and written."""
         self.may_read, self.may_write = read, write
 
     def names(self, bucket):

@@ -100,7 +100,7 @@ def golden_batch():
 
 @pytest.fixture(scope="session")
 def golden_images():
-    """golden_images(tag, N): deterministic latents that depend on the tag: float32 (N, 32, 32, 4)."""
+    """golden_images(tag, N): deterministic latents of a tag, float32 (N, 32, 32, 4)."""
     return images
 
 

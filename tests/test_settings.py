@@ -33,7 +33,10 @@ def test_an_absent_field_or_topic_has_its_default():
     "fields, message",
     [
         ({"trian": {}}, r"^there is no field trian; did you mean train\?$"),
-        ({"train": {"learning_rat": 1.0}}, "no field train.learning_rat; did you mean train.learning_rate"),
+        (
+            {"train": {"learning_rat": 1.0}},
+            "no field train.learning_rat; did you mean train.learning_rate",
+        ),
         ({"train": 5}, "^train must be a topic, got 5$"),
         ({"train": {"batch_size": 0}}, "^train.batch_size must be at least 1, got 0$"),
         ({"train": {"batch_size": 2.0}}, "^train.batch_size must be a whole number, got 2.0$"),

@@ -163,7 +163,7 @@ def make_peers(settings, what):
     """{name: run} of the same work in PyTorch."""
     from dit_jax.convert import torch_peer  # which imports torch
 
-    model = dit.settingsure(**settings.model)
+    model = dit.configure(**vars(settings.model))
     options = {"batch_size": settings.train.batch_size, "dtype": settings.compute.dtype}
     diffusion = vars(settings.diffusion)
     if what == "train":

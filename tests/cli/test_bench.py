@@ -34,7 +34,7 @@ def test_loading_is_measured_on_one_core(call, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["train", "sample"])
-def test_the_peer_takes_turns_with_ours(call, tmp_path, what, monkeypatch):
+def test_peer_figures_are_compared_with_ours(call, tmp_path, what, monkeypatch):
     monkeypatch.setattr("torch.compile", lambda net: net)  # compiling takes minutes
     out = tmp_path / "bench.json"
     with bench.jax.numpy_dtype_promotion("standard"):

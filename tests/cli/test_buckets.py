@@ -12,7 +12,7 @@ from PIL import Image
 from small_run import SHORT, assert_same_end, finish, finish_pod, start, start_pod
 from small_run import SHORT_LAST as LAST
 
-from dit_jax.checkpoint import steps, store
+from dit_jax.checkpoint import steps
 from dit_jax.cli import convert, evaluate, prepare, sample, train
 from dit_jax.machine import disk
 from dit_jax.sampling import trained

@@ -24,8 +24,11 @@ def batch():
     return {"image": image, "label": rng.integers(0, 10, 16).astype(np.int32)}
 
 
+SGD = optax.sgd(0.1)
+
+
 @functools.cache  # compiles once for all tests
-def make_step(*, accumulation_steps=1, optimizer=optax.sgd(0.1)):
+def make_step(*, accumulation_steps=1, optimizer=SGD):
     """(jitted step, state, key) of a tiny DiT on eight devices; the state is not donated."""
     step = steps.make_train_step(
         dit.make_apply(CONFIG),
