@@ -1,6 +1,7 @@
-"""Google Cloud Storage on this machine, in memory: its JSON API as far as our clients use it.
+"""A server of the JSON API of Google Cloud Storage, in memory, as far as our clients use it.
 
-Those are gcsfs, google-cloud-storage and the gcs driver of TensorStore. There is one bucket, tests.
+The clients are gcsfs, google-cloud-storage and the gcs driver of TensorStore. The only bucket is
+`tests`.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ ROUTES = (
     ("DELETE", OBJECT, "delete"),
     ("POST", OBJECT + r"/rewriteTo/b/([^/]+)/o/([^/]+)", "copy"),
     ("POST", r"/upload/storage/v1/b/([^/]+)/o", "upload"),
-    ("P(?:OS|U)T", r"/session/(\d+)", "go_on_with_upload"),
+    ("P(?:OS|U)T", r"/session/(\d+)", "continue_upload"),
 )
 
 
@@ -34,7 +35,7 @@ class Object(NamedTuple):
 
 
 class Storage:
-    """The objects of all buckets, {(bucket, name): Object}, and what is done to them."""
+    """The objects of all buckets, {(bucket, name): Object}, and the permissions."""
 
     def __init__(self):
         self.objects, self.sessions, self.lock = {}, {}, threading.Lock()
@@ -42,14 +43,14 @@ class Storage:
         self.allow()
 
     def allow(self, read=lambda name: True, write=lambda name: True):
-        """Asks these from now on whether an object of a name may be read and written."""
+        """From now on read(name) and write(name) decide which objects may be read and written."""
         self.may_read, self.may_write = read, write
 
     def names(self, bucket):
         return sorted(name for b, name in list(self.objects) if b == bucket)
 
     def write(self, key, content, if_generation=None):
-        """Writes a whole object; its resource, or the status of a refusal."""
+        """Writes an object; returns its resource, or the HTTP status if it is refused."""
         if not self.may_write(key[1]):
             return 403
         with self.lock:
@@ -75,7 +76,7 @@ class Storage:
 
 @contextlib.contextmanager
 def serve():
-    """(the Storage, the environment that leads the clients to it) while the context lasts."""
+    """A context with (the Storage, the environment variables that make clients use it)."""
     server = Server(("localhost", 0), Handler)
     server.storage = Storage()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -84,7 +85,7 @@ def serve():
         "STORAGE_EMULATOR_HOST": server.url,
         "TENSORSTORE_GCS_HTTP_URL": server.url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it asks by gRPC what a bucket is
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # would ask for the bucket's type by gRPC
     }
     yield server.storage, environment
     server.shutdown()
@@ -102,7 +103,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # a reply in one packet
+    wbufsize = -1  # sends a reply in one packet
 
     def log_message(self, *_):
         pass
@@ -115,8 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, url.path)
             if match and re.fullmatch(method, self.command):
                 groups = [unquote(group) for group in match.groups()]
-                known = groups[0] == BUCKET or name == "go_on_with_upload"
-                answer = getattr(self, name)(body, *groups) if known else 404
+                exists = groups[0] == BUCKET or name == "continue_upload"
+                answer = getattr(self, name)(body, *groups) if exists else 404
                 break
         else:
             answer = 501
@@ -175,8 +176,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.query.get("alt") != "media":
             return self.storage.describe(key)
         status, content, headers = 200, item.content, {"x_goog_generation": item.generation}
-        if wanted := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
-            first, last = wanted.groups()
+        if requested := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+            first, last = requested.groups()
             if not first:
                 first, last = max(0, len(content) - int(last)), ""
             last = min(int(last or len(content)), len(content) - 1)
@@ -212,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, Location=f"{self.server.url}/session/{number}")
         return self.storage.write((bucket, name), body, condition)
 
-    def go_on_with_upload(self, body, number):
+    def continue_upload(self, body, number):
         key, content, condition = self.storage.sessions[number]
         content += body
         if self.headers.get("Content-Range", "").endswith("/*"):

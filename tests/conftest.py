@@ -1,11 +1,13 @@
-"""Every test sees eight CPU devices and no silent promotion of ranks or types.
+"""Sets up jax for all tests, and provides fixtures that several rooms use.
 
-Here too: the golden numbers of the official PyTorch code, and a table of how close ours come.
+Tests run on eight CPU devices, without implicit promotion of ranks or types. At the end pytest
+prints the largest errors relative to the golden numbers of the official PyTorch code.
 """
 
 import functools
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +22,14 @@ from dit_jax.machine import disk
 from dit_jax.models import dit
 
 jax.config.update("jax_platforms", "cpu")
-os.environ["JAX_PLATFORMS"] = "cpu"  # of the commands that are started
+os.environ["JAX_PLATFORMS"] = "cpu"  # for commands in other processes
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+ROOT = Path(__file__).parents[1]
 TESTDATA = Path(__file__).parent / "testdata"
-ERRORS = []  # (name, largest error relative to the largest value, bound) of this session
+ERRORS = []  # (name, largest error relative to the largest value, bound)
 
 
 class Model(NamedTuple):
@@ -61,6 +64,20 @@ def make_model():
     return make
 
 
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(command module, *flags) -> exit code, stdout, stderr; runs it here, from the root."""
+
+    def run(module, *args):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            module.entry()
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def golden():
     """The numbers of `testdata/golden.npz`, images as (N, H, W, C)."""
@@ -83,7 +100,7 @@ def golden_batch():
 
 @pytest.fixture(scope="session")
 def golden_images():
-    """golden_images(tag, N): the deterministic latents of a tag, float32 (N, 32, 32, 4)."""
+    """golden_images(tag, N): deterministic latents of a tag, float32 (N, 32, 32, 4)."""
     return images
 
 
@@ -100,24 +117,24 @@ def check_close():
         assert actual.shape == expected.shape
         error = np.abs(actual - expected).max() / np.abs(expected).max()
         ERRORS.append((name, float(error), float(bound)))
-        assert error <= bound  # NaN is not
+        assert error <= bound  # false for NaN
 
     return check
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """What processes that the tests start compile is compiled once; in here nothing changes."""
+    """Lets the processes that tests start share a compilation cache; this process has none."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-        patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # long lines of XLA about that cache
+        patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # hides long lines of XLA about the cache
         yield
 
 
 @pytest.fixture(scope="session")
 def storage():
-    """A bucket.Storage, to which gs:// leads in this process and in those that it starts."""
+    """The bucket.Storage behind gs:// paths, in this process and in those that it starts."""
     with bucket.serve() as (storage, environment), pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -126,7 +143,7 @@ def storage():
 
 @pytest.fixture
 def bucket_path(storage, request):
-    """A path in a bucket, new to every test."""
+    """A path in a bucket that no other test uses."""
     yield disk.path("gs://tests/" + re.sub(r"\W+", "-", request.node.name))
     storage.allow()
 

@@ -1,10 +1,11 @@
-"""Several processes of a command that find each other on this machine."""
+"""Flags and environment for several processes of a command that form a cluster on this machine."""
 
 import os
 import socket
 
 
 def free_address():
+    """An address that no process of this machine listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return f"localhost:{probe.getsockname()[1]}"
@@ -16,5 +17,5 @@ def flags(address, count, i):
 
 
 def environment():
-    """Without the cache of compiled programs: on CPUs, several processes that load one hang."""
+    """Without the compilation cache: on CPUs, several processes that read one hang."""
     return {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}

@@ -1,4 +1,4 @@
-"""A directory as dit-train leaves it, of a tiny DiT of digits with random weights."""
+"""Writes the checkpoint of a run without training: a tiny DiT of digits with random weights."""
 
 import jax
 
@@ -33,7 +33,7 @@ CONFIG = {
 
 
 def save(path, config=CONFIG, step=30):
-    """Writes the run and returns its parameters and their average, which differ."""
+    """Writes one step to path/checkpoints and returns its parameters and EMA, which differ."""
     key, model = jax.random.key(0), dit.configure(**MODEL)
     params = dit.init(model, key)
     params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)

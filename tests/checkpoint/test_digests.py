@@ -2,11 +2,10 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from trees import make_tree
 
 from dit_jax.checkpoint import digests
 from dit_jax.machine import sharding
-
-META = {"config": {"seed": 3}}
 
 
 def test_digests_do_not_depend_on_the_sharding():

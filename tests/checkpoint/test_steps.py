@@ -1,7 +1,6 @@
-from dit_jax.checkpoint import steps
-
-META = {"config": {"seed": 3}}
 from trees import make_tree, save
+
+from dit_jax.checkpoint import steps
 
 
 def test_a_deleted_step_is_unlisted_before_its_files_are_removed(tmp_path, monkeypatch):

@@ -1,31 +1,27 @@
-"""Commands called in this process, from the repository's root."""
+"""Fixtures of the tests of commands."""
 
-import sys
-from pathlib import Path
+import os
 
+import jax
 import pytest
 import small_run
+from jax.experimental.compilation_cache import compilation_cache
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """call(command module, *flags) -> its exit code, stdout and stderr."""
-
-    def run(module, *args):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
-            module.entry()
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run
+@pytest.fixture(autouse=True, scope="module")
+def compilation_cache_in_this_process(compiled_once):
+    """A command that is called several times compiles its programs once."""
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    compilation_cache.reset_cache()  # it looks at the configuration once
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture
 def refuse(call):
-    """refuse(command module, *flags) -> the one line with which it refuses, exit code 2."""
+    """refuse(command module, *flags) -> its one line of error; expects exit code 2."""
 
     def run(module, *args):
         code, _, errors = call(module, *args)
@@ -39,7 +35,7 @@ def refuse(call):
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
-    """A small run that nothing disturbed."""
+    """The directory of a small run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("runs") / "reference"
     small_run.finish(small_run.start(workdir))
     return workdir

@@ -1,11 +1,9 @@
 import json
 
-import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from dit_jax import settings as settings_lib
 from dit_jax.cli import bench
-from dit_jax.diffusion import schedules
 
 SMALL = ("--config=configs/digits.py:Ti/4", "--config.train.batch_size=8", "--repeats=3")
 
@@ -22,7 +20,7 @@ def test_every_figure_is_printed_and_written(call, tmp_path, what):
     assert figures["what"] == what and figures["devices"] == "8 x cpu"
     assert figures["images_per_second"] == pytest.approx(8 / figures["seconds_median"])
     assert figures["model_tflops_per_second"] > 0 and figures["compile_seconds"] > 0
-    assert "mfu" not in figures  # nobody knows the peak of a CPU
+    assert "mfu" not in figures  # the peak of a CPU is unknown
     assert 0.1 < figures["peak_memory_gb"] < 24
 
 
@@ -36,8 +34,8 @@ def test_loading_is_measured_on_one_core(call, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["train", "sample"])
-def test_the_peer_takes_turns_with_ours(call, tmp_path, what, monkeypatch):
-    monkeypatch.setattr("torch.compile", lambda net: net)  # which would take minutes
+def test_peer_figures_are_compared_with_ours(call, tmp_path, what, monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda net: net)  # compiling takes minutes
     out = tmp_path / "bench.json"
     with bench.jax.numpy_dtype_promotion("standard"):
         options = (*SMALL, f"--out={out}", "--config.sampling.num_steps=3", "--peer")
@@ -58,22 +56,9 @@ def test_runs_take_turns():
     assert len(seconds["a"]) == len(seconds["b"]) == 2 and first.keys() == {"a", "b"}
 
 
-def test_the_null_labels_passes_count_only_where_they_run():
-    schedule = schedules.linear()
-
-    def passes(**sampling):
-        usual = {"num_steps": "250", "cfg_scale": 4.0, "cfg_interval": (0, 999)}
-        return bench.count_passes(ConfigDict({"sampling": usual | sampling}), schedule)
-
-    assert passes() == 500
-    assert passes(cfg_scale=1.0) == 250
-    kept = schedules.respace(schedule, "250").timestep
-    assert passes(cfg_interval=(0, 499)) == 250 + np.sum(kept <= 499)
-
-
-def test_the_figures_of_known_times():
-    config = ConfigDict({"train": {"batch_size": 32}})
-    figures = bench.summarize([0.5, 0.25, 0.5, 0.75, 0.5], 2e12, config)
+def test_summarize_uses_median_and_quartiles():
+    settings = settings_lib.read({"train": {"batch_size": 32}})
+    figures = bench.summarize([0.5, 0.25, 0.5, 0.75, 0.5], 2e12, settings)
     assert figures["images_per_second"] == 64
     assert figures["model_tflops_per_second"] == pytest.approx(4)
     assert figures["seconds_quartile_range"] == pytest.approx(0.25)

@@ -6,7 +6,7 @@ import random_run
 from dit_jax.cli import evaluate
 
 
-def test_three_judgments_are_printed_and_written(call, tmp_path):
+def test_judgments_are_printed_and_written(call, tmp_path):
     random_run.save(tmp_path)
     code, out, _ = call(evaluate, f"--checkpoint={tmp_path}")
     assert code == 0
@@ -14,7 +14,7 @@ def test_three_judgments_are_printed_and_written(call, tmp_path):
     receipt = json.loads((tmp_path / "judgments.json").read_text())
     assert receipt["samples"] == {"guided": 1000, "unguided": 1500}
     assert receipt["step"] == 30 and receipt["sampling"]["cfg_scale"] == 2.0
-    # Random weights draw noise: the judges must say so.
+    # Random weights draw noise, and the judgments must show it.
     assert receipt["judgments"]["agreement"] < 0.5
     assert receipt["judgments"]["frechet_distance"] > 5
     assert receipt["judgments"]["classifier_accuracy"] > 0.985
@@ -40,8 +40,8 @@ def test_wrong_use_is_one_line(refuse, tmp_path, args, message):
     assert message in refuse(evaluate, *(arg.format(latents=tmp_path) for arg in args))
 
 
-def test_a_receipt_that_cannot_be_written_stops_before_the_work(refuse, tmp_path):
+def test_an_out_that_cannot_be_written_is_refused_before_sampling(refuse, tmp_path):
     random_run.save(tmp_path)
     (tmp_path / "judgments.json").mkdir()
-    line = refuse(evaluate, f"--checkpoint={tmp_path}/checkpoints/30")  # the receipt is the run's
+    line = refuse(evaluate, f"--checkpoint={tmp_path}/checkpoints/30")  # the default is in the run
     assert f"out must be a file, got the directory {tmp_path}/judgments.json" in line

@@ -1,4 +1,4 @@
-"""What the README promises of a DiT trained on digits. Minutes of training: -m slow."""
+"""The quality that the README promises of a DiT trained on digits. Takes minutes: -m slow."""
 
 import json
 import subprocess
@@ -30,5 +30,5 @@ def test_every_design_learns_the_digits(tmp_path, conditioning, frechet_distance
     judgments = json.loads((tmp_path / "run" / "judgments.json").read_text())["judgments"]
     assert judgments["agreement"] >= 0.99
     assert judgments["frechet_distance"] <= frechet_distance
-    # Not recited: no nearer to a training digit than held-out digits are, or hardly.
+    # The model must not memorise: samples are about as far from training digits as held-out ones.
     assert judgments["nearest_distance"] > 0.9 * judgments["nearest_distance_held_out"]

@@ -16,15 +16,17 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_a_grid_of_the_labels_asked_for(call, tmp_path, checkpoint):
+def test_a_png_is_a_grid_of_the_labels(call, tmp_path, checkpoint):
     out = tmp_path / "grid.png"
     options = (f"--checkpoint={checkpoint}", "--labels=3,1,4,1,5", f"--out={out}", "--columns=9")
     assert call(sample, *options)[0] == 0
     with Image.open(out) as image:
-        assert image.mode == "L" and image.size == (5 * 64 + 4 * 8, 64)  # no columns without images
+        assert image.mode == "L" and image.size == (5 * 64 + 4 * 8, 64)  # no empty columns
 
 
-def test_paths_may_start_with_a_tilde_and_name_one_step(call, tmp_path, checkpoint, monkeypatch):
+def test_paths_may_start_with_a_tilde_and_a_checkpoint_may_be_one_step(
+    call, tmp_path, checkpoint, monkeypatch
+):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").symlink_to(checkpoint)
     options = ("--checkpoint=~/run/checkpoints/30", "--labels=3", "--out=~/x.npz")
@@ -32,7 +34,9 @@ def test_paths_may_start_with_a_tilde_and_name_one_step(call, tmp_path, checkpoi
     assert np.load(tmp_path / "x.npz")["arr_0"].shape == (1, 8, 8, 1)
 
 
-def test_an_npz_holds_every_image_and_flags_override_the_run(call, tmp_path, checkpoint):
+def test_an_npz_has_every_image_and_flags_override_the_config_of_the_run(
+    call, tmp_path, checkpoint
+):
     def draw(*options):
         out = tmp_path / "images.npz"
         usual = (f"--checkpoint={checkpoint}", "--labels=3, 1,4", f"--out={out}")
@@ -49,7 +53,7 @@ def test_an_npz_holds_every_image_and_flags_override_the_run(call, tmp_path, che
         assert not np.array_equal(images, draw(option)), option
 
 
-def test_a_folder_holds_one_png_an_image(call, refuse, tmp_path, checkpoint):
+def test_a_folder_has_one_png_per_image(call, refuse, tmp_path, checkpoint):
     usual = (f"--checkpoint={checkpoint}", "--labels=3,1,4")
     assert call(sample, *usual, f"--out={tmp_path}/images")[0] == 0
     assert call(sample, *usual, f"--out={tmp_path}/x.npz")[0] == 0
@@ -66,7 +70,7 @@ def test_a_folder_holds_one_png_an_image(call, refuse, tmp_path, checkpoint):
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    """A run whose model is one of latents, and an autoencoder of as many channels."""
+    """A run whose model generates latents, with an autoencoder of as many channels in vae/."""
     path = tmp_path_factory.mktemp("latents")
     random_run.save(path, random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}})
     config = vae.VAEConfig(latent_channels=1, channels=(8, 16), num_resnets=1, num_groups=4)
@@ -74,7 +78,7 @@ def latents(tmp_path_factory):
     return path
 
 
-def test_latents_go_to_npz_only(call, refuse, tmp_path, latents):
+def test_latents_without_an_autoencoder_go_to_npz_only(call, refuse, tmp_path, latents):
     usual = (f"--checkpoint={latents}", "--labels=3")
     line = refuse(sample, *usual, f"--out={tmp_path}/x.png")
     assert "out must end with .npz for latents without a --vae, got" in line
@@ -82,7 +86,9 @@ def test_latents_go_to_npz_only(call, refuse, tmp_path, latents):
     assert np.load(tmp_path / "x.npz")["arr_0"].dtype == np.float32
 
 
-def test_an_autoencoder_decodes_them(call, refuse, tmp_path, latents, checkpoint):
+def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
+    call, refuse, tmp_path, latents, checkpoint
+):
     usual = (f"--checkpoint={latents}", "--labels=3,1", f"--vae={latents}/vae")
     for options in ([], ["--vae_dtype=bfloat16"]):
         assert call(sample, *usual, *options, f"--out={tmp_path}/x.npz")[0] == 0
@@ -119,8 +125,8 @@ def test_an_autoencoder_decodes_them(call, refuse, tmp_path, latents, checkpoint
         (["--labels=3", "--checkpoint="], "checkpoint must not be empty"),
         (["--labels=3", "--out="], "out must not be empty"),
         (["--labels=3", "--seed=-1"], "seed must be a whole number in 0 .. 4294967295, got -1"),
-        (["--labels=3", "--cfg_scale=nan"], "cfg_scale must be a finite number, got nan"),
-        (["--labels=3", "--eta=inf"], "eta must be a finite number, got inf"),
+        (["--labels=3", "--cfg_scale=nan"], "cfg_scale must be finite, got nan"),
+        (["--labels=3", "--eta=inf"], "eta must be finite, got inf"),
         (["--labels=3", "--eta=1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none"),
         ([], "--labels must be given"),
         (["--labels=3", "--weights", "--seed=1"], "--weights=--seed=1: value should be one of"),

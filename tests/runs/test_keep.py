@@ -1,4 +1,4 @@
-"""What is kept of a run's saved steps, and what a save that fails leaves."""
+"""Which saved steps a run keeps, and what a failed save leaves behind."""
 
 import jax.numpy as jnp
 import pytest
@@ -17,14 +17,14 @@ def save(keeper, *steps, losses=None):
     keeper.wait()
 
 
-def assert_whole(directory, expected):
+def assert_complete(directory, expected):
     assert steps.saved(directory) == list(expected)
     for step in expected:
         store.verify(directory, step)
 
 
 @pytest.fixture
-def unpausing(monkeypatch):
+def no_pause(monkeypatch):
     monkeypatch.setattr(keep, "PAUSE", 0)
 
 
@@ -33,24 +33,24 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     with keep.Keeper(tmp_path, newest=2, best=2) as keeper:
         save(keeper, *losses, losses=losses)
     assert keeper.saved == 6
-    assert_whole(tmp_path, [2, 4, 5, 6])
+    assert_complete(tmp_path, [2, 4, 5, 6])
 
 
 def test_a_step_is_read_back_before_an_older_one_is_deleted(tmp_path, monkeypatch):
     seen, verify = [], store.verify
 
-    def look(directory, step, **options):
+    def record_and_verify(directory, step, **options):
         seen.append(steps.saved(directory))
         verify(directory, step, **options)
 
-    monkeypatch.setattr(store, "verify", look)
+    monkeypatch.setattr(store, "verify", record_and_verify)
     with keep.Keeper(tmp_path, newest=1) as keeper:
         save(keeper, 1, 2, 3)
     assert seen == [[1], [1, 2], [2, 3]]
-    assert_whole(tmp_path, [3])
+    assert_complete(tmp_path, [3])
 
 
-def test_a_step_that_is_not_as_it_was_saved_is_set_aside_and_nothing_is_deleted(
+def test_a_step_that_reads_back_differently_is_set_aside_and_nothing_is_deleted(
     tmp_path, monkeypatch, caplog
 ):
     directory, verify = tmp_path / "checkpoints", store.verify
@@ -68,10 +68,10 @@ def test_a_step_that_is_not_as_it_was_saved_is_set_aside_and_nothing_is_deleted(
     with keep.Keeper(directory, newest=1) as keeper:
         save(keeper, 1, 2)
         assert keeper.poll() and keeper.saved == 1
-        assert_whole(directory, [1])
+        assert_complete(directory, [1])
         save(keeper, 3)
     assert keeper.failure is None and keeper.saved == 3
-    assert_whole(directory, [3])
+    assert_complete(directory, [3])
     assert (tmp_path / "damaged" / "2").is_dir()
     assert "step 2 could not be saved: checkpoint " in caplog.text
 
@@ -83,7 +83,7 @@ def test_without_verification_nothing_is_read_back(tmp_path, monkeypatch):
     assert steps.saved(tmp_path) == [2]
 
 
-def test_a_save_that_fails_at_once_or_later_harms_nothing(tmp_path, monkeypatch, caplog):
+def test_a_failed_save_leaves_no_trace_and_the_next_one_works(tmp_path, monkeypatch, caplog):
     write = store.save
 
     def fail(writer, directory, step, items, meta):
@@ -99,21 +99,21 @@ def test_a_save_that_fails_at_once_or_later_harms_nothing(tmp_path, monkeypatch,
         monkeypatch.setattr(store, "save", write)
         save(keeper, 3)
         assert not keeper.poll()
-    assert_whole(tmp_path, [3])
+    assert_complete(tmp_path, [3])
     assert "step 2 could not be saved: No space left on device" in caplog.text
 
 
-def test_a_directory_that_cannot_be_written_is_a_failure_and_no_end(tmp_path):
+def test_an_unwritable_directory_is_a_failure_and_not_an_exception(tmp_path):
     (tmp_path / "file").touch()
     with keep.Keeper(tmp_path / "file" / "checkpoints", newest=1) as keeper:
         save(keeper, 1)
         assert keeper.poll() and "Not a directory" in keeper.failure
         (tmp_path / "file").unlink()
         save(keeper, 2)
-    assert_whole(tmp_path / "file" / "checkpoints", [2])
+    assert_complete(tmp_path / "file" / "checkpoints", [2])
 
 
-def test_the_last_save_is_tried_several_times(tmp_path, monkeypatch, unpausing):
+def test_the_final_save_is_repeated_when_it_fails(tmp_path, monkeypatch, no_pause):
     write, calls = store.save, []
 
     def fail_twice(*args):
@@ -127,10 +127,10 @@ def test_the_last_save_is_tried_several_times(tmp_path, monkeypatch, unpausing):
         keeper.save_now(1, items(1), {})
         assert keeper.failure is None
     assert len(calls) == 3
-    assert_whole(tmp_path, [1])
+    assert_complete(tmp_path, [1])
 
 
-def test_the_last_save_may_fail_for_good(tmp_path, monkeypatch, unpausing):
+def test_the_final_save_gives_up_after_its_attempts(tmp_path, monkeypatch, no_pause):
     monkeypatch.setattr(store, "save", lambda *_: (_ for _ in ()).throw(OSError("busy")))
     with keep.Keeper(tmp_path, newest=1) as keeper:
         keeper.save_now(1, items(1), {})
@@ -138,7 +138,7 @@ def test_the_last_save_may_fail_for_good(tmp_path, monkeypatch, unpausing):
     assert steps.saved(tmp_path) == []
 
 
-def test_what_a_killed_run_left_is_cleaned(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "7.orbax-checkpoint-tmp").mkdir()
     (tmp_path / ".deleted-3").mkdir()
     with keep.Keeper(tmp_path, newest=1) as keeper:

@@ -4,6 +4,7 @@ import resource
 import pytest
 from PIL import Image
 
+from dit_jax.errors import UserError
 from dit_jax.runs import record
 
 MEANS = {"loss": 0.5, "mse": 0.4, "vb": 0.1, "grad_norm": 1.0, "data_wait": 0.1}
@@ -21,7 +22,7 @@ def make_log(path, *, start=0, peak_flops=None):
     )
 
 
-def test_a_record_has_the_metrics_and_the_speed(tmp_path):
+def test_a_line_of_the_record_has_metrics_and_speed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     make_log(path, peak_flops=20e12)(4, MEANS, 0.5)
     (line,) = record.read(path)
@@ -36,12 +37,12 @@ def test_a_record_has_the_metrics_and_the_speed(tmp_path):
     }
 
 
-def test_there_is_no_mfu_without_a_known_peak(tmp_path):
+def test_there_is_no_mfu_if_the_peak_is_unknown(tmp_path):
     make_log(tmp_path / "m")(4, MEANS, 0.5)
     assert "mfu" not in record.read(tmp_path / "m")[0]
 
 
-def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
+def test_a_resumed_run_drops_the_lines_that_it_will_repeat(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = make_log(path)
     for step in (2, 4, 6):
@@ -54,7 +55,7 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 6]
 
 
-def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, caplog):
+def test_lines_that_did_not_fit_on_a_full_disk_are_written_later(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     log = make_log(path)
     log(2, MEANS, 0.5)
@@ -72,7 +73,7 @@ def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, caplog):
     assert [line["step"] for line in record.read(path)] == [2, 4, 6, 8]
 
 
-def test_a_new_run_starts_an_empty_record(tmp_path):
+def test_a_new_run_starts_with_an_empty_record(tmp_path):
     path = tmp_path / "metrics.jsonl"
     make_log(path)(2, MEANS, 0.5)
     make_log(path)
@@ -80,14 +81,14 @@ def test_a_new_run_starts_an_empty_record(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["oops", "3", '{"loss": 1}', ""])
-def test_a_line_that_is_no_record_is_named(tmp_path, line):
+def test_a_corrupt_line_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n')
-    with pytest.raises(ValueError, match=f"line 2 of {path} must be a record in JSON"):
+    with pytest.raises(UserError, match=f"line 2 of {path} must be a record in JSON"):
         record.read(path)
 
 
-def test_records_of_few_steps_are_joined_in_the_curve():
+def test_the_loss_curve_merges_records_of_few_steps():
     steps = [50, 100, 126, 150, 200, 210]  # stopped after 126, saved at 210
     losses = [5.0, 4.0, 9.0, 1.0, 2.0, 7.0]
     records = [{"step": s, "mse": x} for s, x in zip(steps, losses, strict=True)]
@@ -97,7 +98,7 @@ def test_records_of_few_steps_are_joined_in_the_curve():
     assert record.curve([{"step": 3, "mse": 2.0}], "mse") == ([3], [2.0])
 
 
-def test_the_loss_curve_is_a_picture_with_ink(tmp_path):
+def test_the_loss_curve_is_drawn(tmp_path):
     log = make_log(tmp_path / "m")
     for step in range(1, 9):
         log(step, MEANS | {"mse": 1 / step}, 0.5)

@@ -3,18 +3,20 @@ import json
 
 import pytest
 
+from dit_jax import settings as settings_lib
+from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.runs import workdir as workdirs
 
-CONFIG = {"seed": 0, "run": {"total_steps": 400}}
+SETTINGS = settings_lib.read({"data": {"source": "digits"}, "run": {"total_steps": 400}})
 
 
 def make(path, *, saved=None, folder=None):
-    """A run's directory whose record tells of a saved step; folder: one that is in checkpoints."""
+    """A run's directory. saved: the step that its record names; folder: a folder in checkpoints."""
     path.mkdir(exist_ok=True)
-    workdirs.claim(path, CONFIG)
+    workdirs.claim(path, SETTINGS)
     steps = [(20, None), (40, saved)]
-    records = (json.dumps({"step": step, "saved": known}) + "\n" for step, known in steps)
+    records = (json.dumps({"step": step, "saved": newest}) + "\n" for step, newest in steps)
     (path / "metrics.jsonl").write_text("".join(records))
     if folder:
         (path / "checkpoints" / folder).mkdir(parents=True)
@@ -22,59 +24,97 @@ def make(path, *, saved=None, folder=None):
 
 
 def assert_accepted_untouched(path):
-    """The check lets the run go on, and writes nothing."""
+    """Expects that `check` raises nothing and writes nothing."""
 
-    def content():
+    def read_all():
         return {p: p.read_bytes() if p.is_file() else None for p in path.rglob("*")}
 
-    before = content()
-    workdirs.check(path, CONFIG)
-    assert content() == before
+    before = read_all()
+    workdirs.check(path, SETTINGS)
+    assert read_all() == before
+
+
+def change(fields):
+    """SETTINGS with other values of {topic: {field: value}}."""
+    config = settings_lib.to_json(SETTINGS)
+    for topic, values in fields.items():
+        config[topic] |= values
+    return settings_lib.read(config)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"run": {"total_steps": 800, "log_every": 7, "keep_best": 1}},
+        {"mesh": {"fsdp": 8, "shard_optimizer": False}},
+        {"sampling": {"sampler": "ddim", "num_steps": "50", "cfg_interval": [0, 500]}},
+        {"compute": {"attention": "xla", "remat": "full", "unroll": True}},
+    ],
+)
+def test_a_resumed_run_may_change_what_does_not_change_its_result(tmp_path, fields):
+    make(tmp_path)
+    workdirs.check(tmp_path, change(fields))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"train": {"learning_rate": 0.5}}, "train.learning_rate 0.0001, got 0.5$"),
+        ({"compute": {"dtype": "float32"}}, "compute.dtype 'bfloat16', got 'float32'$"),
+        ({"model": {"size": "S"}, "data": {"flip": False}}, r"'XL', got 'S' \(and 1 more\)$"),
+    ],
+)
+def test_a_resumed_run_must_not_change_what_is_learned(tmp_path, fields, message):
+    make(tmp_path)
+    expected = f"workdir must not hold a run of another config: {tmp_path} has .*{message}"
+    with pytest.raises(UserError, match=expected):
+        workdirs.check(tmp_path, change(fields))
 
 
 @pytest.mark.parametrize("folder", [None, "8.orbax-checkpoint-tmp"])
-def test_a_run_that_was_killed_before_its_first_save_starts_again(tmp_path, folder):
+def test_a_run_that_was_killed_before_its_first_save_may_start_at_0(tmp_path, folder):
     assert_accepted_untouched(make(tmp_path, folder=folder))
 
 
 @pytest.mark.parametrize("saved, folder", [(30, None), (30, "8.orbax-checkpoint-tmp"), (None, "8")])
-def test_a_run_that_lost_its_saved_steps_does_not_start_again(tmp_path, saved, folder):
+def test_a_run_that_lost_its_saved_steps_is_refused(tmp_path, saved, folder):
     make(tmp_path, saved=saved, folder=folder)
-    with pytest.raises(ValueError, match=f"had saved step {saved or '.'}, but there is no whole"):
-        workdirs.check(tmp_path, CONFIG)
+    with pytest.raises(UserError, match=f"had saved step {saved or '.'}, but there is no whole"):
+        workdirs.check(tmp_path, SETTINGS)
 
 
-def test_a_run_without_its_config_is_no_other_thing(tmp_path):
+def test_a_run_that_lost_its_config_is_refused(tmp_path):
     (make(tmp_path, saved=8) / "config.json").unlink()
-    with pytest.raises(ValueError, match=f"have lost its config.json, got {tmp_path}: restore it"):
-        workdirs.check(tmp_path, CONFIG)
+    with pytest.raises(UserError, match=f"have lost its config.json, got {tmp_path}: restore it"):
+        workdirs.check(tmp_path, SETTINGS)
 
 
-def test_a_whole_step_is_gone_on_from(tmp_path):
+def test_a_run_with_a_complete_step_may_resume(tmp_path):
     make(tmp_path, saved=8, folder="8")
     (tmp_path / "checkpoints" / "8" / "_CHECKPOINT_METADATA").touch()
     assert_accepted_untouched(tmp_path)
 
 
-def test_a_claim_that_was_killed_is_taken_up_again(tmp_path):
+def test_a_claim_removes_what_a_killed_claim_left(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / ".partial-7-config.json").write_text("{")
     assert_accepted_untouched(tmp_path)
     with workdirs.held(tmp_path):
-        workdirs.claim(tmp_path, CONFIG)
-        with pytest.raises(ValueError, match="^workdir must not be written by another run, got"):
+        workdirs.claim(tmp_path, SETTINGS)
+        with pytest.raises(UserError, match="^workdir must not be written by another run, got"):
             workdirs.held(tmp_path).__enter__()
-    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == settings_lib.to_json(SETTINGS) and config["run"]["total_steps"] == 400
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+def test_a_workdir_without_write_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(workdirs.os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(ValueError, match="workdir must be where you may write, got"):
-        workdirs.check(tmp_path / "run", CONFIG)
+    with pytest.raises(UserError, match="workdir must be where you may write, got"):
+        workdirs.check(tmp_path / "run", SETTINGS)
 
 
-def test_a_share_that_cannot_lock_is_warned_of(tmp_path, monkeypatch, caplog):
+def test_a_warning_names_a_share_that_cannot_lock(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 

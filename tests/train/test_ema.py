@@ -23,7 +23,7 @@ def test_average_of_a_constant_is_the_constant_exactly():
     np.testing.assert_array_equal(average["a"], params["a"])
 
 
-def test_average_is_the_sum_over_its_past():
+def test_average_is_the_weighted_sum_of_all_past_parameters():
     """From p0: 0.5^3 p0 + 0.5^3 p1 + 0.5^2 p2 + 0.5 p3."""
     past = [{"a": jnp.asarray(x)} for x in (8.0, 16.0, -4.0, 2.0)]
     average = past[0]
@@ -42,7 +42,7 @@ def test_without_warmup_the_decay_is_constant(step):
 )
 def test_with_warmup_the_decay_rises(step, expected):
     decay = jax.jit(lambda step: ema.decay_at(step, decay=0.9999, warmup=True))
-    # 1 - 0.9999 is known to 2^-24 / 1e-4 = 6e-4 of itself; the decay to 6e-8.
+    # float32 rounds the decay by up to 2^-24 = 6e-8.
     assert float(decay(jnp.asarray(step, jnp.int32))) == pytest.approx(expected, rel=1e-6)
 
 

@@ -16,7 +16,7 @@ def train(
     spikes=None,
     failed_saves=(),
 ):
-    """Runs the loop with a step that only counts; returns what it did, in order."""
+    """(run, events): run() runs the loop with a step that only counts and appends to events."""
     events, failed_saves = [], list(failed_saves)
 
     def save(step, state, loss, last):
@@ -28,7 +28,7 @@ def train(
         return failed
 
     def train_step(state, batch, key):
-        assert batch == int(state.step)  # the batch of this step, whatever the start
+        assert batch == int(state.step)  # a resumed loop gets the batch of its step
         step = state.step + 1
         loss = jnp.where(step == bad_step, jnp.nan, step.astype(jnp.float32))
         return state._replace(step=step), {"loss": loss}
@@ -59,7 +59,7 @@ def train(
     return run, events
 
 
-def test_everything_happens_in_its_step():
+def test_logs_saves_and_hooks_come_at_their_periods():
     run, events = train(total_steps=12)
     assert int(run().step) == 12
     assert events == [
@@ -72,7 +72,7 @@ def test_everything_happens_in_its_step():
     ]
 
 
-def test_a_resumed_run_keeps_the_rhythm():
+def test_a_resumed_run_keeps_the_periods():
     run, events = train(total_steps=12, start=7)
     run()
     assert [e[:2] for e in events] == [
@@ -82,7 +82,7 @@ def test_a_resumed_run_keeps_the_rhythm():
 
 
 @pytest.mark.parametrize("bad_step", [5, 6])
-def test_a_loss_that_is_not_finite_stops_before_the_save(bad_step):
+def test_a_loss_that_is_not_finite_raises_before_the_save(bad_step):
     run, events = train(total_steps=12, bad_step=bad_step, log_every=100)
     with pytest.raises(divergence.Diverged, match=f"loss is nan at step {bad_step}$") as error:
         run()
@@ -91,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_save(bad_step):
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])
-def test_a_spike_of_one_step_stops_before_the_log_and_the_save(log_every):
+def test_a_spike_raises_before_the_log_and_the_save(log_every):
     spikes = divergence.Spikes(1.9, [3.0] * 30)
     run, events = train(total_steps=12, log_every=log_every, spikes=spikes)
     with pytest.raises(divergence.Diverged, match="loss 6 is above 1.9 times 3, .* step 6$") as e:
@@ -100,21 +100,21 @@ def test_a_spike_of_one_step_stops_before_the_log_and_the_save(log_every):
     assert all(event[1] < 6 for event in events)
 
 
-def test_a_failed_save_is_tried_again_at_the_next_log():
+def test_a_failed_save_is_repeated_at_the_next_log():
     run, events = train(total_steps=20, checkpoint_every=10, log_every=4, failed_saves=[10])
     run()
     saves = [event[1:] for event in events if event[0] == "save"]
     assert saves == [(10, 5.5, False), (12, 11.5, False), (20, 16.5, True)]
 
 
-def test_a_request_to_stop_saves_first():
+def test_a_stop_request_saves_and_raises_interrupted():
     run, events = train(total_steps=12, stop_at=3)
     with pytest.raises(loop.Interrupted, match="stopped after step 3"):
         run()
     assert events == [("save", 3, 2.0, True), ("log", 3, 2.0)]
 
 
-def test_a_request_to_stop_after_the_last_step_changes_nothing():
+def test_a_stop_request_in_the_last_step_is_ignored():
     run, events = train(total_steps=3, stop_at=3)
     assert int(run().step) == 3
     assert ("save", 3, 2.0, True) in events

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from dit_jax.errors import UserError
 from dit_jax.train import optimizer
 
 
@@ -11,11 +12,11 @@ def rates(steps, **options):
     return [float(schedule(step)) for step in steps]
 
 
-def test_the_rate_is_constant_as_in_the_paper():
+def test_the_learning_rate_is_constant_without_warmup_and_decay():
     np.testing.assert_allclose(rates([0, 1, 10_000_000]), 1e-4)
 
 
-def test_the_rate_rises_and_falls():
+def test_the_learning_rate_rises_in_warmup_and_falls_to_zero():
     warm = rates([0, 5, 10, 20], warmup_steps=10)
     np.testing.assert_allclose(warm, [0, 0.5e-4, 1e-4, 1e-4], rtol=1e-6)
     short = rates([0, 10, 60, 110, 120], warmup_steps=10, decay_steps=110)
@@ -23,11 +24,11 @@ def test_the_rate_rises_and_falls():
 
 
 def test_decay_must_end_after_warmup():
-    with pytest.raises(ValueError, match="decay_steps must be 0 or above warmup_steps 10, got 10"):
+    with pytest.raises(UserError, match="decay_steps must be 0 or above warmup_steps 10, got 10"):
         rates([0], warmup_steps=10, decay_steps=10)
 
 
-def test_adamw_takes_the_steps_of_its_formula():
+def test_adamw_follows_its_formula():
     values = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
     adamw = optimizer.adamw(learning_rate=0.01, warmup_steps=0, decay_steps=0, **values)
     params = expected = np.array([1.0, -2.0])

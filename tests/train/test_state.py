@@ -10,7 +10,7 @@ def init(key):
     return {"kernel": jax.random.normal(key, (4, 8)), "bias": jax.numpy.zeros(8)}
 
 
-def test_a_state_is_born_on_all_devices_with_its_average_at_the_parameters():
+def test_a_new_state_is_on_all_devices_and_its_ema_equals_the_parameters():
     mesh, optimizer = sharding.make_mesh(), optax.sgd(0.1, momentum=0.9)
     state = states.create(init, optimizer, jax.random.key(0), mesh, shard_optimizer=False)
     assert int(state.step) == 0 and state.step.dtype == np.int32
@@ -18,7 +18,7 @@ def test_a_state_is_born_on_all_devices_with_its_average_at_the_parameters():
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(state))
 
 
-def test_the_abstract_state_is_that_of_the_real_one():
+def test_the_abstract_state_has_the_shapes_and_shardings_of_a_real_one():
     mesh, optimizer, key = sharding.make_mesh(), optax.sgd(0.1, momentum=0.9), jax.random.key(0)
     real, abstract = (
         make(init, optimizer, key, mesh, shard_optimizer=True)
