@@ -92,14 +92,11 @@ def test_tensorstore_refusals_match_a_refused_read(storage, monkeypatch, status)
 
 BACKEND = """
 import sys
-from configs import base
-from dit_jax import compat
-from dit_jax.checkpoint import store
-from dit_jax.planning import plan
+if sys.argv[1:]:
+    from dit_jax import compat
+    compat.keep_etils_off_tensorflow()
 from etils import epath
 
-if sys.argv[1:]:
-    compat.keep_etils_off_tensorflow()
 assert epath.gpath.importlib.util.find_spec("tensorflow")
 epath.gpath._is_zonal_gcs_bucket = lambda bucket: False  # it would ask Google
 print(epath.Path("gs://tests/a")._backend is epath.backend.fsspec_backend)
@@ -211,9 +208,11 @@ def test_explain_config_error_names_the_field_and_a_near_one():
         ),
     ],
 )
-def test_explain_flag_error_names_the_value(argument, line):
+def test_explain_flag_error_names_the_value(argument, line, monkeypatch):
+    arguments = ["command", f"--config={ROOT}/configs/digits.py", argument]
+    monkeypatch.setattr(sys, "argv", arguments)  # where ml_collections looks for fields
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values)
     with pytest.raises(flags.IllegalFlagValueError) as caught:
-        values(["command", f"--config={ROOT}/configs/digits.py", argument])
+        values(arguments)
     assert compat.explain_flag_error(caught.value) == line

@@ -92,9 +92,10 @@ def describe_step(directory, step):
 
 def describe_config(path):
     """Checks that config.json exists and agrees with the newest step."""
-    if not disk.read_json(path / "config.json"):
+    fields = disk.read_json(path / "config.json")
+    if not fields:
         raise UserError(f"{path / 'config.json'} is missing or empty")
-    settings = workdirs.read_settings(path)
+    settings = settings_lib.read(fields)
     step = steps.latest(path / "checkpoints")
     try:
         if step is not None:

@@ -140,7 +140,7 @@ def test_processes_with_different_configs_exit_and_name_the_config(tmp_path):
         )
         for i in range(2)
     ]
-    for text in finish(workers, code=2):
+    for text in finish_pod(workers, code=2):
         line = "config must be the same on all processes, got another value on process 1 than on 0"
         assert f"dit-train: {line}" in text and "Traceback" not in text
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from configs import digits, imagenet256, imagenet512
 from dit_jax.cli import plan as command
 from dit_jax.machine import devices, sharding
 from dit_jax.models import flops
-from dit_jax.planning import hlo, plan
+from dit_jax.planning import chips, hlo, plan
 from dit_jax.runs import build
 
 
@@ -35,13 +35,13 @@ def test_every_generation_is_there(topology, count, kind):
 
 @pytest.mark.parametrize("name, megahertz", [("v2", 700), ("v3", 940), ("v4", 1050)])
 def test_the_clock_is_the_published_one(name, megahertz):
-    chip = plan.CHIPS[name]
+    chip = chips.CHIPS[name]
     assert plan.make_target(chip.example).clock == pytest.approx(megahertz * 1e6, rel=0.02)
 
 
-@pytest.mark.parametrize("name", plan.CHIPS)
+@pytest.mark.parametrize("name", chips.CHIPS)
 def test_the_compiler_counts_a_large_product_near_the_peak(name):
-    target = plan.make_target(plan.CHIPS[name].example)
+    target = plan.make_target(chips.CHIPS[name].example)
     place = NamedSharding(sharding.make_mesh(devices=target.devices), PartitionSpec())
     x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=place)
     program = hlo.read(jax.jit(jnp.matmul).lower(x, x).compile().as_text())
@@ -74,9 +74,10 @@ def small(**compute):
 
 
 def prepare(config, target):
-    parts = build.parts(config, target.devices)
-    args = plan.arguments(parts.abstract_state(), command.batch(config), parts.mesh)
-    return parts, args, config.train.batch_size * flops.train_flops(parts.model)
+    settings = build.read(config)
+    parts = build.parts(settings, target.devices)
+    args = plan.arguments(parts.abstract_state(), command.batch(settings), parts.mesh)
+    return parts, args, settings.train.batch_size * flops.train_flops(parts.model)
 
 
 @pytest.mark.parametrize("topology", ["v2:2x2", "v5e:2x2"])
@@ -216,7 +217,7 @@ def test_the_papers_largest_model_fits(module, topology, choices, milliseconds):
     config.compute.remat = choices[3]
     started = time.process_time()
     with jax.numpy_dtype_promotion("standard"):
-        figures = command.plan_one(config, target)
+        figures = command.plan_one(build.read(config), target)
     assert figures["fits"]
     if milliseconds:
         assert time.process_time() - started < 60  # of all cores, however busy they are
