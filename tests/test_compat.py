@@ -28,10 +28,7 @@ ALONE = """
 import sys
 import jax
 import numpy as np
-from configs import base
 from dit_jax import compat
-from dit_jax.checkpoint import store
-from dit_jax.planning import plan
 
 jax.distributed.initialize(sys.argv[1], num_processes=1, process_id=0)
 client = compat.distributed_client()
@@ -151,10 +148,7 @@ def test_tree_reader_reads_what_fits_its_limit(tmp_path):
 
 UNRAISABLE = """
 import gc
-from configs import base
 from dit_jax import compat
-from dit_jax.checkpoint import store
-from dit_jax.planning import plan
 class Loud:
     def __init__(self, text):
         self.text = text
@@ -173,10 +167,7 @@ def test_hide_closed_event_loop_hides_nothing_else():
 
 LOG = """
 from absl import logging
-from configs import base
 from dit_jax import compat
-from dit_jax.checkpoint import store
-from dit_jax.planning import plan
 compat.log_plainly(lambda record: "hidden" not in record.getMessage())
 logging.info("a %s line", "plain")
 logging.info("hidden")
