@@ -39,7 +39,7 @@ def test_a_run_writes_config_record_curve_samples_and_checkpoints(reference):
     assert last < 0.6 * first
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_resume_is_bit_identical_after_kills_at_random_moments(reference, tmp_path, count):
     seed = random.randrange(1000)
     print(f"seed of the moments: {seed}")
