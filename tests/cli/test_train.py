@@ -39,7 +39,7 @@ def test_a_run_writes_config_record_curve_samples_and_checkpoints(reference):
     assert last < 0.6 * first
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_resume_is_bit_identical_after_kills_at_random_moments(reference, tmp_path, count):
     seed = random.randrange(1000)
     print(f"seed of the moments: {seed}")
@@ -155,10 +155,10 @@ DIGITS = "--config=configs/digits.py"
         ),
         ([DIGITS, "--config.model=S"], "config.model must be set field by field, as --config.mod"),
         ([DIGITS, "--config.model.null_label=maybe"], "null_label must be true or false, got 'ma"),
-        ([DIGITS, "--config.model.input_size=8"], "two whole numbers of at least 1, got (8,)"),
-        ([DIGITS, "--config.model.input_size=(8, 8, 8)"], "input_size must be two whole numbers"),
-        ([DIGITS, "--config.model.input_size=(8.0, 8)"], "input_size must be two whole numbers"),
-        ([DIGITS, "--config.model.input_size=(0, 8)"], "input_size must be two whole numbers"),
+        ([DIGITS, "--config.model.input_size=8"], "(8, 8, 1) for digits, got (8, 1)"),
+        ([DIGITS, "--config.model.input_size=(8, 8, 8)"], "for digits, got (8, 8, 8, 1)"),
+        ([DIGITS, "--config.model.input_size=(8.0, 8)"], "input_size must be whole numbers of at"),
+        ([DIGITS, "--config.model.input_size=(0, 8)"], "of at least 1, got (0, 8)"),
         ([DIGITS, "--config.sampling.cfg_interval=5"], "cfg_interval must be two whole numbers"),
         ([DIGITS, "--config.sampling.cfg_interval=(0, 9.5)"], "two whole numbers, got (0, 9.5)"),
         ([DIGITS, "--config.sampling.cfg_scale=nan"], "sampling.cfg_scale must be finite, got nan"),
@@ -184,7 +184,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.run.log_every=0"], "run.log_every must be at least 1, got 0"),
         ([DIGITS, "--config.train.learning_rate=0.0"], "learning_rate must be above 0, got 0.0"),
         ([DIGITS, "--config.train.ema_decay=1.0"], "train.ema_decay must be in [0, 1), got 1.0"),
-        ([DIGITS, "--config.train.warmup_steps=-1"], "warmup_steps must be 0 or more, got -1"),
+        ([DIGITS, "--config.train.warmup_steps=-1"], "warmup_steps must be at least 0, got -1"),
         ([DIGITS, "--config.train.decay_steps=3"], "decay_steps must be 0 or above warmup_steps"),
         ([DIGITS, "--config.model.null_label=False"], "class_dropout_prob must be 0 without"),
         ([DIGITS, "--config.compute.dtype=float16"], "dtype must be one of float32, bfloat16"),
