@@ -111,5 +111,5 @@ def _check_saved(workdir):
         last = max((step for step in saved if step), default="?")
         raise UserError(
             f"workdir must not have lost its saved steps: {workdir} had saved step {last}, but "
-            "there is no whole step in checkpoints; restore one or use another workdir"
+            "there is no complete step in checkpoints; restore one or use another workdir"
         )

@@ -1,4 +1,4 @@
-"""dit-verify: what is whole is called so, what is damaged is named, and nothing is written."""
+"""dit-verify: reports damage, and writes nothing."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_whole_run_is_called_so_and_left_alone(call, run):
+def test_an_intact_run_has_no_damage_and_is_not_changed(call, run):
     before = contents(run)
     code, said, _ = call(verify, run)
     assert code == 0 and contents(run) == before
@@ -42,12 +42,12 @@ def test_a_whole_run_is_called_so_and_left_alone(call, run):
     assert [name for name, _ in lines[:5]] == [
         *("config.json", "metrics.jsonl", "checkpoints/20", "checkpoints/30", "damaged/10")
     ]
-    assert said.splitlines()[-1] == "all is as it was saved"
+    assert said.splitlines()[-1] == "no damage found"
     assert "arrays of params, ema" in lines[3][1] and "1 records to step 30" in lines[1][1]
 
 
 @pytest.mark.parametrize("inside", ["checkpoints", "checkpoints/30"])
-def test_a_part_of_a_run_can_be_read_alone(call, run, inside):
+def test_a_part_of_a_run_can_be_checked_alone(call, run, inside):
     code, said, _ = call(verify, run / inside)
     assert code == 0 and "checkpoints/30" in said and "config.json" not in said
 
@@ -75,7 +75,7 @@ def test_a_part_of_a_run_can_be_read_alone(call, run, inside):
         *("no config", "no record", "another config", "another step"),
     ],
 )
-def test_damage_is_named(call, run, damage, message):
+def test_damage_is_reported(call, run, damage, message):
     damage(run)
     code, said, _ = call(verify, run)
     assert code == 1 and said.splitlines()[-1] == "1 of 5 are damaged"
@@ -88,17 +88,17 @@ def move(run, old, new):
     shutil.copy(run / "checkpoints" / "20" / "_CHECKPOINT_METADATA", run / "checkpoints" / new)
 
 
-def test_steps_that_are_gone_or_not_whole_are_named(call, run):
+def test_missing_and_incomplete_steps_are_reported(call, run):
     (run / "checkpoints" / "30" / "_CHECKPOINT_METADATA").unlink()
     code, said, _ = call(verify, run)
-    assert code == 1 and "checkpoints/30 is not whole" in said
-    assert "step 30 was saved, and is gone" in said
+    assert code == 1 and "checkpoints/30 is incomplete" in said
+    assert "step 30 was saved but is missing" in said
     shutil.rmtree(run / "checkpoints")
     code, said, _ = call(verify, run)
-    assert code == 1 and "step 30 was saved, and is gone" in said
+    assert code == 1 and "step 30 was saved but is missing" in said
 
 
-def test_a_step_that_a_run_at_work_deletes_meanwhile_is_no_damage(call, run, monkeypatch):
+def test_a_step_that_a_running_training_deletes_is_no_damage(call, run, monkeypatch):
     def vanish(directory, step):
         if step == 20:
             shutil.rmtree(run / "checkpoints" / "20")
@@ -106,7 +106,7 @@ def test_a_step_that_a_run_at_work_deletes_meanwhile_is_no_damage(call, run, mon
 
     monkeypatch.setattr(store, "verify", vanish)
     code, said, _ = call(verify, run)
-    assert code == 0 and "has been deleted meanwhile, by a run at work" in said
+    assert code == 0 and "was deleted meanwhile by a running training" in said
 
 
 def largest(run):
@@ -132,9 +132,9 @@ def test_shards_are_compared_with_their_digests(call, tmp_path):
     assert code == 1 and "manifest.json must be JSON, but it is damaged" in said
 
 
-def test_what_holds_nothing_of_the_kind_is_refused(refuse, tmp_path):
-    assert f"there is nothing of the kind in {tmp_path}" in refuse(verify, tmp_path)
+def test_a_folder_without_anything_to_check_is_refused(refuse, tmp_path):
+    assert f"there is none in {tmp_path}" in refuse(verify, tmp_path)
     assert f"DIR must exist, got {tmp_path}/none" in refuse(verify, tmp_path / "none")
     assert refuse(verify, "") == "dit-verify: DIR must not be empty"
     (tmp_path / "manifest.json").write_text('{"name": "a page", "icons": []}')
-    assert f"there is nothing of the kind in {tmp_path}" in refuse(verify, tmp_path)
+    assert f"there is none in {tmp_path}" in refuse(verify, tmp_path)

@@ -127,9 +127,9 @@ def test_ddim_on_the_linear_path_is_eulers_method_of_the_velocity():
 )
 @pytest.mark.parametrize("learned", [True, False])
 def test_ddpm_samples_a_gaussian(levels, mean, std, learned):
-    """With the exact variance, or with the posterior's in many small steps."""
-    if not learned and levels.num_steps < 200:
-        levels = LONG.levels("400")
+    """With the exact variance, or with the posterior's, which many small steps need."""
+    if not learned:
+        levels, std = LONG.levels("1000"), max(std, 0.3)
     noise_at = make_noise(0, 256, levels, (4, 4, 4))  # 16384 numbers
     exact = predict_gaussian(mean, std, levels)
 

@@ -79,7 +79,7 @@ def test_a_run_that_was_killed_before_its_first_save_may_start_at_0(tmp_path, fo
 @pytest.mark.parametrize("saved, folder", [(30, None), (30, "8.orbax-checkpoint-tmp"), (None, "8")])
 def test_a_run_that_lost_its_saved_steps_is_refused(tmp_path, saved, folder):
     make(tmp_path, saved=saved, folder=folder)
-    with pytest.raises(UserError, match=f"had saved step {saved or '.'}, but there is no whole"):
+    with pytest.raises(UserError, match=f"had saved step {saved or '.'}, but there is no complete"):
         workdirs.check(tmp_path, SETTINGS)
 
 
