@@ -135,7 +135,7 @@ DIGITS = "--config=configs/digits.py"
         (["--config=configs/imagenet256.py:XXL/2"], "size must be one of Ti, S, B, L, XL, got"),
         (
             ["--config=configs/imagenet256.py:XL2"],
-            "a variant must be SIZE/PATCH, as XL/2, got 'XL2'",
+            "a variant must be SIZE/PATCH, such as XL/2, got 'XL2'",
         ),
         (["--config=configs/imagenet256.py:XL/3"], "input_size must be divisible by patch_size 3"),
         (["--config=configs/imagenet256.py:XL/0"], "patch_size must be at least 1, got 0"),
@@ -159,8 +159,11 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.model.input_size=(8, 8, 8)"], "for digits, got (8, 8, 8, 1)"),
         ([DIGITS, "--config.model.input_size=(8.0, 8)"], "input_size must be whole numbers of at"),
         ([DIGITS, "--config.model.input_size=(0, 8)"], "of at least 1, got (0, 8)"),
-        ([DIGITS, "--config.sampling.cfg_interval=5"], "cfg_interval must be two whole numbers"),
-        ([DIGITS, "--config.sampling.cfg_interval=(0, 9.5)"], "two whole numbers, got (0, 9.5)"),
+        (
+            [DIGITS, "--config.sampling.cfg_interval=5"],
+            "cfg_interval must be two numbers, got (5,)",
+        ),
+        ([DIGITS, "--config.sampling.cfg_interval=(0, 999.5)"], "in 0 .. 999, got (0, 999.5)"),
         ([DIGITS, "--config.sampling.cfg_scale=nan"], "sampling.cfg_scale must be finite, got nan"),
         ([DIGITS, "--config.train.learning_rate=inf"], "train.learning_rate must be finite, got"),
         ([DIGITS, "--config.train.weight_decay=nan"], "train.weight_decay must be finite, got nan"),
