@@ -62,7 +62,7 @@ def test_files_to_decoded_samples_with_one_command_each(call, caplog, root):
         autoencoder.save(root / part, NARROW, changed)
         common = (f"--checkpoint={run}", "--labels=0", f"--vae={root}/{part}")
         assert call(sample, *common, f"--out={root}/y.npz")[0] == 0
-        assert ("is not the one that encoded for" in caplog.text) == warns
+        assert ("is not the one whose latents" in caplog.text) == warns
 
 
 def test_training_on_pixels_needs_no_autoencoder(call, root):
