@@ -160,7 +160,7 @@ def tree_reader(template=None):
 
 
 def hide_closed_event_loop():
-    """Keeps Orbax's reads from printing "Event loop is closed" after another one failed.
+    """Keeps Orbax from printing "Event loop is closed" for writes that run on after one failed.
 
     orbax-checkpoint 0.12. The exceptions reach only sys.unraisablehook; all others are printed.
     """
