@@ -187,7 +187,7 @@ babysit() {
 advance() {
   local training
   training=$(training_state)
-  # On a fresh pod the exit code is that of an earlier training.
+  # On a fresh pod the exit code belongs to an earlier training.
   [ ! "$fresh" ] || [[ $training =~ ^(running|unreachable)$ ]] || training=none
   report "training: $training"
   case $training in

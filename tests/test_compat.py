@@ -59,8 +59,15 @@ def test_process_allgather_returns_numpy():
     np.testing.assert_array_equal(compat.process_allgather(x).reshape(x.shape), x)
 
 
-def test_sync_processes_returns_when_all_processes_have_called_it():
+def test_sync_processes_waits_with_the_name_of_the_caller(monkeypatch):
+    names = []
+    monkeypatch.setattr(compat.multihost_utils, "sync_global_devices", names.append)
     compat.sync_processes("a name")
+    assert names == ["a name"]
+
+
+def test_sync_processes_returns_in_a_process_that_is_alone():
+    assert compat.sync_processes("a name") is None
 
 
 def test_hybrid_device_grid_crosses_slices_along_the_first_axis_only():

@@ -100,7 +100,7 @@ def _initialize(*address):
 
 
 def check_same(**values):
-    """UserError, on every process, if a value (JSON) differs from that of process 0."""
+    """UserError on every process if a value (JSON) on any process differs from process 0."""
     digests = [hashlib.sha256(json.dumps(x).encode()).digest()[:4] for x in values.values()]
     local = np.array([int.from_bytes(digest) for digest in digests], np.uint32)
     gathered = compat.process_allgather(local).reshape(-1, len(local))  # (processes, values)

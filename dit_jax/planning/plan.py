@@ -139,11 +139,11 @@ def make(step, args, target, *, model_flops):
 
 def read_memory(stats, limit_gb):
     """Memory of one device in GB (1e9 bytes), from a compiled program's statistics."""
-    fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes  # the state is updated in place
+    new = stats.output_size_in_bytes - stats.alias_size_in_bytes  # the state is updated in place
     parts = {
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
-        "outputs": fresh,
+        "outputs": new,
         "code": stats.generated_code_size_in_bytes,
     }
     parts = {name: size / 1e9 for name, size in parts.items()}

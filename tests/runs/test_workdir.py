@@ -53,7 +53,10 @@ def change(fields):
 )
 def test_a_resumed_run_may_change_what_does_not_change_its_result(tmp_path, fields):
     make(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
     workdirs.check(tmp_path, change(fields))
+    assert (tmp_path / "config.json").read_bytes() == before  # a check writes nothing
+    assert json.loads(before) != settings_lib.to_json(change(fields))  # and these are changes
 
 
 @pytest.mark.parametrize(
