@@ -112,43 +112,43 @@ def list_buckets_afresh():
 # orbax-checkpoint
 
 
-class _WholeReads:
+class _FinishReads:
     """Lets every read in progress end when one fails.
 
-    orbax-checkpoint 0.12. Orbax closes the event loop at the first failure, and the reads that
-    still run then print errors. Its handlers are made to be subclassed; their use of one event
-    loop is not documented.
+    orbax-checkpoint 0.12.4 to 0.12.8. Orbax closes the event loop at the first failure, and the
+    reads that still run then print errors. Its handlers are made to be subclassed; their use of one
+    event loop is not documented.
     """
 
     async def deserialize(self, infos, args=None):
-        return await self._whole(super().deserialize(infos, args))
+        return await self._finish(super().deserialize(infos, args))
 
     async def metadata(self, infos):
-        return await self._whole(super().metadata(infos))
+        return await self._finish(super().metadata(infos))
 
-    async def _whole(self, reading):
+    async def _finish(self, read):
         before = asyncio.all_tasks()
         try:
-            return await reading
+            return await read
         except Exception:
-            if reads := asyncio.all_tasks() - before:
-                await asyncio.wait(reads)
+            if running := asyncio.all_tasks() - before:
+                await asyncio.wait(running)
             raise
 
 
-class _DeviceReads(_WholeReads, ocp.type_handlers.ArrayHandler):
+class _DeviceReads(_FinishReads, ocp.type_handlers.ArrayHandler):
     """Reads to devices."""
 
 
-class _HostReads(_WholeReads, ocp.type_handlers.NumpyHandler):
+class _HostReads(_FinishReads, ocp.type_handlers.NumpyHandler):
     """Reads to NumPy."""
 
 
 def tree_reader(template=None):
     """An Orbax handler that reads trees such as `template`, and ends cleanly if a read fails.
 
-    orbax-checkpoint 0.12. Orbax holds each read twice in memory, so concurrent reads are limited to
-    the largest leaf, or 200 MB if that is more.
+    orbax-checkpoint 0.12.4 to 0.12.8. Orbax holds each read twice in memory, so concurrent reads
+    are limited to the largest leaf, or 200 MB if that is more.
     """
     largest = max((x.size * x.dtype.itemsize for x in jax.tree.leaves(template)), default=0)
     return ocp.PyTreeCheckpointHandler(
@@ -162,7 +162,8 @@ def tree_reader(template=None):
 def hide_closed_event_loop():
     """Keeps Orbax from printing "Event loop is closed" for writes that run on after one failed.
 
-    orbax-checkpoint 0.12. The exceptions reach only sys.unraisablehook; all others are printed.
+    orbax-checkpoint 0.12.4 to 0.12.8. The exceptions reach only sys.unraisablehook; all others are
+    printed.
     """
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _print_unraisable
@@ -179,7 +180,7 @@ def _print_unraisable(unraisable):
 def log_plainly(is_for_users):
     """absl's log as plain lines on stderr, filtered by is_for_users(record).
 
-    absl-py 2. The handler exists before its flags are parsed, which absl asks for although nobody
+    absl-py 2.5. The handler exists before its flags are parsed, which absl asks for although nobody
     sets them; it has no option for the format.
     """
     flags.FLAGS.mark_as_parsed()
@@ -208,7 +209,7 @@ def explain_config_error(error, path):
 def explain_flag_error(error):
     """What is wrong with a value, in words, from absl's IllegalFlagValueError.
 
-    absl-py 2, ml_collections 1.1. The reason is Python's own text about a conversion.
+    absl-py 2.5, ml_collections 1.1. The reason is Python's own text about a conversion.
     """
     flag, _, reason = str(error).removeprefix("flag --").partition(": ")
     name, _, value = flag.partition("=")

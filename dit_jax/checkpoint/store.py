@@ -57,12 +57,12 @@ def save(writer, directory, step, items, meta):
         "digests": {name: digests.of_tree(tree) for name, tree in items.items()},
     }
     trees = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-    meta = ocp.args.JsonSave(meta | {"sha256": _digest_of_meta(meta)})
+    meta = ocp.args.JsonSave(meta | {"sha256": _meta_sha256(meta)})
     path = disk.absolute(directory) / str(step)
     writer.save(path, args=ocp.args.Composite(**trees, meta=meta), force=True)
 
 
-def _digest_of_meta(meta):
+def _meta_sha256(meta):
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
@@ -72,7 +72,7 @@ def read_meta(directory, step, *, of=None):
     meta = _read(path, "meta", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
     if not isinstance(meta, dict) or "digests" not in meta:
         raise Damaged(f"checkpoint {path} is damaged: its meta is empty")
-    if meta.pop("sha256", None) not in (None, _digest_of_meta(meta)):
+    if meta.pop("sha256", None) not in (None, _meta_sha256(meta)):
         raise Damaged(f"checkpoint {path} is damaged: its meta differs from what was saved")
     if meta["step"] != int(step):
         raise Damaged(f"checkpoint {path} is damaged: it was saved as step {meta['step']}")

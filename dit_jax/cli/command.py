@@ -21,11 +21,11 @@ PACKAGE = str(Path(__file__).parents[1])
 
 
 def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130):
-    """Defines and parses the flags, calls main(values, *words) and returns the exit code.
+    """Defines and parses the flags, calls main(values, *positional) and returns the exit code.
 
-    required: flags that must be given. takes: the names of the words beside the flags; None: any.
-    tidies: main has something to clean up, so SIGINT and SIGTERM raise KeyboardInterrupt in it;
-    otherwise they end the process at once, with the exit code `stopped`.
+    required: flags that must be given. takes: the names of the positional arguments; None: any
+    number. tidies: main has something to clean up, so SIGINT and SIGTERM raise KeyboardInterrupt
+    in it; otherwise they end the process at once, with the exit code `stopped`.
 
     A UserError, and an OSError or a bucket's refusal, becomes one line on stderr and exit code 2.
     Any other exception is a bug and keeps its traceback.
@@ -38,14 +38,14 @@ def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130)
         print(f"{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}")
         return 0
     try:
-        words = _parse(values, required, takes)
+        positional = _parse(values, required, takes)
     except (flags.Error, ValueError, TypeError, OSError) as error:  # a config raises any of them
         return fail(name, error)
     handlers = _listen(name, tidies, stopped)
     try:
         if "coordinator" in values:
             _join(values)
-        code = main(values, *words) or 0
+        code = main(values, *positional) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `| head`: the output that is left goes to /dev/null
@@ -84,10 +84,11 @@ def _listen(name, tidies, stopped):
 def define_cluster(values):
     """Defines the flags of a command that several processes may run together."""
     options = {"flag_values": values}
-    message = "host:port of process 0; not needed on TPU pods and in Slurm."
-    flags.DEFINE_string("coordinator", None, message, **options)
+    address = "host:port of process 0; not needed on TPU pods and in Slurm."
+    number = "This process's number, from 0, with --coordinator."
+    flags.DEFINE_string("coordinator", None, address, **options)
     flags.DEFINE_integer("num_processes", None, "With --coordinator.", lower_bound=1, **options)
-    flags.DEFINE_integer("process_id", None, "With it, from 0.", lower_bound=0, **options)
+    flags.DEFINE_integer("process_id", None, number, lower_bound=0, **options)
 
 
 def _join(values):
@@ -135,21 +136,21 @@ def output_path(text):
 
 
 def _parse(values, required, takes):
-    """Parses sys.argv into the flags; returns the words beside them."""
-    values.set_gnu_getopt(True)  # flags may follow words
+    """Parses sys.argv into the flags; returns the positional arguments."""
+    values.set_gnu_getopt(True)  # flags may follow positional arguments
     arguments, path = _find_config(values)
     try:
-        words = values(arguments)[1:]
+        positional = values(arguments)[1:]
     except (SyntaxError, ImportError) as error:
         raise UserError(f"config must be a Python file that runs, got {path}: {error}") from error
     except (KeyError, AttributeError) as error:
         raise UserError(compat.explain_config_error(error, path)) from error
     except flags.IllegalFlagValueError as error:
         raise UserError(compat.explain_flag_error(error)) from error
-    if takes is not None and len(words) != len(takes):
-        raise UserError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(words)!r}")
-    if takes and "" in words:
-        raise UserError(f"{takes[words.index('')]} must not be empty")
+    if takes is not None and len(positional) != len(takes):
+        raise UserError(f"takes {' '.join(takes) or 'flags only'}, got {' '.join(positional)!r}")
+    if takes and "" in positional:
+        raise UserError(f"{takes[positional.index('')]} must not be empty")
     for name in required:
         if values[name].value is None:
             raise UserError(f"--{name} must be given")
@@ -159,7 +160,7 @@ def _parse(values, required, takes):
             raise UserError(f"{name} must not be empty")
         if isinstance(value, str) and value.startswith("--"):  # `--vae --labels=1`
             raise UserError(f"{name} must have a value, got {value}")
-    return words
+    return positional
 
 
 def _find_config(values):

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 NUM_TRAIN = 1500
 NUM_CLASSES = 10
@@ -27,7 +26,9 @@ def load():
 
     The split is random because the last digits of the file come from other writers than the first.
     """
-    pixels, label = load_digits(return_X_y=True)  # (1797, 64) in 0 .. 16
+    from sklearn import datasets  # here, since it takes a second and only this data set needs it
+
+    pixels, label = datasets.load_digits(return_X_y=True)  # (1797, 64) in 0 .. 16
     image = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     order = np.random.default_rng(0).permutation(len(label))
     parts = np.split(order, [NUM_TRAIN])

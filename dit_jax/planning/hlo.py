@@ -84,7 +84,7 @@ def parse(text):
         if found and current is not None:
             current[found[1]] = _instruction(found[2])
     if entry is None:
-        raise ValueError("text must be of a compiled module with an ENTRY, found none")
+        raise ValueError(f"text must be a compiled module with an ENTRY, got {text[:100]!r}")
     return computations, entry
 
 

@@ -3,7 +3,6 @@
 import json
 
 import jax
-import matplotlib.figure
 import numpy as np
 from absl import logging
 from tqdm import tqdm
@@ -76,12 +75,14 @@ def _parse(line, where):
 
 def plot_losses(metrics_path, png_path):
     """Plots the noise MSE and the variational bound over the steps."""
+    from matplotlib.figure import Figure  # here, since it takes half a second
+
     records = read(metrics_path)
     names = [name for name in ("mse", "vb") if records and name in records[0]]
     if not names:  # before the first log
         return
     titles = {"mse": "noise MSE", "vb": "variational bound (bits)"}
-    figure = matplotlib.figure.Figure(figsize=(5 * len(names), 3.5), layout="constrained")
+    figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
     for i, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), i + 1)
         axes.plot(*curve(records, name))

@@ -46,7 +46,7 @@ def test_a_sweep_ranks_what_it_tries(call, tmp_path, standard, monkeypatch):
     assert f"The best: {plan.as_flags(rows[0])}" in printed
 
 
-def test_a_sweep_leaves_out_what_cannot_be_accumulated(call, standard, monkeypatch):
+def test_a_sweep_skips_meshes_that_cannot_accumulate(call, standard, monkeypatch):
     asked = []
     monkeypatch.setattr(plan.plan, "meshes", lambda count, **o: asked.append(o) or MESHES[:1])
     options = ("--config.train.batch_size=32", "--config.train.accumulation_steps=8")
@@ -54,7 +54,7 @@ def test_a_sweep_leaves_out_what_cannot_be_accumulated(call, standard, monkeypat
     assert asked == [{"heads": 4, "batch_size": 4}]
 
 
-def test_the_command_says_nothing_but_its_plan():
+def test_the_command_prints_only_its_plan():
     command = [sys.executable, "-m", "dit_jax.cli.plan", "--topology=v9:2x2"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "TPU_"))}
     done = subprocess.run(

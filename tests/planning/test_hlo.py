@@ -46,7 +46,7 @@ ENTRY %main (e: (s32[], f32[8])) -> f32[8] {{
 """
 
 
-def test_nested_loops_turn_as_often_as_their_conditions_say():
+def test_nested_loops_multiply_their_trip_counts():
     program = hlo.read(LOOPS)
     assert program.cycles == 7 + 5 * 3 * 10  # what is inside a fusion is the fusion's
     assert program.collectives == [hlo.Collective("all-reduce", 8 * 4, 2, 5)]
@@ -71,11 +71,11 @@ def entry(*lines, before=""):
         ("source_target_pairs={{0,1},{1,0}}", 2),
     ],
 )
-def test_the_size_of_a_group(groups, size):
+def test_group_size(groups, size):
     assert hlo.group_size(f"%x), channel_id=1, {groups}, dimensions={{0}}") == size
 
 
-def test_the_bytes_of_tuples_and_of_what_starts():
+def test_bytes_of_tuples_and_of_started_collectives():
     text = entry(
         "%a = (bf16[3,4]{1,0:T(8,128)(2,1)}, f32[2]{0}) all-reduce(%x, %y), "
         "replica_groups=[1,8]<=[8]",
@@ -105,7 +105,7 @@ def test_the_bytes_of_tuples_and_of_what_starts():
     assert hlo.read(text).collectives[-1] == hlo.Collective("all-reduce", 32, 2, 1)
 
 
-def test_what_an_asynchronous_call_wraps_counts_once():
+def test_an_asynchronous_call_counts_its_computation_once():
     wrapped = f"""
 %wrapped (q: f32[4]) -> f32[16] {{
   %q = f32[4] parameter(0)
@@ -123,7 +123,7 @@ def test_what_an_asynchronous_call_wraps_counts_once():
     assert program.cycles == 0  # links have their own time
 
 
-def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():
+def test_a_sliced_all_reduce_is_a_reduce_scatter():
     fused = """
 %all-reduce-scatter.1 (q: f32[16]) -> f32[4] {
   %q = f32[16] parameter(0)
@@ -142,11 +142,11 @@ def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():
     [("f32[2,3]{1,0}", 24), ("bf16[]", 2), ("pred[5]", 5), ("s4[4]", 2), ("f8e4m3fn[3]", 3)]
     + [("(f32[2]{0:T(8)S(1)}, (s32[3], u8[1]))", 8 + 12 + 1), ("token[]", 0)],
 )
-def test_the_bytes_of_a_type(type, size):
+def test_bytes_of_a_type(type, size):
     assert hlo.size(type) == size
 
 
-def test_what_runs_beside_several_fusions_counts_once():
+def test_a_collective_beside_several_fusions_counts_once():
     part = """
 %%async_collective_fusion.%d (q: f32[4]) -> f32[16] {
   %%q = f32[4] parameter(0)
@@ -162,12 +162,12 @@ def test_what_runs_beside_several_fusions_counts_once():
 
 
 @pytest.mark.parametrize("type", ["s32[]{:T(128)}", "u32[]"])
-def test_the_turns_of_a_loop(type):
+def test_trip_count_of_a_loop(type):
     assert hlo.trip_count({"limit": hlo.Instruction(type, "constant", "8), metadata={}")}) == 8
 
 
 @pytest.mark.parametrize("constants", [[], [3, 4]])
-def test_a_loop_of_unknown_turns_is_refused(constants):
+def test_a_loop_with_an_unknown_trip_count_is_refused(constants):
     lines = {
         f"c{i}": hlo.Instruction("s32[]", "constant", f"{n})") for i, n in enumerate(constants)
     }
@@ -175,7 +175,7 @@ def test_a_loop_of_unknown_turns_is_refused(constants):
         hlo.trip_count(lines)
 
 
-def test_text_that_is_no_program_is_refused():
+def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="must be of a compiled module"):
         hlo.read("nothing")
     with pytest.raises(ValueError, match="must name its groups"):

@@ -27,7 +27,7 @@ from dit_jax.runs import build
         ("tpu7x:2x2x1", 8, "TPU7x"),
     ],
 )
-def test_every_generation_is_there(topology, count, kind):
+def test_every_generation_has_its_devices(topology, count, kind):
     target = plan.make_target(topology)
     assert len(target.devices) == count and target.devices[0].device_kind == kind
     assert target.chip.devices == (2 if topology[:2] in ("v2", "v3", "tp") else 1)
@@ -106,7 +106,7 @@ def test_the_figures_of_a_small_step(topology):
     assert 2 * size < sent < 20 * size
 
 
-def test_the_arithmetic_is_the_models():
+def test_flops_are_those_of_the_model():
     target = plan.make_target("v5e:2x2")
     config = imagenet256.get_config("S/2")
     with jax.numpy_dtype_promotion("standard"):
@@ -118,7 +118,7 @@ def test_the_arithmetic_is_the_models():
     assert counted == pytest.approx(expected, rel=0.01)  # the inputs have no gradient
 
 
-def test_the_arithmetic_is_the_compilers():
+def test_flops_are_near_those_of_the_compiler():
     target = plan.make_target("v5e:2x2")
     with jax.numpy_dtype_promotion("standard"):
         parts, args, _ = prepare(small(unroll=True), target)  # a loop's body it counts once
@@ -129,7 +129,7 @@ def test_the_arithmetic_is_the_compilers():
     )  # only products
 
 
-def test_a_step_that_does_not_fit():
+def test_a_step_that_does_not_fit_is_reported():
     target = plan.make_target("v5e:2x2")
     mesh = sharding.make_mesh(devices=target.devices)
     place = sharding.replicated(mesh)
@@ -141,7 +141,7 @@ def test_a_step_that_does_not_fit():
     assert figures["memory_gb"] == {"arguments": 20 * 2**30 / 1e9, "limit": 2**34 / 1e9}
 
 
-def test_what_helps_where_it_does_not_fit():
+def test_advice_where_a_step_does_not_fit():
     def lines(**changes):
         memory = {"arguments": 10.0, "limit": 16.0}
         told = {"mesh": {"data": 8}, "remat": "none", "shard_optimizer": False} | changes
@@ -156,7 +156,7 @@ def test_what_helps_where_it_does_not_fit():
     assert plan.advise({"fits": True}, mesh={}, remat="none", shard_optimizer=False) == []
 
 
-def test_times_of_a_known_program():
+def test_times_of_a_program_with_known_costs():
     target = plan.make_target("v3:2x2")
     program = hlo.Program(
         round(target.clock),  # a second
@@ -177,7 +177,7 @@ def test_times_of_a_known_program():
     }
 
 
-def test_sensible_meshes_divide_all_that_they_must():
+def test_candidate_meshes_divide_batch_and_model():
     for count, heads, batch_size in [(256, 16, 256), (16, 16, 64), (8, 6, 8), (1, 16, 256)]:
         found = plan.meshes(count, heads=heads, batch_size=batch_size)
         assert found
