@@ -16,6 +16,11 @@ def flags(address, count, i):
     return [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"]
 
 
-def environment():
-    """Without the compilation cache: on CPUs, several processes that read one hang."""
-    return {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+def environment(devices=1):
+    """Of a process with that many CPU devices.
+
+    Without the compilation cache: on CPUs, several processes that read one hang.
+    """
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    flags = f"{kept.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return kept | {"XLA_FLAGS": flags}

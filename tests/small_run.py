@@ -56,8 +56,7 @@ def start(workdir, *options, config=SMALL):
 def start_pod(workdir, count, *options, devices=4):
     """Starts a SHORT run in `count` processes with `devices` devices in total."""
     address, train = processes.free_address(), command(workdir, *SHORT, *options)
-    flag = f"--xla_force_host_platform_device_count={devices // count}"
-    environment = processes.environment() | {"XLA_FLAGS": flag}
+    environment = processes.environment(devices // count)
     flags = [processes.flags(address, count, i) if count > 1 else [] for i in range(count)]
     return [_popen([*train, *each], environment) for each in flags]
 

@@ -58,9 +58,22 @@ def spiking(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "moment", ["before the next save", pytest.param("after it", marks=pytest.mark.slow)]
+    "signum, moment",
+    [
+        (signal.SIGINT, "before the next save"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [
+                (signal.SIGTERM, "before the next save"),
+                (signal.SIGKILL, "before the next save"),
+                (signal.SIGKILL, "after it"),
+            ]
+        ),
+    ],
 )
-def test_a_rollback_skips_the_batches_also_when_the_run_is_killed(spiking, tmp_path, moment):
+def test_a_rollback_skips_the_batches_also_when_the_run_is_stopped(
+    spiking, tmp_path, signum, moment
+):
     whole, errors = spiking
     meta = store.read_meta(whole / "checkpoints", LAST)
     bad, good = meta["rollbacks"][0]
@@ -73,22 +86,16 @@ def test_a_rollback_skips_the_batches_also_when_the_run_is_killed(spiking, tmp_p
         wait_for_step(process, run, min(bad + 8, LAST - 1))
     else:
         read_until(process, rolled_back)
-    kill(process)
+    process.send_signal(signum)
+    if signum == signal.SIGKILL:
+        process.communicate()
+    else:
+        last = finish(process, code=42).splitlines()[-1]
+        step = steps.latest(run / "checkpoints")
+        assert f"stopped after step {step}, which is saved" in last
     finish(start(run, *SPIKES))
     assert_same_end(run, whole)
     assert store.read_meta(run / "checkpoints", LAST)["rollbacks"] == meta["rollbacks"]
-
-
-@pytest.mark.parametrize(
-    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
-def test_a_signal_during_a_rollback_stops_and_saves(tmp_path, signum):
-    process = start(tmp_path / "run", *SPIKES)
-    errors = read_until(process, ": rolled back to step ")
-    process.send_signal(signum)
-    errors += finish(process, code=42)
-    step = steps.latest(tmp_path / "run" / "checkpoints")
-    assert f"stopped after step {step}, which is saved" in errors.splitlines()[-1]
 
 
 def test_a_run_goes_through_a_full_disk_bit_identically(reference, tmp_path):

@@ -51,9 +51,42 @@ def test_two_processes_train_sample_and_save(reference):
     store.verify(reference / "checkpoints", LAST)
 
 
-@pytest.mark.parametrize(
-    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+def test_a_failed_save_a_signal_and_a_share_that_one_process_cannot_read(reference, tmp_path):
+    run, directory = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    workers = start_pod(run, 2, "--config.run.total_steps=2000")
+    wait_for_save(workers[0], run)
+    _, hard = resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (1000, -1))
+    errors = read_until(workers[0], "could not be saved: ")
+    assert " could not be saved: process 1 could not write" in errors.splitlines()[-1]
+    resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (hard, hard))
+    workers[1].send_signal(signal.SIGTERM)
+    first, second = finish_pod(workers, code=42)
+    stopped = steps.latest(directory)
+    assert all(f"stopped after step {stopped}, which is saved" in text for text in (first, second))
+    assert " could not be saved: " in second and "Traceback" not in first + second
+    store.verify(directory, stopped)
+    before = read_losses(run)
+    assert before[:LAST].tolist() == read_losses(reference)[:stopped].tolist()
+
+    older = max(step for step in steps.saved(directory) if step < stopped)
+    cut_share(directory / str(stopped) / "ema")
+    last = stopped + 4
+    first, second = finish_pod(start_pod(run, 2, f"--config.run.total_steps={last}"))
+    assert f"moved to {run}/damaged/{stopped}, resuming from an older step" in first
+    assert f"resuming {run} from step {older}" in first
+    assert "cannot be read" in first + second
+    store.verify(directory, last)
+    assert read_losses(run)[:stopped].tolist() == before.tolist()
+
+
+def cut_share(item):
+    """Cuts the files that process 1 wrote for an item of a step."""
+    for path in (item / "ocdbt.process_1" / "d").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_process_saves_the_same_step_on_all(reference, tmp_path, signum):
     workers = start_pod(tmp_path / "run", 2)
     wait_for_step(workers[0], tmp_path / "run", 1)
@@ -90,34 +123,18 @@ def test_a_run_resumes_with_other_numbers_of_processes_and_devices(
     assert jax.device_count() == 8  # in this process, which can read the checkpoint too
 
 
-@pytest.mark.parametrize("item", ["ema", pytest.param("opt_state", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("item", ["ema", "opt_state"])
 def test_a_step_that_one_process_cannot_read_is_set_aside_by_all(reference, tmp_path, item):
     run = shutil.copytree(reference, tmp_path / "run")
     directory = run / "checkpoints"
-    for path in (directory / str(LAST) / item / "ocdbt.process_1" / "d").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
+    cut_share(directory / str(LAST) / item)
     first, second = finish_pod(start_pod(run, 2, f"--config.run.total_steps={LAST + 4}"))
     assert f"moved to {run}/damaged/{LAST}, resuming from an older step" in first
     assert f"resuming {run} from step {LAST - 8}" in first
     assert "cannot be read" in first + second
     store.verify(directory, LAST + 4)
     assert read_losses(run)[:LAST].tolist() == read_losses(reference).tolist()
-
-
-def test_a_save_fails_on_all_processes_if_one_cannot_write(tmp_path):
-    workers = start_pod(tmp_path / "run", 2, "--config.run.total_steps=2000")
-    wait_for_save(workers[0], tmp_path / "run")
-    _, hard = resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (1000, -1))
-    errors = read_until(workers[0], "could not be saved: ")
-    assert " could not be saved: process 1 could not write" in errors.splitlines()[-1]
-    resource.prlimit(workers[1].pid, resource.RLIMIT_FSIZE, (hard, hard))
-    workers[0].send_signal(signal.SIGTERM)
-    first, second = finish_pod(workers, code=42)
-    directory = tmp_path / "run" / "checkpoints"
-    step = steps.latest(directory)
-    assert f"stopped after step {step}, which is saved" in first
-    assert " could not be saved: " in second and "Traceback" not in first + second
-    store.verify(directory, step)
 
 
 def test_all_processes_exit_if_another_run_holds_the_workdir(tmp_path):

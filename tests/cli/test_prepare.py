@@ -49,12 +49,13 @@ def test_repeated_command_and_any_number_of_processes_write_the_same_bytes(
     assert contents(tmp_path / "x") == contents(prepared)
 
 
-def test_resume_after_kill_9_writes_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_resume_after_kill_9_writes_the_same_bytes(tmp_path, count):
     source, undisturbed, killed = (tmp_path / name for name in ("tree", "undisturbed", "killed"))
     pictures.draw(source, num_classes=8, per_class=50, low=100, high=200)
     command = [*COMMAND, source, killed, "--num_shards=100", "--processes=2"]
     rng = random.Random(0)
-    for _ in range(5):
+    for _ in range(count):
         process = subprocess.Popen(command)
         done = count_notes(killed) + rng.randint(1, 6)
         while process.poll() is None and count_notes(killed) < done:
@@ -62,7 +63,7 @@ def test_resume_after_kill_9_writes_the_same_bytes(tmp_path):
         time.sleep(rng.uniform(0, 0.02))
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert 5 <= count_notes(killed) < 100
+    assert count <= count_notes(killed) < 100
     assert subprocess.run(command).returncode == 0
     subprocess.run([*COMMAND, source, undisturbed, "--num_shards=100"], check=True)
     assert contents(killed) == contents(undisturbed)
@@ -94,9 +95,10 @@ def test_skipped_and_ignored_files_are_logged(call, caplog, tree, tmp_path):
     assert f"finished {tmp_path}/out: 18 images, 1 shards, 1 files skipped" in caplog.text
 
 
-def test_ctrl_c_prints_one_line_and_the_next_run_resumes(tree, prepared, tmp_path):
+@pytest.mark.parametrize("moments", [[0.6], pytest.param([0.3, 0.6, 1.0], marks=pytest.mark.slow)])
+def test_ctrl_c_prints_one_line_and_the_next_run_resumes(tree, prepared, tmp_path, moments):
     command = [*COMMAND, tree, tmp_path / "data", "--num_shards=4", "--processes=2"]
-    for seconds in (0.3, 0.6, 1.0):
+    for seconds in moments:
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -131,7 +133,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("name, seconds", [("SIGINT", 0), ("SIGINT", 0.006), ("SIGTERM", 0)])
+@pytest.mark.parametrize(
+    "name, seconds",
+    [
+        ("SIGINT", 0),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in [("SIGINT", 0.006), ("SIGTERM", 0)]),
+    ],
+)
 def test_interrupt_while_workers_start_prints_one_line(tree, prepared, tmp_path, name, seconds):
     """A timer sends the signal from another thread: the thread that starts workers blocks it."""
     script = tmp_path / "script.py"
