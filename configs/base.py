@@ -21,9 +21,7 @@ def get_config():
     config.model.learn_sigma = True
     config.model.conditioning = "adaln_zero"  # in_context, cross_attention, adaln or adaln_zero
 
-    config.compute = (
-        ConfigDict()
-    )  # how to compute with it; dtype apart, may change when a run is resumed
+    config.compute = ConfigDict()  # how; all but dtype may change when a run is resumed
     config.compute.dtype = "bfloat16"  # of the arithmetic; parameters stay float32
     config.compute.attention = "auto"  # xla, cudnn or auto: cudnn on a GPU in bfloat16, else xla
     config.compute.remat = "none"  # none, dots or full; full needs the least memory
@@ -31,9 +29,7 @@ def get_config():
 
     config.mesh = ConfigDict()  # the devices; may change when a run is resumed
     config.mesh.data = -1  # data parallelism; -1: all devices that the other axes leave
-    config.mesh.fsdp = (
-        1  # shards the batch and the parameters, which are all-gathered block by block
-    )
+    config.mesh.fsdp = 1  # shards batch and parameters; all-gathers the latter block by block
     config.mesh.tensor = 1  # shards heads and MLPs
     config.mesh.shard_optimizer = True  # shards EMA and optimizer over mesh.data too (ZeRO-1)
 
@@ -60,9 +56,7 @@ def get_config():
     config.train.eps = 1e-8
     config.train.weight_decay = 0.0
     config.train.warmup_steps = 0
-    config.train.decay_steps = (
-        0  # cosine decay of the rate to 0 over so many steps; 0: constant rate
-    )
+    config.train.decay_steps = 0  # cosine decay of the rate to 0 by this step; 0: constant rate
     config.train.ema_decay = 0.9999
     config.train.ema_warmup = False  # lets the EMA of a short run forget its start
 
@@ -83,9 +77,7 @@ def get_config():
     config.run.keep_best = 0  # also keep the steps of the lowest mean loss since the step before
     config.run.verify_checkpoints = True  # read back before others are deleted; checked on restore
     config.run.max_rollbacks = 0  # how often a diverged run goes back to its last save
-    config.run.spike_factor = (
-        0.0  # a loss above so many times the usual one has diverged; 0: NaN and inf only
-    )
+    config.run.spike_factor = 0.0  # losses above this times the usual diverge; 0: only NaN, inf
     config.run.sample_every = 10_000  # a grid of samples and the loss curve
     config.run.num_samples = 16  # in that grid
     return config.lock()  # setting any other field is an error
