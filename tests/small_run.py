@@ -25,7 +25,7 @@ SMALL = (
     f"--config.run.total_steps={LAST}",
     "--config.run.log_every=1",
     "--config.run.checkpoint_every=8",
-    "--config.run.sample_every=25",
+    "--config.run.sample_every=30",
     "--config.run.num_samples=10",
 )
 SHORT_LAST = 24

@@ -176,7 +176,7 @@ def test_a_loop_with_an_unknown_trip_count_is_refused(constants):
 
 
 def test_text_without_a_program_is_refused():
-    with pytest.raises(ValueError, match="must be of a compiled module"):
+    with pytest.raises(ValueError, match="must be a compiled module"):
         hlo.read("nothing")
     with pytest.raises(ValueError, match="must name its groups"):
         hlo.read(entry("%a = f32[4] all-reduce(%p), to_apply=%add"))
