@@ -35,7 +35,7 @@ setup(
         "scipy",
         "scikit-learn",
         "matplotlib",
-        "pillow",
+        "pillow>=10.3",  # opens 16-bit grey PNGs as such
         "tqdm",
         "tensorflow-datasets>=4.9.8",  # its own formats; it needs no TensorFlow for these
         "array_record>=0.7.1",

@@ -21,7 +21,7 @@ from dit_jax.cli import command
 from dit_jax.data import imagefolder, prepare
 from dit_jax.errors import UserError
 
-MAX_NAMED = 10  # skipped files that are logged by name
+MAX_NAMED = 10  # skipped files, and classes, that are logged by name
 
 
 def define(values):
@@ -51,7 +51,10 @@ def main(values, source, out):
         raise UserError(f"OUT must be outside SRC, got {out} in {source}")
     listing = imagefolder.scan(source)
     total = len(listing.examples)
-    logging.info("%d images of %d classes in %s", total, len(listing.classes), source)
+    names = ", ".join(listing.classes[:MAX_NAMED])
+    more = ", ..." if len(listing.classes) > MAX_NAMED else ""
+    numbers = (total, len(listing.classes))
+    logging.info("%d images of %d classes in %s: %s%s", *numbers, source, names, more)
     if listing.ignored:
         message = "ignoring %d files that are not images, for example %s"
         logging.warning(message, len(listing.ignored), listing.ignored[0])

@@ -5,11 +5,14 @@ tar for each class.
 """
 
 import tarfile
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
 from dit_jax.errors import UserError
 
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -45,7 +48,10 @@ class File(NamedTuple):
 
 
 def scan(path):
-    """The Listing of a folder or of a tar; UserError if a class has no images."""
+    """The Listing of a folder or of a tar; UserError if a class has no images.
+
+    Names that begin with a dot and folders of operating systems (`SYSTEM`) are ignored.
+    """
     path = Path(path)
     if path.is_dir():
         files = sorted(_walk(path))
@@ -54,9 +60,7 @@ def scan(path):
     else:
         raise UserError(f"source must be a folder or a tar that exists, got {path}")
     images = [file for file in files if is_image(file)]
-    for file in images:
-        if not file.name.isprintable():  # not UTF-8, or with a line break
-            raise UserError(f"a file name must be printable UTF-8, got {ascii(file.name)}")
+    _check_names(path, images)
     classes = sorted({file.name.split("/")[0] for file in images})
     if not classes:
         kind = "folder" if path.is_dir() else "tar"
@@ -76,7 +80,29 @@ def scan(path):
 def is_image(file):
     """Whether a File exists, is in a class and has the suffix of an image."""
     suffix = Path(file.name).suffix.lower()
-    return file.size >= 0 and "/" in file.name and suffix in SUFFIXES
+    in_class = "/" in file.name and not any(map(_is_hidden, file.name.split("/")))
+    return file.size >= 0 and in_class and suffix in SUFFIXES
+
+
+def _is_hidden(name):
+    return name.startswith(".") or name in SYSTEM
+
+
+def _check_names(path, images):
+    """UserError if a name cannot be written to the data set, or if the classes are splits."""
+    for file in images:
+        if any(unicodedata.category(x) in ("Cc", "Cs") for x in file.name):  # Cs: not UTF-8
+            rule = "a file name must be UTF-8 without control characters"
+            raise UserError(f"{rule}, got {ascii(file.name)}")
+        name = file.name.split("/")[0]
+        if name != name.strip():  # tensorflow-datasets strips it
+            raise UserError(f"a class name must not begin or end with a space, got {name!r}")
+    names = {file.name.split("/")[0] for file in images}
+    if names and names <= SPLITS and all(file.name.count("/") > 1 for file in images):
+        raise UserError(
+            f"source must have a folder for each class, got the splits {', '.join(sorted(names))}: "
+            f"prepare {path / min(names, key=lambda x: (not x.startswith('train'), x))}"
+        )
 
 
 def _walk(folder):
@@ -118,5 +144,6 @@ def _is_compressed(path):
 def _all_classes(path, files):
     """The names of all classes, including those without files in a folder tree."""
     if path.is_dir():
-        return {child.name for child in path.iterdir() if child.is_dir()}
+        folders = (child.name for child in path.iterdir() if child.is_dir())
+        return {name for name in folders if not _is_hidden(name)}
     return {file.name.split("/")[0] for file in files if "/" in file.name}

@@ -58,8 +58,10 @@ def write(out, split, listing, *, num_shards=0, processes=1, max_corrupt=0.001, 
             _repair(out, manifest, finished, jobs, pool)
         else:
             shards = _write_all(out, jobs, max_corrupt=max_corrupt, **pool)
+            summary = _summarize(listing, shards)
+            _check_classes(summary)
             manifest["classes"] = listing.classes
-            manifest["splits"][split] = {"source": source, **_summarize(listing, shards)}
+            manifest["splits"][split] = {"source": source, **summary}
             _finish(out, manifest)
         return manifest["splits"][split]
 
@@ -279,6 +281,17 @@ def _summarize(listing, shards):
         "corrupt": sorted(entry for shard in shards.values() for entry in shard["corrupt"]),
         "ignored": len(listing.ignored),
     }
+
+
+def _check_classes(summary):
+    """UserError if no image of a class could be decoded."""
+    for name, count in summary["classes"].items():
+        if not count:
+            corrupt = [each for each in summary["corrupt"] if each[0].startswith(f"{name}/")]
+            raise UserError(
+                f"every class must have an image that can be decoded, got none for {name}: "
+                f"{': '.join(corrupt[0])}"
+            )
 
 
 def _finish(out, manifest):

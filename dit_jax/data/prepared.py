@@ -44,6 +44,7 @@ def open_images(path, split, size):
         raise UserError(
             f"dataset must be a directory written by dit-prepare or tensorflow-datasets, got {path}"
         ) from error
+    _check_format(path, builder)
     splits = list(builder.info.splits)
     if split not in splits:
         raise UserError(f"split must be one of {', '.join(splits)}, got {split!r}")
@@ -52,6 +53,27 @@ def open_images(path, split, size):
     sides = {int(side): count for side, count in manifest["short_sides"].items()}
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     return Images(path, records, size, builder.info.features["label"].num_classes, sides)
+
+
+def _check_format(path, builder):
+    """UserError if the builder's files cannot be read at random, or have no images or labels."""
+    import tensorflow_datasets as tfds
+
+    kind = builder.info.file_format.value
+    if kind != "array_record":
+        raise UserError(
+            f"dataset must be stored as array_record, got {kind} in {path}: build it again with "
+            "file_format='array_record', or run `tfds convert_format`"
+        )
+    features = builder.info.features
+    for name, wanted in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
+        got = features[name] if name in features else None
+        if not isinstance(got, wanted):
+            found = type(got).__name__ if got else f"only {', '.join(features)}"
+            raise UserError(
+                f"dataset must have a feature {name} of the type {wanted.__name__}, "
+                f"got {found} in {path}"
+            )
 
 
 def warn_of_small(source):

@@ -58,8 +58,55 @@ def test_source_that_cannot_be_listed_raises(tmp_path):
     with pytest.raises(UserError, match="a complete tar of tars, got .*gz: it is compressed"):
         imagefolder.scan(tmp_path / "all.tar.gz")
     (tmp_path / "tree" / "c7" / "line\nbreak.jpg").touch()
-    with pytest.raises(UserError, match=r"must be printable UTF-8, got 'c7/line\\nbreak.jpg'"):
+    with pytest.raises(UserError, match=r"without control characters, got 'c7/line\\nbreak.jpg'"):
         imagefolder.scan(tmp_path / "tree")
     (tmp_path / "text.tar").write_text("text" * 1000)
     with pytest.raises(UserError, match="source must be a complete tar of tars, got"):
         imagefolder.scan(tmp_path / "text.tar")
+
+
+def test_files_of_operating_systems_are_neither_classes_nor_images(tmp_path):
+    files = pictures.draw(tmp_path / "tree")
+    for name in (".git/a.png", "__MACOSX/c0/a.png", "@eaDir/a.jpg", "c0/._000.jpg", "c1/.b/a.jpg"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    listing = imagefolder.scan(tmp_path / "tree")
+    assert listing.classes == ["c0", "c1", "c2"] and len(listing.ignored) == 5
+    assert [example.name for example in listing.examples] == sorted(files)
+
+
+def test_unicode_spaces_and_joiners_are_allowed_in_names(tmp_path):
+    names = ["a b", "a\u00a0b", "a\u3000b", "\U0001f469\u200d\U0001f33e", "n\u0303"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1\u2009000.png").touch()
+    assert imagefolder.scan(tmp_path).classes == sorted(names)
+
+
+@pytest.mark.parametrize("name", [" cat", "cat ", "cat\u00a0"])
+def test_a_class_name_with_outer_spaces_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.png").touch()
+    with pytest.raises(
+        UserError, match="class name must not begin or end with a space, got '.*cat"
+    ):
+        imagefolder.scan(tmp_path)
+
+
+def test_a_folder_of_splits_is_refused_and_one_is_offered(tmp_path):
+    for name in ("train/cat/a.png", "train/dog/b.png", "val/cat/c.png", "val/dog/d.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    message = f"got the splits train, val: prepare {tmp_path}/train$"
+    with pytest.raises(UserError, match=message):
+        imagefolder.scan(tmp_path)
+    assert imagefolder.scan(tmp_path / "train").classes == ["cat", "dog"]
+
+
+def test_classes_may_have_the_names_of_splits(tmp_path):
+    for name in ("test/a.png", "train/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    assert imagefolder.scan(tmp_path).classes == ["test", "train"]

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -118,6 +120,57 @@ def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert_decodes(encode(Image.fromarray(RGB), exif=exif), turns[orientation](RGB))
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def in_png(kind, data):
+    """RGB as a PNG with a chunk after its header."""
+    whole = encode(Image.fromarray(RGB))
+    return whole[:33] + png_chunk(kind, data) + whole[33:]
+
+
+DAMAGED_EXIF = {
+    "no TIFF": b"Exif\0\0" + b"\xde\xad\xbe\xef" * 4,
+    "cut": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01",
+    "offset past the end": b"Exif\0\0II*\0\xff\xff\0\0",
+    "float as MakerNote": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x10\x01\x0c\0\x01\0\0\0\x08\0\0\0"
+    + bytes(4),
+}
+
+
+@pytest.mark.parametrize("exif", DAMAGED_EXIF.values(), ids=DAMAGED_EXIF)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_damaged_exif_is_ignored(kind, exif):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert_decodes(encode(Image.fromarray(RGB), kind, exif=exif, **options), RGB)
+
+
+@pytest.mark.parametrize(
+    "kind, data",
+    [
+        (b"iCCP", b"name\0\0no profile"),
+        (b"zTXt", b"name\0\0no text"),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0\xff\xfe<x tiff:Orientation=''/>"),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 10\nzz")),
+    ],
+)
+def test_damaged_metadata_of_a_png_is_ignored(kind, data):
+    assert_decodes(in_png(kind, data), RGB)
+
+
+def test_a_damaged_profile_of_a_jpeg_is_ignored():
+    grey = np.full((40, 60, 3), 90, np.uint8)
+    assert_decodes(encode(Image.fromarray(grey), "JPEG", icc_profile=b"no profile"), grey, atol=1)
+
+
+@pytest.mark.parametrize("dtype, got", [(np.int32, "signed or 32-bit integers"), ("f4", "floats")])
+def test_pixels_of_an_unknown_range_are_refused(dtype, got):
+    data = encode(Image.fromarray(np.full((4, 4), 200, dtype)), "TIFF")
+    with pytest.raises(UserError, match=f"^image must have 8 or 16 bits .*, got {got}$"):
+        images.decode(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -128,6 +128,16 @@ def test_number_of_shards_is_at_most_the_number_of_images(tree, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_class_without_an_image_that_can_be_decoded_is_refused(tree, tmp_path):
+    source = shutil.copytree(tree[0], tmp_path / "tree")
+    (source / "new").mkdir()
+    (source / "new" / "text.png").write_text("text")
+    message = "an image that can be decoded, got none for new: new/text.png: image must be a whole"
+    with pytest.raises(UserError, match=message):
+        write(source, tmp_path / "out", max_corrupt=1)
+    assert prepare.read_manifest(tmp_path / "out")["splits"] == {}
+
+
 def test_corrupt_files_are_skipped_up_to_a_limit(tree, tmp_path):
     source = tmp_path / "tree"
     pictures.draw(source)

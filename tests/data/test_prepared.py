@@ -53,6 +53,40 @@ class Toy(tfds.core.GeneratorBasedBuilder):
             yield name, {"image": io.BytesIO(data), "label": int(name[1])}
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"file_format": "tfrecord"}, "must be stored as array_record, got tfrecord in .*: build"),
+        ({"without": "label"}, "must have a feature label of the type ClassLabel, got only image"),
+        ({"without": "image"}, "must have a feature image of the type Image, got only label"),
+        ({"label": np.int64}, "must have a feature label of the type ClassLabel, got Tensor in"),
+    ],
+)
+def test_a_dataset_that_cannot_be_trained_on_is_refused(tmp_path, change, message):
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": change.get("label", tfds.features.ClassLabel(names=["ant", "bee"])),
+    }
+    features.pop(change.get("without"), None)
+    kind = change.get("file_format", "array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=tmp_path, dataset_name="d", split="train", filetype_suffix=kind
+    )
+    template.sharded_filepath(shard_index=0, num_shards=1).touch()
+    tfds.folder_dataset.write_metadata(
+        data_dir=tmp_path,
+        features=tfds.features.FeaturesDict(features),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name="train", shard_lengths=[1], num_bytes=1, filename_template=template
+            )
+        ],
+        check_data=False,
+    )
+    with pytest.raises(UserError, match=f"^dataset {message}"):
+        prepared.open_images(tmp_path, "train", 16)
+
+
 def test_dataset_of_tensorflow_datasets_opens_unchanged(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(Toy, "files", dataset[1])
     builder = Toy(data_dir=tmp_path, file_format="array_record")
