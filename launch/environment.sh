@@ -17,7 +17,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-  echo "PYTHON must be Python 3.11 or newer, got $("$PYTHON" --version 2>&1)" >&2
+  version=$("$PYTHON" --version 2> /dev/null) || version='no Python'
+  echo "${0##*/}: PYTHON must be Python 3.11 or newer, got $PYTHON: $version" >&2
   exit 2
 fi
 

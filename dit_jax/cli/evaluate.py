@@ -2,7 +2,7 @@
 
     dit-evaluate --checkpoint=runs/digits --out=runs/digits/judgments.json
 
-It works for models of digits only so far; `evals/digits.py` explains the three judgments.
+It works for models of digits only so far; dit_jax/evals/digits.py explains the three judgments.
 """
 
 import json
@@ -21,7 +21,7 @@ from dit_jax.machine import devices, disk
 
 def define(values):
     options = {"flag_values": values}
-    flags.DEFINE_string("checkpoint", None, "A training run's directory.", **options)
+    flags.DEFINE_string("checkpoint", None, "A run or a checkpoint.", **options)
     flags.DEFINE_string("out", None, "A JSON file; default: judgments.json in the run.", **options)
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
     flags.DEFINE_integer("seed", 0, "Of the noise.", **options)

@@ -29,7 +29,7 @@ def path(text):
     gcsfs.
     """
     text = os.fspath(text)
-    if "://" not in text:
+    if not re.match("(?i)[a-z0-9+.-]+:/", text):  # with one slash it is meant to be a bucket too
         return Path(os.path.expanduser(text))
     if not re.match(f"{BUCKETS}[^/]", text):
         raise UserError(f"a path must be on a disk or start with gs://BUCKET, got {text}")

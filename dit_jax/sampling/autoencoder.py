@@ -40,7 +40,11 @@ def _read_meta(path):
 
 def _locate(path):
     try:
-        return steps.locate(path)
+        directory, step = steps.locate(path)
+        store.read_meta(directory, step, of="vae")
+        return directory, step
+    except store.Damaged:
+        raise
     except UserError as error:
         raise UserError(f"vae must be a folder that `dit-convert vae` wrote, got {path}") from error
 

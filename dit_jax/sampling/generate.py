@@ -120,5 +120,5 @@ def check(config, process, sampling):
         raise UserError(f"cfg_interval must be two numbers, got {interval!r}")
     if not 0 <= interval[0] <= interval[1] <= process.last_time:
         raise UserError(
-            f"cfg_interval must be first, last in 0 .. {process.last_time}, got {interval}"
+            f"cfg_interval must be first <= last in 0 .. {process.last_time}, got {interval}"
         )

@@ -118,7 +118,7 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
     line = refuse(sample, "--labels=3", f"--checkpoint={latents}", f"--vae={tmp_path}/wide")
     assert "vae must have 1 latent channels, got 4" in line
     line = refuse(sample, "--labels=3", f"--checkpoint={latents}", f"--vae={checkpoint}")
-    assert "checkpoint must be one of an autoencoder, got" in line
+    assert f"vae must be a folder that `dit-convert vae` wrote, got {checkpoint}" in line
 
 
 @pytest.mark.parametrize(

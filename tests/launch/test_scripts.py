@@ -91,15 +91,17 @@ def test_help_prints_the_settings_and_does_nothing_else(clone, environment, tmp_
 
 
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
-def test_old_python_is_reported(tmp_path, name):
+def test_an_old_or_missing_python_is_reported(tmp_path, name):
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" && exit 0\nexit 1\n')
     old.chmod(0o755)
-    done = subprocess.run(
-        ["bash", LAUNCH / name], env={"PYTHON": str(old)}, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr == "PYTHON must be Python 3.11 or newer, got Python 3.8.1\n"
+    for python, found in ((old, "Python 3.8.1"), (tmp_path / "none", "no Python")):
+        done = subprocess.run(
+            ["bash", LAUNCH / name], env={"PYTHON": str(python)}, capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        line = f"{name}: PYTHON must be Python 3.11 or newer, got {python}: {found}\n"
+        assert done.stderr == line
 
 
 def test_quickstart_refuses_a_bucket_as_workdir(run):

@@ -188,7 +188,9 @@ def test_path_accepts_text_and_paths(storage, monkeypatch, tmp_path):
     assert str(disk.bucket_of(path)) == "gs://tests"
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/run", "gs://", "gs:///run", "https://a/b"])
+@pytest.mark.parametrize(
+    "text", ["s3://bucket/run", "gs://", "gs:///run", "gs:/bucket/run", "https://a/b"]
+)
 def test_another_scheme_is_a_user_error(text):
     with pytest.raises(UserError, match=f"must be on a disk or start with gs://BUCKET, got {text}"):
         disk.path(text)

@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_named(model, tmp_path):
         model.encode(np.zeros((1, 8, 7, 3), np.uint8))
     with store.open_writer(background=False) as writer:
         store.save(writer, tmp_path, 0, {"params": {"a": np.zeros(2)}}, {"model": {}})
-    with pytest.raises(ValueError, match="checkpoint must be one of an autoencoder, got"):
+    with pytest.raises(ValueError, match="vae must be a folder that .* wrote, got"):
         autoencoder.load(tmp_path)
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, got 'half'"):
         autoencoder.Autoencoder(CONFIG, {}, sharding.make_mesh(), dtype="half")
