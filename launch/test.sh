@@ -22,7 +22,7 @@ if [ $# = 0 ]; then
   # Saves a fifth: the small programs of these tests take longer to compile than to run.
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=1"
 fi
-python -m pytest -n 2 --dist loadfile --durations=10 "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 "$@"
 if [ $# = 0 ]; then
   NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
     python -m pytest -n 2 -q -m "not slow" tests/models
