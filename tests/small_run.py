@@ -41,7 +41,7 @@ SHORT = (  # for several processes and for buckets
     "--config.run.sample_every=24",
     "--config.run.num_samples=4",
 )
-NOISE = re.compile(r"^\[Gloo\]|jax\._src\.distributed")  # the second of jax 0.7
+NOISE = re.compile(r"^\[Gloo\]|jax\._src\.distributed|Grain .* profiling")  # the last two: jax 0.7
 
 
 def command(workdir, *options):

@@ -46,7 +46,7 @@ class Target(NamedTuple):
 def make_target(topology):
     """The Target of a topology as "v3:8x16": a generation and the chips along each side.
 
-    UserError if it is unknown or libtpu is not installed.
+    UserError if it is unknown, or if libtpu is missing or too old for it.
     """
     name, _, sides = topology.partition(":")
     chip = chips.CHIPS.get(name)
@@ -72,6 +72,8 @@ def make_target(topology):
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
+        if "Invalid TPU external name" in str(error):
+            raise UserError(f"topology {topology} needs a newer libtpu and jax") from error
         raise UserError(wrong) from error
     return Target(topology, chip, found)
 

@@ -12,6 +12,11 @@ MESHES = [{"data": 4, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 1, "tensor": 
 SMALL = ("--config=configs/digits.py:Ti/2", "--topology=v5e:2x2")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compilation_cache_in_this_process():
+    """None: jax 0.7 cannot write programs for TPUs to a cache, and warns."""
+
+
 @pytest.fixture
 def standard():
     with plan.jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
