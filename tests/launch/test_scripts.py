@@ -134,7 +134,7 @@ def test_package_is_installed_again_only_if_setup_py_changed(clone, run, tmp_pat
 
 def test_model_tests_run_twice_and_only_without_arguments(clone, run, tmp_path):
     checks = ["ruff format --check .", "ruff check ."]
-    tests = "python -m pytest -n 2 --dist loadfile --durations=10"
+    tests = "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10"
     assert run(clone / "launch" / "test.sh").returncode == 0
     again = "NNX_GRAPH_MODE=false python -m pytest -n 2 -q -m not slow tests/models"
     assert read_calls(tmp_path)[-4:] == [*checks, tests, again]
