@@ -42,6 +42,7 @@ def get_config():
     config.data.space = "latents"  # what the model generates: pixels or latents
     config.data.path = ""  # output of dit-prepare (or tensorflow-datasets) or of dit-encode
     config.data.split = "train"
+    config.data.classes = ()  # train on these only, as labels 0, 1, ...; (): on all; digits only
     config.data.flip = True  # flip half of the images, drawn anew in every epoch
     config.data.vae = ""  # output of dit-convert vae: encodes images and decodes samples
     config.data.vae_dtype = "float32"  # or bfloat16: faster and less exact
@@ -59,6 +60,7 @@ def get_config():
     config.train.decay_steps = 0  # cosine decay of the rate to 0 by this step; 0: constant rate
     config.train.ema_decay = 0.9999
     config.train.ema_warmup = False  # lets the EMA of a short run forget its start
+    config.train.frozen = ()  # not trained: paths with a match of these regular expressions
 
     config.sampling = ConfigDict()  # the defaults of dit-sample; may change when a run is resumed
     config.sampling.sampler = "ddpm"  # ddpm or ddim

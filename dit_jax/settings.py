@@ -7,6 +7,7 @@ configs/base.py with its explanation. Runs and checkpoints that lack the field t
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass, field
 
 from dit_jax.errors import UserError
@@ -30,6 +31,19 @@ def fraction(default):
 def one_of(names, default):
     rule = f"one of {', '.join(names)}", lambda x: x in names
     return field(default=default, metadata={"rule": rule})
+
+
+def tuple_of(rule, fits):
+    """A tuple, empty by default, whose every value `fits`."""
+    checked = f"a list of {rule}", lambda values: all(map(fits, values))
+    return field(default=(), metadata={"rule": checked})
+
+
+def _is_pattern(value):
+    try:
+        return bool(value) and bool(re.compile(value))
+    except (re.error, TypeError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,7 @@ class Data:
     space: str = one_of(("pixels", "latents"), "latents")
     path: str = ""
     split: str = "train"
+    classes: tuple = tuple_of("whole numbers of at least 0", lambda x: type(x) is int and x >= 0)
     flip: bool = True
     vae: str = ""
     vae_dtype: str = one_of(("float32", "bfloat16"), "float32")
@@ -103,6 +118,7 @@ class Train:
     decay_steps: int = at_least(0, 0)
     ema_decay: float = fraction(0.9999)
     ema_warmup: bool = False
+    frozen: tuple = tuple_of("regular expressions", _is_pattern)
 
 
 @dataclass(frozen=True)
@@ -193,8 +209,8 @@ def _read(kind, fields, topic):
 def _convert(name, value, declared):
     """A field's value in its type, checked."""
     kind = declared.type
-    if kind is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
     if kind is float and type(value) is int:
         value = float(value)
     if kind is str and type(value) is int:  # num_steps: 250 stands for "250"

@@ -32,9 +32,12 @@ CONFIG = {
 }
 
 
-def save(path, config=CONFIG, step=30):
-    """Writes one step to path/checkpoints and returns its parameters and EMA, which differ."""
-    key, model = jax.random.key(0), dit.configure(**MODEL)
+def save(path, config=CONFIG, step=30, model=None):
+    """Writes one step to path/checkpoints and returns its parameters and EMA, which differ.
+
+    model: a DiTConfig; None: that of MODEL.
+    """
+    key, model = jax.random.key(0), model or dit.configure(**MODEL)
     params = dit.init(model, key)
     params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
     ema = jax.tree.map(lambda x: 0.9 * x, params)

@@ -49,6 +49,18 @@ def test_an_absent_field_or_topic_has_its_default():
         ({"data": {"space": "cells"}}, "^data.space must be one of pixels, latents, got 'cells'$"),
         ({"model": {"input_size": 8}}, "^model.input_size must be a list, got 8$"),
         ({"run": {"spike_factor": 0.5}}, "^run.spike_factor must be 0 or above 1, got 0.5$"),
+        (
+            {"data": {"classes": [1, -1]}},
+            "^data.classes must be a list of whole numbers of at least 0",
+        ),
+        ({"data": {"classes": [True]}}, r"of at least 0, got \(True,\)$"),
+        ({"train": {"frozen": "x"}}, "^train.frozen must be a list, got 'x'$"),
+        (
+            {"train": {"frozen": ["x", ""]}},
+            r"must be a list of regular expressions, got \('x', ''\)$",
+        ),
+        ({"train": {"frozen": ["("]}}, r"must be a list of regular expressions, got \('\(',\)$"),
+        ({"train": {"frozen": [3]}}, r"must be a list of regular expressions, got \(3,\)$"),
         ({"seed": 2**32}, "^seed must be in 0 .. 4294967295, got 4294967296$"),
         (
             {"model": {"null_label": False}},

@@ -102,15 +102,15 @@ def restore(directory, step, templates, *, verify=True):
     return items
 
 
-def restore_params(directory, step, init, *, weights, mesh):
-    """The parameters of a step, sharded over the mesh, with their digests checked.
+def restore_params(directory, step, init, *, weights, mesh, verify=True):
+    """The parameters of a step, sharded over the mesh.
 
     init() -> params gives the shapes; it is not run. weights: the item, "params" or "ema". Raises
-    UserError if there is no such item, and Damaged as `restore`.
+    UserError if there is no such item, and Damaged as `restore`, to which `verify` goes.
     """
     template = jax.eval_shape(init)
     template = sharding.abstract(template, sharding.of_params(template, mesh))
-    return restore(directory, step, {weights: template})[weights]
+    return restore(directory, step, {weights: template}, verify=verify)[weights]
 
 
 def compare(path, items, saved):

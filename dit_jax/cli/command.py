@@ -18,6 +18,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk
 
 PACKAGE = str(Path(__file__).parents[1])
+OWN_CONFIG = f"{PACKAGE}/runs/own_config.py"
 
 
 def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130):
@@ -40,6 +41,10 @@ def run(name, define, main, *, required=(), takes=(), tidies=False, stopped=130)
     try:
         positional = _parse(values, required, takes)
     except (flags.Error, ValueError, TypeError, OSError) as error:  # a config raises any of them
+        return fail(name, error)
+    except Exception as error:
+        if not disk.is_refusal(error):
+            raise
         return fail(name, error)
     handlers = _listen(name, tidies, stopped)
     try:
@@ -104,7 +109,9 @@ def _join(values):
 def fail(name, message, code=2):
     """Prints one line on stderr that says why the command failed; returns the exit code."""
     last_line = str(message).strip().splitlines()[-1].strip()
-    print(f"{name}: {last_line.removeprefix('ValueError: ')}", file=sys.stderr)
+    for kind in ("ValueError: ", "dit_jax.errors.UserError: "):  # ml_collections adds a traceback
+        last_line = last_line.removeprefix(kind)
+    print(f"{name}: {last_line}", file=sys.stderr)
     return code
 
 
@@ -164,27 +171,39 @@ def _parse(values, required, takes):
 
 
 def _find_config(values):
-    """(sys.argv with --config as one argument, the path of the config file or None)."""
+    """(sys.argv with --config as one argument, the path of the config file or None).
+
+    A command with --workdir that is given no --config takes the config of the run in workdir.
+    """
     arguments = list(sys.argv)
     if "config" not in values:
         return arguments, None
+    value, i = _pop_flag(arguments, "config")
+    if value is None:
+        workdir, _ = _pop_flag(list(arguments), "workdir") if "workdir" in values else (None, 0)
+        if workdir:
+            arguments.insert(1, f"--config={OWN_CONFIG}:{workdir}")
+        return arguments, None
+    path, colon, variant = value.partition(":")
+    if not path:
+        raise UserError("config must not be empty")
+    path = expand(path)
+    if not path.is_file():
+        raise UserError(f"config must be a Python file that exists, got {path}")
+    # The file may say `from configs import base`, so the parent of its folder is importable.
+    sys.path.insert(0, str(path.resolve().parent.parent))
+    arguments.insert(i, f"--config={path}{colon}{variant}")
+    return arguments, path
+
+
+def _pop_flag(arguments, name):
+    """(value, index) of --NAME=VALUE or --NAME VALUE, which it removes; (None, 0) if not given."""
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config"):
-            continue
-        if not equals and i + 1 < len(arguments):
-            value = arguments.pop(i + 1)
-        path, colon, variant = value.partition(":")
-        if not path:
-            raise UserError("config must not be empty")
-        path = expand(path)
-        if not path.is_file():
-            raise UserError(f"config must be a Python file that exists, got {path}")
-        # The file may say `from configs import base`, so the parent of its folder is importable.
-        sys.path.insert(0, str(path.resolve().parent.parent))
-        arguments[i] = f"--config={path}{colon}{variant}"
-        return arguments, path
-    return arguments, None
+        if flag in (f"--{name}", f"-{name}"):
+            del arguments[i]
+            return (value if equals or i == len(arguments) else arguments.pop(i)), i
+    return None, 0
 
 
 def _is_for_users(record):

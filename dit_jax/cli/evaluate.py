@@ -35,15 +35,18 @@ def main(values):
     if disk.is_on_disk(out):
         command.output_path(out)
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
-    source = dit.settings.data.source
-    if source != "digits":
-        raise UserError(f"checkpoint must be of a model of digits so far, got one of {source}")
+    data = dit.settings.data
+    if data.source != "digits":
+        raise UserError(f"checkpoint must be of a model of digits so far, got one of {data.source}")
+    if dit.config.num_classes == 1:
+        raise UserError(f"checkpoint must be of a model of 2 digits or more, got {data.classes}")
     options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
     started = time.perf_counter()
-    guided = dit.sample(digits.labels(digits.NUM_GUIDED), **options)
-    unguided = dit.sample(digits.labels(digits.NUM_UNGUIDED), cfg_scale=1, **options)
+    guided = dit.sample(digits.labels(digits.NUM_GUIDED, data.classes), **options)
+    labels = digits.labels(digits.NUM_UNGUIDED, data.classes)
+    unguided = dit.sample(labels, cfg_scale=1, **options)
     seconds = time.perf_counter() - started
-    judgments = digits.judge(guided, unguided)
+    judgments = digits.judge(guided, unguided, data.classes)
     print(digits.report(judgments))
     receipt = {
         "checkpoint": values.checkpoint,

@@ -1,12 +1,17 @@
 """Trains a DiT. Start the same command again to resume from the last checkpoint.
 
     dit-train --config=configs/digits.py --workdir=runs/digits [--config.TOPIC.FIELD=value]
+    dit-train --workdir=runs/digits
+    dit-train --config=configs/digits.py --workdir=runs/new --init_from=runs/digits
 
-configs/base.py explains every field. A resumed run may change run.*, mesh.*, sampling.* and
-compute.attention, remat and unroll. On a TPU pod or in a Slurm job, start the command on every
-host: the processes find each other. Elsewhere give --coordinator, --num_processes and --process_id.
-All processes use one workdir, on a shared disk or gs://BUCKET/NAME. It holds config.json,
-metrics.jsonl, loss.png, samples/STEP.png and checkpoints/STEP/.
+configs/base.py explains every field. Without --config, a run resumes with its own config. A resumed
+run may change run.*, mesh.*, sampling.* and compute.attention, remat and unroll. --init_from starts
+a new run from the EMA of another run or of a checkpoint of dit-convert; a resumed run ignores it.
+
+On a TPU pod or in a Slurm job, start the command on every host: the processes find each other.
+Elsewhere give --coordinator, --num_processes and --process_id. All processes use one workdir, on a
+shared disk or gs://BUCKET/NAME. It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and
+checkpoints/STEP/.
 """
 
 import signal
@@ -24,13 +29,19 @@ from dit_jax.train import divergence
 def define(values):
     config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
     flags.DEFINE_string("workdir", None, "The directory of the run.", flag_values=values)
+    flags.DEFINE_string(
+        "init_from",
+        None,
+        "A run or a checkpoint whose EMA a new run starts from.",
+        flag_values=values,
+    )
     command.define_cluster(values)
 
 
 def main(values):
     settings, workdir = build.read(values.config), disk.path(values.workdir)
     try:
-        run.run(settings, workdir, listen_for_stop)
+        run.run(settings, workdir, listen_for_stop, values.init_from)
     except run.Stopped as error:
         return command.fail("dit-train", error, code=42)
     except divergence.Diverged as error:

@@ -21,10 +21,11 @@ class Digits(NamedTuple):
         return {"image": self.image[index], "label": self.label[index]}
 
 
-def load():
-    """(train, held_out): always the same 1,500 and 297 digits.
+def load(classes=()):
+    """(train, held_out): always the same 1,500 and 297 digits, or those of some classes.
 
-    The split is random because the last digits of the file come from other writers than the first.
+    classes: digits, which become the labels 0, 1, ... in this order; (): all of them. The split is
+    random because the last digits of the file come from other writers than the first.
     """
     from sklearn import datasets  # here, since it takes a second and only this data set needs it
 
@@ -32,4 +33,13 @@ def load():
     image = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     order = np.random.default_rng(0).permutation(len(label))
     parts = np.split(order, [NUM_TRAIN])
-    return tuple(Digits(image[part], label[part].astype(np.int32)) for part in parts)
+    splits = (Digits(image[part], label[part].astype(np.int32)) for part in parts)
+    return tuple(_select(split, classes) if classes else split for split in splits)
+
+
+def _select(split, classes):
+    """The examples of these classes, with new labels."""
+    chosen = np.isin(split.label, classes)
+    labels = np.zeros(NUM_CLASSES, np.int32)
+    labels[list(classes)] = np.arange(len(classes))
+    return Digits(split.image[chosen], labels[split.label[chosen]])

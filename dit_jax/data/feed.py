@@ -40,15 +40,21 @@ def make(settings, mesh=None):
         raise UserError(f"data.path must be on a disk, got {data.path}: mount the bucket")
     if data.vae and (data.source not in ("images", "latents") or data.space == "pixels"):
         raise UserError(f"data.vae must be '' where there are no latents, got {data.vae!r}")
+    if data.classes and data.source != "digits":
+        raise UserError(f"data.classes must be () for {data.source}, got {data.classes}")
     return FEEDS[data.source](settings, mesh)
 
 
 def _of_digits(settings, mesh):
-    train, _ = digits.load()
+    classes = settings.data.classes
+    if len(set(classes)) < len(classes) or max(classes, default=0) >= digits.NUM_CLASSES:
+        last = digits.NUM_CLASSES - 1
+        raise UserError(f"data.classes must be different digits in 0 .. {last}, got {classes}")
+    train, _ = digits.load(classes)
     _check(
         settings,
         input_size_and_channels=train.image.shape[1:],
-        num_classes=digits.NUM_CLASSES,
+        num_classes=len(classes) or digits.NUM_CLASSES,
         space="pixels",
     )
     return Feed(train, prepared.flip_at_random if settings.data.flip else None, _same)

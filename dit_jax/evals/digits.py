@@ -10,27 +10,34 @@ NUM_GUIDED = 1000
 NUM_UNGUIDED = digits.NUM_TRAIN  # the same number of samples as for the score of real digits
 
 
-def labels(count):
-    """Labels 0, 1, ..., 9, 0, 1, ...: (count,) int32."""
-    return (np.arange(count) % digits.NUM_CLASSES).astype(np.int32)
+def labels(count, classes=()):
+    """Labels 0, 1, ..., 9, 0, 1, ..., or fewer for a model of some classes: (count,) int32."""
+    return (np.arange(count) % (len(classes) or digits.NUM_CLASSES)).astype(np.int32)
 
 
-def judge(guided, unguided):
+def judge(guided, unguided, classes=()):
     """{name: score} of samples uint8 (N, 8, 8, 1), drawn for `labels(N)` with and without guidance.
 
+    classes: data.classes of the model's config. All training and held-out digits below are of
+    these classes.
+
     agreement: share of the guided samples that a classifier (SVC, fitted on the training digits)
-    assigns to the requested class. classifier_accuracy: its accuracy on held-out digits.
+    assigns to the requested class. agreement_by_label: the same for each label.
+    classifier_accuracy: its accuracy on held-out digits.
     frechet_distance: from the unguided samples to the held-out digits, on pixels in [-1, 1].
     frechet_floor: the same from the training digits.
     nearest_distance: median distance from an unguided sample to the nearest training digit.
     nearest_distance_held_out: the same from a held-out digit. A much smaller nearest_distance would
     mean that the model memorised its training data.
     """
-    train, held_out = digits.load()
+    train, held_out = digits.load(classes)
     classifier = fit_classifier(train)
+    requested = labels(len(guided), classes)
+    agrees = classifier.predict(pixels(guided)) == requested
     x, x_train, x_held_out = (pixels(s) for s in (unguided, train.image, held_out.image))
     return {
-        "agreement": float(classifier.score(pixels(guided), labels(len(guided)))),
+        "agreement": float(agrees.mean()),
+        "agreement_by_label": [float(agrees[requested == y].mean()) for y in np.unique(requested)],
         "classifier_accuracy": float(classifier.score(x_held_out, held_out.label)),
         "frechet_distance": scores.frechet_distance_of(x, x_held_out),
         "frechet_floor": scores.frechet_distance_of(x_train, x_held_out),
@@ -52,12 +59,14 @@ def pixels(image):
 
 
 def report(judgments):
-    """The scores as three lines of text, each with the score of real digits in parentheses."""
+    """The scores as lines of text, with the score of real digits in parentheses."""
     j = judgments
+    by_label = "  ".join(f"{share:.0%}" for share in j["agreement_by_label"])
     return "\n".join(
         [
             f"agreement with the requested class   {j['agreement']:.1%}"
             f"   (classifier on held-out digits: {j['classifier_accuracy']:.1%})",
+            f"agreement for label 0, 1, ...        {by_label}",
             f"Frechet distance, no guidance        {j['frechet_distance']:.3f}"
             f"   (training digits: {j['frechet_floor']:.3f})",
             f"distance to nearest training digit   {j['nearest_distance']:.3f}"

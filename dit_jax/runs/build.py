@@ -18,12 +18,13 @@ from dit_jax.machine import devices as devices_lib
 from dit_jax.machine import sharding
 from dit_jax.models import conditions, dit
 from dit_jax.sampling import generate
+from dit_jax.train import frozen as frozen_lib
 from dit_jax.train import optimizer as optimizers
 from dit_jax.train import state as states
 from dit_jax.train import step as train_steps
 
 OPTIMIZER = ("learning_rate", "b1", "b2", "eps", "weight_decay", "warmup_steps", "decay_steps")
-STEP = ("class_dropout_prob", "ema_decay", "ema_warmup", "accumulation_steps")
+STEP = ("class_dropout_prob", "ema_decay", "ema_warmup", "accumulation_steps", "frozen")
 
 
 def read(config):
@@ -82,7 +83,11 @@ def parts(settings, devices=None):
     apply = dit.make_apply(model, **vars(compute), gather=sharding.make_gather(mesh))
     process = processes.make(settings.diffusion)
     train = vars(settings.train)
+    if settings.train.frozen:
+        shapes = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
+        frozen_lib.check(shapes, settings.train.frozen)
     optimizer = optimizers.adamw(**{name: train[name] for name in OPTIMIZER})
+    optimizer = frozen_lib.leave_out(optimizer, settings.train.frozen)
     train_step = train_steps.make_train_step(
         apply,
         process,

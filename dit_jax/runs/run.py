@@ -17,9 +17,11 @@ from dit_jax.data import feed, loader
 from dit_jax.machine import cluster, devices, disk, sharding
 from dit_jax.models import flops
 from dit_jax.runs import build, keep, record
+from dit_jax.runs import origin as origins
 from dit_jax.runs import workdir as workdirs
 from dit_jax.sampling import generate, pictures
 from dit_jax.train import divergence, loop
+from dit_jax.train import frozen as frozen_lib
 from dit_jax.train import state as states
 from dit_jax.train import step as train_steps
 
@@ -28,9 +30,10 @@ class Stopped(Exception):
     """The run was asked to stop; the message says from which step it can be resumed."""
 
 
-def run(settings, workdir, listen_for_stop):
+def run(settings, workdir, listen_for_stop, init_from=None):
     """Trains a new run in workdir, or resumes the one in it, to run.total_steps.
 
+    init_from: a run or a checkpoint from whose parameters a new run starts; None: from random ones.
     listen_for_stop() -> stop_requested() is called when training begins; stop_requested() is asked
     after every step. Raises UserError if the workdir cannot be used, Stopped, `divergence.Diverged`
     if there was one divergence too many, or OSError if the last save failed.
@@ -41,29 +44,33 @@ def run(settings, workdir, listen_for_stop):
         logging.info("opening %s", workdir)  # a bucket that does not answer takes long
     with cluster.together():
         workdirs.check(workdir, settings)
+        origin = origins.choose(workdir, init_from, parts.model)
     if jax.process_count() > 1:
         cluster.check_same(
             config=settings_lib.to_json(settings),
             code=cluster.code_version(),
             workdir=[str(workdir), steps.latest(workdir / "checkpoints")],
+            init_from=origin,
         )
     with workdirs.held(workdir):
-        _start(settings, parts, fed, workdir, listen_for_stop)
+        _start(settings, parts, fed, workdir, origin, listen_for_stop)
 
 
-def _start(settings, parts, fed, workdir, listen_for_stop):
+def _start(settings, parts, fed, workdir, origin, listen_for_stop):
     directory, limits = workdir / "checkpoints", settings.run
     step = steps.latest(directory)
     if step and step >= limits.total_steps:
-        logging.info("%s is trained already: it is at step %d", workdir, step)
+        logging.info("%s", _explain_end(settings, workdir, step))
         return
     _set_incomplete_steps_aside(directory)
-    state, past = resume(settings, parts, directory)
+    state, past = resume(settings, parts, directory, origin)
     with cluster.together():
         if jax.process_index() == 0:
-            workdirs.claim(workdir, settings)
+            workdirs.claim(workdir, settings, origin)
     if int(state.step):
         logging.info("resuming %s from step %d", workdir, state.step)
+    if settings.train.frozen:
+        logging.info("%s", frozen_lib.describe(state.params, settings.train.frozen))
     jitted, stop_requested = parts.jit_step(), listen_for_stop()
     while True:
         try:
@@ -78,7 +85,7 @@ def _start(settings, parts, fed, workdir, listen_for_stop):
             kept = "nothing was saved before" if good is None else f"step {good} is kept"
             raise divergence.Diverged(f"{message}; {kept}", bad)
         state = None  # frees its memory
-        state, saved = resume(settings, parts, directory)
+        state, saved = resume(settings, parts, directory, origin)
         past = saved._replace(rollbacks=[*past.rollbacks, [bad, int(state.step)]])
         logging.warning(
             "%s: rolled back to step %d, skipping the %d batches since; rollback %d of %d",
@@ -102,6 +109,18 @@ def _set_incomplete_steps_aside(directory):
                 logging.warning("step %d is incomplete and was moved to %s", step, aside)
 
 
+def _explain_end(settings, workdir, step):
+    """Why a run at this step has nothing to train, and how to train it further."""
+    total, decay = settings.run.total_steps, settings.train.decay_steps
+    text = f"{workdir} is trained already: it is at step {step}, and run.total_steps is {total}"
+    if decay and decay <= step:
+        return (
+            f"{text}; its learning rate is 0 after train.decay_steps {decay}: train on in another "
+            f"--workdir with --init_from={workdir}"
+        )
+    return f"{text}; set it above {step} to train on"
+
+
 def _explain_stop(error, directory):
     saved = steps.latest(directory)
     if saved == error.step:
@@ -113,11 +132,12 @@ class Past(NamedTuple):
     """What a checkpoint remembers of its run beside the state.
 
     rollbacks: [step where it diverged, step that it was rolled back to] of each rollback. losses:
-    of the last steps, for `divergence.Spikes`.
+    of the last steps, for `divergence.Spikes`. init_from: the origin, of `origins.choose`.
     """
 
     rollbacks: list
     losses: list
+    init_from: dict | None
 
     @property
     def skipped(self):
@@ -145,6 +165,8 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
         config = settings_lib.to_json(settings)
         meta = {"model": parts.model._asdict(), "config": config, "loss": loss}
         meta |= {"rollbacks": past.rollbacks, "losses": spikes.losses}
+        if past.init_from:
+            meta["init_from"] = past.init_from
         if fed.vae_digests:
             meta["vae_digests"] = fed.vae_digests
         (keeper.save_now if last else keeper.save)(step, items, meta)
@@ -208,16 +230,16 @@ def _make_batches(settings, parts, fed, start):
     return map(fed.prepare, batches)
 
 
-def resume(settings, parts, directory):
+def resume(settings, parts, directory, origin):
     """(TrainState, Past) of the newest step that can be read, or of a new run if none is saved.
 
-    A corrupt step is set aside, unless it is the last one: then `store.Damaged` is raised.
+    origin: of `origins.choose`, what a new run starts from. A corrupt step is set aside, unless it
+    is the last one: then `store.Damaged` is raised.
     """
     while True:
         step = steps.latest(directory)
         if step is None:
-            key = jax.random.split(jax.random.key(np.uint32(settings.seed)))[0]
-            return parts.create_state(key), Past([], [])
+            return _create_state(settings, parts, origin), Past([], [], origin)
         try:
             return _restore(settings, parts, directory, step)
         except store.Damaged as damage:
@@ -232,6 +254,12 @@ def resume(settings, parts, directory):
             logging.warning("%s", damage)
 
 
+def _create_state(settings, parts, origin):
+    if origin:
+        return origins.create_state(origin, settings, parts)
+    return parts.create_state(jax.random.split(jax.random.key(np.uint32(settings.seed)))[0])
+
+
 def _restore(settings, parts, directory, step):
     """(TrainState, Past) of a saved step; `store.Damaged` on all processes if one cannot read."""
     templates = parts.abstract_state()._asdict()
@@ -242,7 +270,8 @@ def _restore(settings, parts, directory, step):
     if settings.run.verify_checkpoints:
         store.compare(directory / str(step), items, meta["digests"])
     state = states.TrainState(step=jax.device_put(np.int32(step), replicated), **items)
-    return state, Past(*(meta.get(name, []) for name in Past._fields))
+    past = Past(meta.get("rollbacks", []), meta.get("losses", []), meta.get("init_from"))
+    return state, past
 
 
 def _check_latents(batch, key):

@@ -1,6 +1,7 @@
 """Checks and locks a run's directory.
 
-It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and checkpoints/STEP/.
+It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and checkpoints/STEP/; and
+init_from.json, if the run did not start from random parameters.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ from dit_jax.checkpoint import steps
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk
 from dit_jax.runs import record
+
+ORIGIN = "init_from.json"
 
 
 def check(workdir, settings):
@@ -44,10 +47,17 @@ def held(workdir):
         yield
 
 
-def claim(workdir, settings):
-    """Writes config.json to a workdir that is held, and removes partial files of a killed run."""
+def claim(workdir, settings, origin=None):
+    """Writes config.json to a workdir that is held, and removes partial files of a killed run.
+
+    origin: JSON, what the run started from; None if it started from random parameters.
+    """
     for path in workdir.glob(".partial-*"):
         path.unlink()
+    if origin:  # before config.json, so that no run has lost it
+        disk.write_text(workdir / ORIGIN, json.dumps(origin, indent=2) + "\n")
+    elif disk.exists(workdir / ORIGIN):  # of a run that was killed before it wrote its config.json
+        (workdir / ORIGIN).unlink()
     text = json.dumps(settings_lib.to_json(settings), indent=2)
     disk.write_text(workdir / "config.json", text + "\n")
 
@@ -66,7 +76,7 @@ def _check_path(workdir):
 
 def _is_left_over(path):
     """Whether a run that was killed at its start left this file."""
-    return path.name == ".lock" or path.name.startswith(".partial-")
+    return path.name in (".lock", ORIGIN) or path.name.startswith(".partial-")
 
 
 def read_settings(workdir):
@@ -90,9 +100,12 @@ def check_same(workdir, old, new):
     if found:
         name, before, after = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        free = [name if "." in name else f"{name}.*" for name in settings_lib.FREE]
         raise UserError(
             f"workdir must not hold a run of another config: {workdir} has "
-            f"{name} {before!r}, got {after!r}{more}"
+            f"{name} {before!r}, got {after!r}{more}; only {', '.join(free)} may change when a run "
+            "is resumed: use another --workdir, and to start from what this run has learned, "
+            f"--init_from={workdir}"
         )
 
 

@@ -17,18 +17,21 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def create(init, optimizer, key, mesh, *, shard_optimizer):
-    """A TrainState born sharded on the mesh. init(key) -> params."""
-    templates = abstract(init, optimizer, key, mesh, shard_optimizer=shard_optimizer)
-    return jax.jit(_maker(init, optimizer), out_shardings=shardings(templates))(key)
+def create(init, optimizer, given, mesh, *, shard_optimizer):
+    """A TrainState born sharded on the mesh.
+
+    init(given) -> params; given is a key, or the parameters of another run.
+    """
+    templates = abstract(init, optimizer, given, mesh, shard_optimizer=shard_optimizer)
+    return jax.jit(_maker(init, optimizer), out_shardings=shardings(templates))(given)
 
 
-def abstract(init, optimizer, key, mesh, *, shard_optimizer):
+def abstract(init, optimizer, given, mesh, *, shard_optimizer):
     """The TrainState that `create` makes, as ShapeDtypeStructs with shardings.
 
     shard_optimizer: the EMA and the optimizer's state are sharded over `data` too (ZeRO-1).
     """
-    shapes = jax.eval_shape(_maker(init, optimizer), key)
+    shapes = jax.eval_shape(_maker(init, optimizer), given)
     divided = sharding.of_params(shapes, mesh, over_data=shard_optimizer)
     return sharding.abstract(
         shapes, divided._replace(params=sharding.of_params(shapes.params, mesh))
@@ -41,8 +44,8 @@ def shardings(state):
 
 
 def _maker(init, optimizer):
-    def make(key):
-        params = init(key)
+    def make(given):
+        params = init(given)
         # The EMA starts at the parameters: from zeros it would stay too small for a long time.
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 

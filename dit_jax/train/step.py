@@ -10,6 +10,7 @@ import optax
 
 from dit_jax.models import pixels, vae
 from dit_jax.train import ema as ema_lib
+from dit_jax.train import frozen as frozen_lib
 from dit_jax.train.state import TrainState
 
 
@@ -90,13 +91,15 @@ def make_train_step(
     ema_decay,
     ema_warmup,
     accumulation_steps,
+    frozen=(),
 ):
     """train_step(state, batch, key) -> state, metrics. key: the run's; the step is folded into it.
 
     apply(params, x, t=..., **given) is a DiT, process a `diffusion.process.Process`, nulls {name:
-    null value} of the conditions.
+    null value} of the conditions. frozen: patterns of the parameters that are not trained; the
+    optimizer, of `train.frozen.leave_out`, sees the others only, and so does grad_norm.
     """
-    gradients = make_gradients(make_loss(apply, process), accumulation_steps)
+    loss_fn = make_loss(apply, process)
 
     def train_step(state, batch, key):
         examples = make_examples(
@@ -106,9 +109,14 @@ def make_train_step(
             nulls=nulls,
             class_dropout_prob=class_dropout_prob,
         )
-        grads, metrics = gradients(state.params, examples)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, rest = frozen_lib.split(state.params, frozen)
+
+        def loss_of_trained(trained, examples):
+            return loss_fn(frozen_lib.merge(trained, rest), examples)
+
+        grads, metrics = make_gradients(loss_of_trained, accumulation_steps)(trained, examples)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = frozen_lib.merge(optax.apply_updates(trained, updates), rest)
         decay = ema_lib.decay_at(state.step, decay=ema_decay, warmup=ema_warmup)
         ema = ema_lib.update(state.ema, params, decay=decay)  # of the new parameters
         metrics = metrics | {"grad_norm": optax.tree.norm(grads)}

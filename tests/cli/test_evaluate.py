@@ -10,12 +10,14 @@ def test_judgments_are_printed_and_written(call, tmp_path):
     random_run.save(tmp_path)
     code, out, _ = call(evaluate, f"--checkpoint={tmp_path}")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["agreement", "Frechet", "distance"]
+    words = [line.split()[0] for line in out.splitlines()]
+    assert words == ["agreement", "agreement", "Frechet", "distance"]
     receipt = json.loads((tmp_path / "judgments.json").read_text())
     assert receipt["samples"] == {"guided": 1000, "unguided": 1500}
     assert receipt["step"] == 30 and receipt["sampling"]["cfg_scale"] == 2.0
     # Random weights draw noise, and the judgments must show it.
     assert receipt["judgments"]["agreement"] < 0.5
+    assert len(receipt["judgments"]["agreement_by_label"]) == 10
     assert receipt["judgments"]["frechet_distance"] > 5
     assert receipt["judgments"]["classifier_accuracy"] > 0.985
 

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import logging
 import random
 import shutil
 import signal
@@ -122,8 +123,49 @@ def test_a_finished_run_ends_at_once_without_a_restore(reference, tmp_path):
     shutil.rmtree(run / "checkpoints" / str(LAST) / "params")
     before = (run / "config.json").read_bytes()
     errors = finish(start(run, "--config.run.total_steps=20"))  # less than it has
-    assert f"is trained already: it is at step {LAST}" in errors and "compiled" not in errors
+    expected = f"it is at step {LAST}, and run.total_steps is 20; set it above {LAST} to train on"
+    assert f"{run} is trained already: {expected}" in errors and "compiled" not in errors
     assert (run / "config.json").read_bytes() == before
+
+
+def test_a_workdir_alone_resumes_with_its_own_config(reference, tmp_path):
+    run = shutil.copytree(reference, tmp_path / "run")
+    steps.delete(run / "checkpoints", LAST)
+    assert f"resuming {run} from step 56" in finish(start(run, config=()))
+    assert_same_end(run, reference)
+    assert (run / "config.json").read_bytes() == (reference / "config.json").read_bytes()
+
+
+def test_a_run_whose_rate_has_decayed_names_the_way_to_train_on(call, reference, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    run = shutil.copytree(reference, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["train"] |= {"warmup_steps": 5, "decay_steps": 50}
+    (run / "config.json").write_text(json.dumps(config))
+    assert call(train, "--workdir", run, "--config.run.total_steps=60")[0] == 0
+    assert (
+        "run.total_steps is 60; its learning rate is 0 after train.decay_steps 50: "
+        f"train on in another --workdir with --init_from={run}"
+    ) in caplog.text
+
+
+@pytest.mark.parametrize("config", [[], ["--config.run.total_steps=5"]])
+def test_a_new_run_without_a_config_is_refused(refuse, tmp_path, config):
+    line = refuse(train, f"--workdir={tmp_path}/new", *config)
+    assert line == (
+        f"dit-train: --config must be given for a new run, and there is none in {tmp_path}/new"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_wrong_field_or_a_corrupt_config_of_a_workdir_alone_is_refused(
+    refuse, reference, tmp_path
+):
+    line = refuse(train, f"--workdir={reference}", "--config.run.total_step=5")
+    assert line == "dit-train: config has no field total_step; did you mean total_steps?"
+    (tmp_path / "config.json").write_text("{")
+    line = refuse(train, f"--workdir={tmp_path}")
+    assert line.startswith(f"dit-train: {tmp_path}/config.json must be the config of a run, but it")
 
 
 DIGITS = "--config=configs/digits.py"
@@ -213,7 +255,11 @@ def test_a_workdir_of_another_run_is_refused(refuse, reference):
     before = (reference / "config.json").read_text()
     line = refuse(train, *options, "--config.seed=4", f"--workdir={reference}")
     assert "workdir must not hold a run of another config" in line
-    assert "seed 0, got 4 (and 1 more)" in line
+    assert (
+        "seed 0, got 4 (and 1 more); only mesh.*, run.*, sampling.*, compute.attention, "
+        "compute.remat, compute.unroll may change when a run is resumed: use another --workdir, "
+        f"and to start from what this run has learned, --init_from={reference}"
+    ) in line
     assert (reference / "config.json").read_text() == before
 
 

@@ -20,6 +20,14 @@ def test_both_parts_have_every_class():
         assert len(counts) == 10 and counts.min() >= 0.07 * len(part)
 
 
+def test_some_classes_get_new_labels_in_their_order():
+    for part, whole in zip(digits.load((7, 0, 3)), digits.load(), strict=True):
+        chosen = np.isin(whole.label, (7, 0, 3))
+        np.testing.assert_array_equal(part.image, whole.image[chosen])
+        np.testing.assert_array_equal(np.array([7, 0, 3])[part.label], whole.label[chosen])
+        assert part.label.dtype == np.int32
+
+
 def test_example_is_an_image_and_its_label():
     train, _ = digits.load()
     example = train[7]

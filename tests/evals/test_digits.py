@@ -46,4 +46,31 @@ def test_noise_and_wrong_classes_get_bad_scores():
 def test_report_has_every_score():
     train, _ = data.load()
     text = digits.report(digits.judge(with_labels(train, 100), train.image))
-    assert "100.0%" in text and text.count("0.562") == 2 and len(text.splitlines()) == 3
+    assert "100.0%" in text and text.count("0.562") == 2 and len(text.splitlines()) == 4
+
+
+def test_agreement_is_judged_for_each_label():
+    train, _ = data.load()
+    images = with_labels(train, 200)
+    wrong = digits.labels(200) == 4
+    images[wrong] = np.roll(images, 1, axis=0)[wrong]  # threes
+    j = digits.judge(images, train.image)
+    assert j["agreement_by_label"] == [0.0 if label == 4 else 1.0 for label in range(10)]
+    assert j["agreement"] == 0.9
+    line = digits.report(j).splitlines()[1]
+    assert line.split() == [
+        *"agreement for label 0, 1, ...".split(),
+        *4 * ["100%"],
+        "0%",
+        *5 * ["100%"],
+    ]
+
+
+def test_a_model_of_some_classes_is_judged_by_these():
+    classes = (7, 3)
+    train, held_out = data.load(classes)
+    images = np.stack([train.image[train.label == y][i // 2] for i, y in enumerate([0, 1] * 50)])
+    np.testing.assert_array_equal(digits.labels(3, classes), [0, 1, 0])
+    j = digits.judge(images, held_out.image, classes)
+    assert j["agreement_by_label"] == [1.0, 1.0] and j["classifier_accuracy"] > 0.98
+    assert j["frechet_distance"] == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,140 @@
+"""Fits the parameters of one DiT to another, so that training can start from them.
+
+The size, the conditioning and the channels must agree. The label table takes rows and grows or
+shrinks; the patch embedding and the final layer are resized. The position table is computed and no
+parameter, so any input size fits.
+
+Shapes: L labels, p and q old and new patch size, C channels, D hidden size.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.errors import UserError
+
+SIZE = ("depth", "hidden_size", "num_heads")
+
+
+def check(source, target):
+    """UserError if the parameters of one DiTConfig cannot be fitted to the other."""
+    old, new = ([getattr(config, name) for name in SIZE] for config in (source, target))
+    if old != new:
+        raise UserError(f"model.size must have {_size(old)} as in init_from, got {_size(new)}")
+    for name in ("conditioning", "in_channels"):
+        old, new = getattr(source, name), getattr(target, name)
+        if old != new:
+            raise UserError(f"model.{name} must be {old} as in init_from, got {new}")
+    axes = len(source.input_size)
+    if axes != len(target.input_size):
+        raise UserError(
+            f"model.input_size must have {axes} axes as in init_from, got {target.input_size}"
+        )
+
+
+def _size(numbers):
+    return ", ".join(f"{name} {number}" for name, number in zip(SIZE, numbers, strict=True))
+
+
+def adapt(params, source, target, rows):
+    """The parameters of the DiTConfig `target`, from those of `source`; can be jitted.
+
+    rows: for each class of the target the class of the source whose embedding it takes, or None.
+    """
+    final = params["final_layer"]
+    return params | {
+        "x_embedder": {"proj": _embed_patches(params["x_embedder"]["proj"], source, target)},
+        "y_embedder": {
+            "embedding_table": _label_table(
+                params["y_embedder"]["embedding_table"], source, target, rows
+            )
+        },
+        "final_layer": final | {"linear": _predict_patches(final["linear"], source, target)},
+    }
+
+
+def _label_table(table, source, target, rows):
+    """Takes the rows, and starts the others and the null label from the source's null label.
+
+    A source without a null label has the mean of its rows instead.
+    """
+    old = table["embedding"]  # (L, D)
+    null = old[-1] if source.null_label else old.mean(axis=0)
+    index = [len(old) if row is None else row for row in rows] + [len(old)] * target.null_label
+    return {"embedding": jnp.concatenate([old, null[None]])[np.array(index)]}
+
+
+def _embed_patches(linear, source, target):
+    """FlexiViT's resize (Beyer et al. 2023, eq. 5): of patches x enlarged to B x, the same tokens.
+
+    The kernel w becomes pinv(B^T) w; where patches shrink, the tokens are as close as possible.
+    """
+    p, q, rank = source.patch_size, target.patch_size, len(source.input_size)
+    if p == q:
+        return linear
+    kernel = linear["kernel"]
+    matrix = np.linalg.pinv(resize_matrix(p, q).T)  # (q, p)
+    patch = kernel.reshape(*(p,) * rank, -1, kernel.shape[-1])  # (p, p, C, D)
+    patch = _along(matrix, patch, range(rank))  # (q, q, C, D)
+    return linear | {"kernel": patch.reshape(-1, kernel.shape[-1])}
+
+
+def _predict_patches(linear, source, target):
+    """The final linear layer: its patches are resized, a new code of the variance starts at 0."""
+    p, q, rank = source.patch_size, target.patch_size, len(source.input_size)
+    matrix, channels = resize_matrix(p, q), target.out_channels
+
+    def fit(x):
+        """(..., p*p*C) -> (..., q*q*C)"""
+        axes = range(x.ndim - 1, x.ndim - 1 + rank)
+        patch = x.reshape(*x.shape[:-1], *(p,) * rank, -1)  # (..., p, p, C)
+        if p != q:
+            patch = _along(matrix, patch, axes)  # (..., q, q, C)
+        more = max(0, channels - patch.shape[-1])
+        patch = jnp.pad(patch, [(0, 0)] * (patch.ndim - 1) + [(0, more)])[..., :channels]
+        return patch.reshape(*x.shape[:-1], -1)
+
+    return {name: fit(x) for name, x in linear.items()}
+
+
+def _along(matrix, x, axes):
+    """The matrix (q, p) applied to each of these axes of x, all of length p."""
+    matrix = np.float32(matrix)
+    for axis in axes:
+        x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis), precision="highest"), 0, axis)
+    return x
+
+
+def resize_matrix(old, new):
+    """Linear interpolation along an axis, averaging where it shrinks: (new, old), float64.
+
+    The same as `jax.image.resize`.
+    """
+    centers = (np.arange(new) + 0.5) * old / new - 0.5
+    distances = np.abs(centers[:, None] - np.arange(old))
+    weights = np.maximum(0, 1 - distances / max(1, old / new))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def describe(source, target, rows):
+    """What `adapt` takes and what it changes, as lines of text."""
+    taken = sum(row is not None for row in rows)
+    left, new = source.num_classes - taken, len(rows) - taken
+    changed = []
+    if list(rows) != list(range(source.num_classes)) or source.null_label != target.null_label:
+        start = "the null label" if source.null_label else "the mean of all labels"
+        changed.append(
+            f"label table: {taken} labels taken, {left} left out, {new} new from {start}"
+        )
+    if source.patch_size != target.patch_size:
+        changed.append(
+            f"patch embedding and final layer: resized from patch size {source.patch_size} to "
+            f"{target.patch_size}"
+        )
+    if source.learn_sigma != target.learn_sigma:
+        word = "new, starts at 0" if target.learn_sigma else "left out"
+        changed.append(f"variance in the final layer: {word}")
+    if source.token_grid != target.token_grid:
+        grids = (" x ".join(map(str, config.token_grid)) for config in (source, target))
+        changed.append("position table: computed anew, from {} to {} tokens".format(*grids))
+    rest = "everything else" if changed else "everything"
+    return [*changed, f"{rest}: taken as it is"]
