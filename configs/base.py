@@ -36,6 +36,7 @@ def get_config():
     config.diffusion = ConfigDict()
     config.diffusion.schedule = "linear"  # linear or squared_cosine
     config.diffusion.num_steps = 1000
+    config.diffusion.prediction = "noise"  # velocity: converted SiTs, no training or sampling yet
 
     config.data = ConfigDict()
     config.data.source = "images"  # digits, images, latents or synthetic

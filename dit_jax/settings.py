@@ -86,6 +86,7 @@ class Diffusion:
 
     schedule: str = "linear"
     num_steps: int = 1000
+    prediction: str = one_of(("noise", "velocity"), "noise")
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def make_peers(settings, what):
 
     model = dit.configure(**vars(settings.model))
     options = {"batch_size": settings.train.batch_size, "dtype": settings.compute.dtype}
-    diffusion = vars(settings.diffusion)
+    diffusion = {name: getattr(settings.diffusion, name) for name in ("schedule", "num_steps")}
     if what == "train":
         options |= {"learning_rate": settings.train.learning_rate}
         options |= {"ema_decay": settings.train.ema_decay}

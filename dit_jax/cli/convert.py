@@ -1,11 +1,11 @@
 """Converts DiT checkpoints between JAX, the official PyTorch code and diffusers, and checks them.
 
-    dit-convert from-torch DiT-XL-2-256x256.pt runs/xl2        official .pt or .safetensors, or SiT
+    dit-convert from-torch DiT-XL-2-256x256.pt runs/xl2        official .pt or .safetensors
     dit-convert to-torch runs/xl2 xl2.pt                       for the official sample.py --ckpt
     dit-convert to-torch runs/digits digits_torch --bundle     a folder that samples in PyTorch
     dit-convert from-diffusers DiT-XL-2-256 runs/xl2           a folder of diffusers' DiTPipeline
     dit-convert to-diffusers runs/xl2 xl2-pipeline --vae=DIR
-    dit-convert vae sd-vae-ft-ema runs/vae                     diffusers' autoencoder: folder, file
+    dit-convert vae sd-vae-ft-ema runs/vae                     autoencoder: diffusers' folder, file
     dit-convert inspect FILE_OR_DIR                            prints format, shapes, settings
 
 Every conversion is followed by a parity check. It runs both sides on the same inputs, prints the
@@ -31,6 +31,7 @@ from dit_jax.convert import (
     files,
     native,
     parity,
+    prediction,
     torch_dit,
     torch_vae,
 )
@@ -86,6 +87,13 @@ def define(values):
         "from-torch: the noise schedule of the training.",
         **options,
     )
+    flags.DEFINE_enum(
+        "prediction",
+        None,
+        ["noise", "velocity"],
+        "from-torch: what the model predicts: velocity for SiT. Default: what the file says.",
+        **options,
+    )
 
 
 def main(values, *words):
@@ -119,7 +127,8 @@ def from_torch(values, source, out):
             raise UserError(
                 f"weights must not be given for a file with one set of parameters, got {source}"
             )
-        logging.info("reading %s, %.0f MB", source, Path(source).stat().st_size / 1e6)
+        size = sum(file.stat().st_size for file in files.parts(source))
+        logging.info("reading %s, %.0f MB", source, size / 1e6)
         state_dict = files.read_state_dict(source, values.weights)
         model, settings = _read_settings(values, source, state_dict)
         _write_native(temporary, state_dict, model, settings, out)
@@ -155,6 +164,8 @@ def to_torch(values, source, out):
         files.check_suffix(out)
 
     def convert(temporary):
+        if values.bundle:
+            native.check_prediction(native.describe(source)[1], "a bundle")
         model, settings, state_dict = _read_native(source, values.weights)
         logging.info("writing %s", out)
         if values.bundle:
@@ -172,6 +183,7 @@ def to_diffusers(values, source, out):
     files.check_folder(out)
     model, settings, *_ = native.describe(source)
     diffusers_dit.check(model)
+    native.check_prediction(settings, "diffusers")
     vae = values.vae and command.expand(values.vae)
     if vae:
         diffusers_dit.check_vae(vae, model)
@@ -199,9 +211,10 @@ def convert_vae(values, *paths):
     def convert(temporary):
         logging.info("reading %s", source)
         config, state_dict = torch_vae.read(source)
-        if not torch_vae.config_path(source).is_file():
+        if not torch_vae.read_fields(source):
             message = "no config.json: assuming Stable Diffusion's autoencoder, %d groups, scale %s"
             logging.warning(message, config.num_groups, config.scale)
+        torch_dit.log_dtypes(state_dict)
         logging.info("writing %s, latent shift %s, scale %s", out, config.shift, config.scale)
         autoencoder.save(temporary, config, torch_vae.from_torch(state_dict, config))
         if importlib.util.find_spec("diffusers") is None:
@@ -218,7 +231,7 @@ def inspect(values, source):
 
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
-SETTING_FLAGS = ("space", "schedule")
+SETTING_FLAGS = ("space", "schedule", "prediction")
 COMMANDS = {  # name: (function, arguments, allowed flags)
     "from-torch": (
         from_torch,
@@ -265,13 +278,23 @@ def _read_settings(values, source, state_dict):
         logging.info("reading the settings from the config.json of the bundle")
         return bundle.read_config(Path(source).parent)
     model = torch_dit.read_config(state_dict, **_shape_flags(values))
+    found, evidence = prediction.find(source, state_dict, model)
+    predicts = values.prediction or found
     logging.info(
         "not recorded in the weights: assuming %d heads (--num_heads), %d classes%s "
-        "(--num_classes), %s (--space), a %s schedule (--schedule)",
+        "(--num_classes), %s (--space), a %s schedule (--schedule), %s prediction (--prediction)",
         *(model.num_heads, model.num_classes, " and a null label" if model.null_label else ""),
-        *(values.space, values.schedule),
+        *(values.space, values.schedule, predicts),
     )
-    return model, native.settings_of(model, space=values.space, schedule=values.schedule)
+    if predicts == "velocity":
+        logging.warning(
+            "this model predicts velocity, as SiT (%s): dit-sample refuses it",
+            "--prediction" if values.prediction else f"{evidence}; --prediction=noise for a DiT",
+        )
+    settings = native.settings_of(
+        model, space=values.space, schedule=values.schedule, prediction=predicts
+    )
+    return model, settings
 
 
 def _read_native(source, weights):
@@ -283,6 +306,7 @@ def _read_native(source, weights):
 
 def _write_native(temporary, state_dict, model, settings, out):
     variant = describe.variant(model)
+    torch_dit.log_dtypes(state_dict)
     logging.info("writing %s: DiT %s, %s", out, variant, model.conditioning)
     params = torch_dit.from_official(state_dict, model)
     native.write(temporary, model, settings, params)

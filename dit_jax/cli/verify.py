@@ -2,10 +2,11 @@
 
     dit-verify runs/xl2
 
-DIR is a training run, its checkpoints, one step, a converted checkpoint, or the output of
-dit-prepare or dit-encode. The command compares every array with its digest, every shard with its
-sha256, and config.json with the newest step; it reads metrics.jsonl and names what is missing. It
-writes nothing. Exit code 0: no damage; 1: something is damaged, and named.
+PATH is a training run, its checkpoints, one step, a converted checkpoint, the output of dit-prepare
+or dit-encode, or what dit-convert wrote for PyTorch: a bundle, a pipeline or a weights file with
+its report. The command compares every array with its digest, every file with its sha256, and
+config.json with the newest step; it reads metrics.jsonl and names what is missing. It writes
+nothing. Exit code 0: no damage; 1: something is damaged, and named; 2: there is nothing to check.
 """
 
 import sys
@@ -13,25 +14,23 @@ import sys
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.cli import command
+from dit_jax.convert import bundle, diffusers_dit, files
 from dit_jax.data import arrayrecord
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.runs import record
 from dit_jax.runs import workdir as workdirs
 
-RUN = ("config.json", "metrics.jsonl", "checkpoints")  # each of them marks a run
+TOPICS = ("model", "diffusion", "data")  # of the config.json of every run
 
 
 def main(values, path):
     path = disk.path(path)
     if not disk.exists(path):
-        raise UserError(f"DIR must exist, got {path}")
-    parts = list(find(path))
+        raise UserError(f"PATH must exist, got {path}")
+    parts = list(find_shards(path) or find_run(path) or find_files(path))
     if not parts:
-        raise UserError(
-            "DIR must hold saved steps, or the output of dit-prepare or dit-encode: "
-            f"there is none in {path}"
-        )
+        refuse(path)
     damaged = 0
     for name, check in parts:
         try:
@@ -47,17 +46,52 @@ def define(values):
     """Defines no flags."""
 
 
-def find(path):
-    """(name, check) of everything in a directory; check() describes it or raises."""
-    if disk.exists(path / "manifest.json"):
-        yield from find_shards(path)
-        return
-    if any(disk.exists(path / name) for name in RUN):
-        yield "config.json", lambda: describe_config(path)
-        yield "metrics.jsonl", lambda: describe_record(path)
-    yield from find_steps(path)
-    for aside in sorted(disk.children(path / "damaged")):
-        yield f"damaged/{aside.name}", lambda: "was set aside as corrupt; it is not used"
+def refuse(path):
+    """Raises the UserError for a path without anything to check."""
+    kind = None
+    if path.is_file() and path.suffix in files.SUFFIXES:
+        kind = "a weights file"
+    elif bundle.is_weights(path / "model.safetensors"):
+        kind = "a bundle"
+    elif (path / "model_index.json").is_file() or diffusers_dit.is_folder(path):
+        kind = "a folder of diffusers"  # of a pipeline, or of one of its models
+    if kind:
+        raise UserError(
+            f"PATH must have the digests that dit-convert writes (parity.json), got {kind} "
+            f"without: {path}"
+        )
+    raise UserError(
+        "PATH must be a run, saved steps, an output of dit-prepare or dit-encode, or a bundle, "
+        f"pipeline or file of dit-convert, got nothing of the kind: {path}"
+    )
+
+
+def find_run(path):
+    """[(name, check)] of a run or of saved steps; check() describes it or raises."""
+    found = list(find_steps(path))
+    if is_run(path) or found and disk.exists(path / "checkpoints"):
+        found = [
+            ("config.json", lambda: describe_config(path)),
+            ("metrics.jsonl", lambda: describe_record(path)),
+            *found,
+        ]
+    aside = sorted(disk.children(path / "damaged")) if found else []
+    message = "was set aside as corrupt; it is not used"
+    return [*found, *((f"damaged/{each.name}", lambda: message) for each in aside)]
+
+
+def is_run(path):
+    """Whether a folder has the config or the record of a run, not those of another program."""
+    try:
+        fields = disk.read_json(path / "config.json")
+        if all(isinstance(fields.get(topic), dict) for topic in TOPICS):
+            return True
+    except UserError:  # corrupt: the record decides
+        pass
+    try:
+        return any("saved" in each for each in record.read(path / "metrics.jsonl"))
+    except UserError:
+        return False
 
 
 def find_steps(path):
@@ -67,10 +101,16 @@ def find_steps(path):
         directory = path / "checkpoints" if disk.exists(path / "checkpoints") else path
         saved = steps.saved(directory)
         for step in steps.incomplete(directory):
+            if not saved and not has_items(directory / str(step)):
+                continue  # a folder of another program with a number for a name
             reason = f"{directory / str(step)} is incomplete"
             yield f"{directory.name}/{step}", lambda reason=reason: complain(reason)
     for step in saved:
         yield f"{directory.name}/{step}", lambda step=step: describe_step(directory, step)
+
+
+def has_items(step):
+    return any(disk.exists(step / name) for name in (*store.ITEMS, "meta"))
 
 
 def complain(reason):
@@ -121,24 +161,65 @@ def describe_record(path):
 
 
 def find_shards(path):
-    """The shards of every split or of a cache; none if another program wrote manifest.json."""
+    """[(name, check)] of the shards of every split or of a cache; [] for another manifest.json."""
     try:
         manifest = disk.read_json(path / "manifest.json")
-    except ValueError as error:
-        yield "manifest.json", lambda error=error: complain(error)
-        return
-    for group in manifest.get("splits", {"": manifest}).values():
-        for name, shard in group.get("shards", {}).items():
-            yield name, lambda name=name, shard=shard: describe_shard(path / name, shard)
+    except UserError as error:
+        reason = str(error)
+        has_shards = any(".array_record-" in each.name for each in disk.children(path))
+        return [("manifest.json", lambda: complain(reason))] if has_shards else []
+    splits = manifest.get("splits", {"": manifest})
+    groups = splits.values() if isinstance(splits, dict) else []
+    shards = {}
+    for group in groups:
+        if isinstance(group, dict) and isinstance(group.get("shards"), dict):
+            shards |= group["shards"]
+    if not any(map(is_entry, shards.values())):
+        return []
+    return [
+        (name, lambda name=name, shard=shard: describe_shard(path / name, shard))
+        for name, shard in shards.items()
+    ]
+
+
+def is_entry(shard):
+    return isinstance(shard, dict) and {"sha256", "file_bytes"} <= shard.keys()
 
 
 def describe_shard(path, shard):
+    if not is_entry(shard):
+        raise UserError(f"manifest.json must have the size and the sha256 of {path.name}")
     arrayrecord.check_digest(path, shard)
     return f"{shard['file_bytes'] / 1e6:.1f} MB"
 
 
+def find_files(path):
+    """[(name, check)] of the files in a parity.json of dit-convert; [] for another or none."""
+    folder, report = (path, path / "parity.json")
+    if path.is_file():
+        folder, report = path.parent, files.report_path(path)
+    try:
+        written = disk.read_json(report).get("files")
+    except UserError as error:
+        reason = str(error)
+        return [(report.name, lambda: complain(reason))]
+    digests = written.get("to") if isinstance(written, dict) else None
+    return [
+        (name, lambda name=name, digest=digest: describe_file(folder / name, digest))
+        for name, digest in (digests if isinstance(digests, dict) else {}).items()
+    ]
+
+
+def describe_file(path, digest):
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    if disk.sha256(path) != digest:
+        raise UserError(f"{path} is not the file that was written: its sha256 is not {digest}")
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
 def entry():
-    sys.exit(command.run("dit-verify", define, main, takes=("DIR",)))
+    sys.exit(command.run("dit-verify", define, main, takes=("PATH",)))
 
 
 if __name__ == "__main__":

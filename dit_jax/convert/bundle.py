@@ -13,6 +13,7 @@ from dit_jax.machine import disk
 from dit_jax.models import dit
 from dit_jax.settings import to_json
 
+DIFFUSION = ("schedule", "num_steps")  # what dit.py makes a schedule of; it predicts noise
 MODEL_FILE = Path(__file__).with_name("torch_model.py")
 README = """# {name}
 
@@ -67,7 +68,7 @@ def make_config(model, settings):
     """Returns the config.json of a bundle: the architecture and how to sample it."""
     return {
         "model": model._asdict(),
-        "diffusion": to_json(settings.diffusion),
+        "diffusion": {name: getattr(settings.diffusion, name) for name in DIFFUSION},
         "sampling": to_json(settings.sampling),
         "space": settings.data.space,
     }

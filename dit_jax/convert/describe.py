@@ -4,7 +4,15 @@ from pathlib import Path
 
 import jax
 
-from dit_jax.convert import bundle, diffusers_dit, files, native, torch_dit, torch_vae
+from dit_jax.convert import (
+    bundle,
+    diffusers_dit,
+    files,
+    native,
+    prediction,
+    torch_dit,
+    torch_vae,
+)
 from dit_jax.errors import UserError
 from dit_jax.models import dit, vae
 from dit_jax.sampling import autoencoder
@@ -79,13 +87,22 @@ def _of_bundle(path):
 
 
 def _of_state_dict(path, num_heads, num_classes):
-    files.check_suffix(path)
-    groups = files.groups(path)
-    state_dict = files.read_state_dict(path, groups[0] if groups else "ema")
+    files.parts(path)  # a UserError before the file is read
+    sets = ", ".join(files.groups(path)) or "one (the file does not record whether it is the EMA)"
+    state_dict = files.read_state_dict(path, None, part=torch_vae.PART)
+    end = "sharded" if path.name.endswith(files.INDEX) else path.suffix
+    dtype = ", ".join(sorted({str(x.dtype) for x in state_dict.values()}))
+    if torch_vae.is_autoencoder(state_dict):
+        whose = "Stable Diffusion" if torch_vae.has_original_names(state_dict) else "diffusers"
+        config = torch_vae.read_config(torch_vae.rename(state_dict), torch_vae.read_fields(path))
+        name = f"autoencoder with the names of {whose} ({end})"
+        return {"format": name, "dtype": dtype, **_of_vae(config)}
     model = torch_dit.read_config(state_dict, num_heads=num_heads, num_classes=num_classes)
+    predicted, evidence = prediction.find(path, state_dict, model)
     fields = {
-        "format": f"official state dict ({path.suffix})",
-        "sets": ", ".join(groups) or "one (the file does not record whether it is the EMA)",
-        "dtype": ", ".join(sorted({str(x.dtype) for x in state_dict.values()})),
+        "format": f"official state dict ({end})",
+        "sets": sets,
+        "dtype": dtype,
+        "prediction": f"{predicted} ({evidence or 'not recorded: assumed'})",
     }
     return fields | _of_dit(model)

@@ -6,6 +6,7 @@ temporary folder first, so a failure leaves nothing half-written. Only .pt files
 
 import argparse
 import contextlib
+import functools
 import importlib
 import pickle
 import re
@@ -14,15 +15,28 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import ml_dtypes  # gives NumPy bfloat16, in which safetensors then returns arrays
 import numpy as np
 
 from dit_jax.checkpoint import steps
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 
-PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")  # added by parallel wrappers and torch.compile
-SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
-DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+# Added to names by parallel wrappers, torch.compile, Lightning and libraries of averages.
+PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model)\.)+")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+INDEX = ".index.json"  # ends the name of the list of the files of a sharded state dict
+SETS = {  # --weights: the keys under which training scripts save that set
+    "ema": ("ema", "state_dict_ema", "model_ema", "ema_state_dict"),
+    "model": ("model", "state_dict", "model_state_dict", "module"),
+}
+DIFFUSERS_WEIGHTS = tuple(
+    f"diffusion_pytorch_model{end}"
+    for end in (
+        *(".safetensors", ".bin", f".safetensors{INDEX}", f".bin{INDEX}"),
+        *(".fp16.safetensors", ".fp16.bin"),
+    )
+)
 
 
 def require(name):
@@ -33,18 +47,48 @@ def require(name):
         raise UserError(f"{name} must be installed: pip install dit_jax[convert]") from error
 
 
-def read_state_dict(path, weights="ema"):
+def read_state_dict(path, weights="ema", *, part=""):
     """Returns the state dict of a .pt or .safetensors file, without the `PREFIXES` of names.
 
-    A .pt file holds either a bare state dict or the dict of the official training script, {"model",
-    "ema", "opt", "args"}. In the second case, `weights` ("ema" or "model") selects the set.
+    A .pt holds a bare state dict, or a dict of a training script. `weights`, a key of `SETS`,
+    selects a set of parameters in the second case; None selects the first. A path that ends with
+    `INDEX` stands for the files that it lists. part: if names start with it, only those arrays are
+    read, and their names lose it.
     """
-    check_suffix(path)
+    readers = {}  # name in the file: function that reads the array
+    for file in parts(path):
+        open_file = _open_safetensors if file.suffix == ".safetensors" else _open_pt
+        readers |= open_file(file, weights)
+    names = {name: PREFIXES.sub("", name) for name in readers}
+    names.pop("n_averaged", None)  # a counter of torch.optim.swa_utils
+    inside = {name: x for name, x in names.items() if x.startswith(part)}
+    state_dict = {}
+    for name, short in (inside or names).items():
+        short = short.removeprefix(part)
+        if short in state_dict:
+            raise UserError(f"{path} must hold {short} once, got it with several prefixes")
+        state_dict[short] = readers.pop(name)()
+    return state_dict
+
+
+def parts(path):
+    """Lists the files of a state dict: its own path, or the files that an index names."""
     path = Path(path)
+    if not path.name.endswith(INDEX):
+        check_suffix(path)
     if not path.is_file():
         raise UserError(f"checkpoint must be a file, got {path}")
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
-    return {PREFIXES.sub("", name): x for name, x in read(path, weights).items()}
+    if not path.name.endswith(INDEX):
+        return [path]
+    names = disk.read_json(path).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
+        raise UserError(f"{path} must have a weight_map from names to files")
+    files = [path.parent / name for name in sorted(set(names.values()))]
+    for file in files:
+        check_suffix(file)
+        if not file.is_file():
+            raise UserError(f"{path} needs {file.name}, which is missing")
+    return files
 
 
 def write_state_dict(path, state_dict):
@@ -64,12 +108,24 @@ def diffusers_weights(folder):
     for name in DIFFUSERS_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder} must contain {' or '.join(DIFFUSERS_WEIGHTS)}")
+    raise UserError(f"{folder} must contain {' or '.join(DIFFUSERS_WEIGHTS[:2])}")
 
 
 def groups(path):
-    """Lists the parameter sets ("ema", "model") in a .pt of the official script, else []."""
-    return _groups(_load_pt(Path(path), mmap=True)) if Path(path).suffix != ".safetensors" else []
+    """Lists the parameter sets ("ema", "model") in a .pt of a training script, else []."""
+    return list(_sets(_load_pt(Path(path)))) if _is_pickle(path) else []
+
+
+def read_args(path):
+    """Returns {name: value} of the arguments that a training script saved in a .pt, else {}."""
+    loaded = _load_pt(Path(path)) if _is_pickle(path) else None
+    args = loaded.get("args") if isinstance(loaded, dict) else None
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    return dict(args) if isinstance(args, dict) else {}
+
+
+def _is_pickle(path):
+    return Path(path).suffix not in (".safetensors", ".json")
 
 
 def check_suffix(path):
@@ -145,9 +201,11 @@ def report_path(path):
 
 
 def digests(path):
-    """Returns {name: sha256} for a file, or for every file in a folder."""
+    """Returns {name: sha256} for a file, or for every file in a folder or in an index."""
     path = Path(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.name.endswith(INDEX):
+        files += parts(path)
     root = path if path.is_dir() else path.parent
     return {str(file.relative_to(root)): disk.sha256(file) for file in files}
 
@@ -159,71 +217,102 @@ def _remove(path):
         path.unlink(missing_ok=True)
 
 
-def _read_safetensors(path, weights):
+def _open_safetensors(path, weights):
+    """Returns {name: function that reads the array} of a .safetensors file."""
+    read = functools.partial(_use_safetensors, path)
+    names = read(lambda file: list(file.keys()))
+    # Opened again for each array: the pages of a mapped file count as memory.
+    return {name: lambda name=name: read(lambda file: file.get_tensor(name)) for name in names}
+
+
+def _use_safetensors(path, use):
     safetensors = require("safetensors")
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            names = list(file.keys())
-        state_dict = {}
-        for name in names:  # reopen for each array: the pages of a mapped file count as memory
-            with safetensors.safe_open(path, "numpy") as file:
-                state_dict[name] = file.get_tensor(name)
+            return use(file)
     except (AttributeError, TypeError) as error:  # float8
         raise UserError(
             f"{path} must have types that NumPy supports, got {_first_line(error)}"
         ) from error
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
-    return state_dict
 
 
-def _read_pt(path, weights):
-    tensors = _load_pt(path, mmap=True)  # reads only the names
-    group = _choose(tensors, weights, path)
-    if sum(x.nbytes for x in group.values()) > path.stat().st_size / 2:
+def _open_pt(path, weights):
+    """Returns {name: function that reads the array} of the chosen set in a .pt file."""
+    tensors = _choose(_load_pt(path), weights, path)  # mapped: only names were read
+    if sum(x.nbytes for x in tensors.values()) > path.stat().st_size / 2:
         # The pages of a mapped file count as memory until the last tensor is freed.
-        group = _choose(_load_pt(path, mmap=False), weights, path)
-    return {name: _to_numpy(name, x) for name, x in group.items()}
+        tensors = _choose(_load_pt(path, mmap=False), weights, path)
+    return {name: functools.partial(_to_numpy, name, x) for name, x in tensors.items()}
 
 
-def _load_pt(path, *, mmap):
-    torch = require("torch")
-    try:
-        with (
-            torch.serialization.safe_globals([argparse.Namespace]),  # the script's "args"
-            warnings.catch_warnings(action="ignore"),  # about pickles not written by PyTorch
-        ):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(
-                f"{path} must contain only tensors, got {refused[1]}, which could run code"
-            ) from error
-        raise UserError(f"{path} is truncated or not a PyTorch file") from error
-    except PermissionError:
-        raise
-    except Exception as error:  # PyTorch raises half a dozen types for a broken file
-        if mmap and "mmap" in str(error):  # the format before PyTorch 1.6 cannot be mapped
-            return _load_pt(path, mmap=False)
-        raise UserError(f"{path} is truncated or not a PyTorch file") from error
+class _Ignored:
+    """Stands for an object in a pickle that is no tensor, so that no code of its class runs."""
+
+    def __init__(self, *args, **options):
+        pass
+
+    def __setstate__(self, state):
+        pass
 
 
-def _groups(loaded):
-    """Lists the parameter sets in the content of a .pt."""
-    names = ("ema", "model") if isinstance(loaded, dict) else ()
-    return [name for name in names if isinstance(loaded.get(name), dict)]
+def _load_pt(path, *, mmap=True):
+    """Returns the content of a .pt; objects of unknown classes are `_Ignored`."""
+    torch, ignored = require("torch"), {}
+    while True:
+        try:
+            with (
+                torch.serialization.safe_globals([argparse.Namespace, *ignored.values()]),
+                warnings.catch_warnings(action="ignore"),  # about pickles not written by PyTorch
+            ):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError as error:
+            refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if refused is None and not ignored:
+                raise UserError(f"{path} is truncated or not a PyTorch file") from error
+            name = refused[1] if refused else list(ignored)[-1]
+            if refused is None or name in ignored:  # PyTorch refuses it even as an `_Ignored`
+                raise _could_run_code(path, name) from error
+            module, _, kind = name.rpartition(".")
+            fields = {"__module__": module or "builtins"}
+            ignored[name] = type(kind, (_Ignored,), fields)
+        except PermissionError:
+            raise
+        except Exception as error:  # PyTorch raises half a dozen types for a broken file
+            if not mmap or "mmap" not in str(error):
+                raise UserError(f"{path} is truncated or not a PyTorch file") from error
+            mmap = False  # the format before PyTorch 1.6 cannot be mapped
+
+
+def _could_run_code(path, name):
+    return UserError(f"{path} must contain only tensors, got {name}, which could run code")
+
+
+def _sets(loaded):
+    """Returns {key of `SETS`: its state dict} of the content of a .pt; {} if it is bare."""
+    if not isinstance(loaded, dict):
+        return {}
+    found = {
+        kind: [loaded[key] for key in keys if isinstance(loaded.get(key), dict)]
+        for kind, keys in SETS.items()
+    }
+    return {kind: dicts[0] for kind, dicts in found.items() if dicts}
 
 
 def _choose(loaded, weights, path):
     """Returns the tensors of a loaded .pt; `weights` selects the set if it has several."""
-    torch = require("torch")
-    names = _groups(loaded)
-    if names and weights not in names:
+    torch, sets = require("torch"), _sets(loaded)
+    weights = weights or next(iter(sets), None)
+    if sets and weights not in sets:
         raise UserError(
-            f"weights must be {' or '.join(names)} for {path}, got {weights}: "
-            f"use --weights={names[0]}"
+            f"weights must be {' or '.join(sets)} for {path}, got {weights}: "
+            f"use --weights={next(iter(sets))}"
         )
-    chosen = loaded[weights] if names else loaded
+    chosen = sets[weights] if sets else loaded
+    for x in (chosen, *(chosen.values() if isinstance(chosen, dict) else ())):
+        if isinstance(x, _Ignored):
+            raise _could_run_code(path, f"{type(x).__module__}.{type(x).__name__}")
     if not isinstance(chosen, dict) or not all(
         isinstance(name, str) and torch.is_tensor(x) for name, x in chosen.items()
     ):
@@ -237,10 +326,11 @@ def _choose(loaded, weights, path):
 
 
 def _to_numpy(name, x):
-    x = x.detach()
+    torch, x = require("torch"), x.detach()
     try:
-        # NumPy has no bfloat16.
-        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy().view(np.ndarray)
+        if x.dtype == torch.bfloat16:  # unknown to PyTorch's numpy()
+            return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return x.numpy().view(np.ndarray)
     except TypeError as error:  # float8
         raise UserError(f"{name} must have a type that NumPy supports, got {x.dtype}") from error
 

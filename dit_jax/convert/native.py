@@ -86,12 +86,12 @@ def write(path, model, settings, params):
         store.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 
 
-def settings_of(model, *, space="latents", schedule="linear", num_steps=1000):
+def settings_of(model, *, space="latents", schedule="linear", num_steps=1000, prediction="noise"):
     """Returns Settings for weights without a config: the sampling of the paper."""
     pixels = space == "pixels"
     return settings_lib.Settings(
         compute=settings_lib.Compute(dtype="float32"),
-        diffusion=settings_lib.Diffusion(schedule, num_steps),
+        diffusion=settings_lib.Diffusion(schedule, num_steps, prediction),
         data=settings_lib.Data(source="images", space=space),
         sampling=settings_lib.Sampling(
             num_steps=str(min(250, num_steps)),
@@ -101,6 +101,13 @@ def settings_of(model, *, space="latents", schedule="linear", num_steps=1000):
             cfg_interval=(0, num_steps - 1),
         ),
     )
+
+
+def check_prediction(settings, target):
+    """UserError for a model that `target` can only represent as one that predicts the noise."""
+    predicted = settings.diffusion.prediction
+    if predicted != "noise":
+        raise UserError(f"prediction must be noise for {target}, got a checkpoint of {predicted}")
 
 
 def settings_of_bundle(model, *, space, diffusion, sampling):

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dit_jax.convert import files, native, torch_vae
+from dit_jax.convert import files, native, torch_dit, torch_vae
 from dit_jax.models import dit, vae
 from dit_jax.sampling import autoencoder
 
@@ -42,7 +42,10 @@ def ours(path, weights="ema"):
 
 
 def official(path, model, weights="ema"):
-    """The side of an official state dict, computed by `torch_model`."""
+    """The side of an official state dict, computed by `torch_model`.
+
+    It computes in float32, with the exact position table where that of the file is rounded.
+    """
 
     def run(x, t, y):
         torch = files.require("torch")
@@ -51,8 +54,8 @@ def official(path, model, weights="ema"):
         state_dict = files.read_state_dict(path, weights)
         with torch.device("meta"):
             net = torch_model.DiT(**model._asdict())
-        tensors = {name: torch.from_numpy(x).float() for name, x in state_dict.items()}
-        net.load_state_dict(tensors, assign=True)
+        table = torch_dit.exact_position_table(state_dict["pos_embed"], model)
+        net.load_state_dict(to_tensors(state_dict | {"pos_embed": table}), assign=True)
         return run_torch(net, x, t, y)
 
     return run
@@ -66,14 +69,22 @@ def diffusers(path, *, plain=False):
         from dit_jax.convert import diffusers_pipeline  # imports diffusers
 
         transformer = Path(path) / "transformer"
+        folder = transformer if transformer.is_dir() else Path(path)
+        half = ".fp16." in files.diffusers_weights(folder).name
         net = models.DiTTransformer2DModel.from_pretrained(
-            transformer if transformer.is_dir() else path, low_cpu_mem_usage=False
+            folder, low_cpu_mem_usage=False, variant="fp16" if half else None
         )
         if not plain:
             diffusers_pipeline.match_transformer(net)
         return run_torch(diffusers_pipeline.AsDiT(net), x, t, y)
 
     return run
+
+
+def to_tensors(state_dict):
+    """Returns {name: float32 tensor}; NumPy's bfloat16 is unknown to PyTorch."""
+    torch = files.require("torch")
+    return {name: torch.from_numpy(np.asarray(x, np.float32)) for name, x in state_dict.items()}
 
 
 def run_torch(net, x, t, y):
@@ -155,7 +166,7 @@ def _run_diffusers(state_dict, config, x):
         use_quant_conv=config.quant_conv,
         use_post_quant_conv=config.quant_conv,
     )
-    net.load_state_dict({name: torch.from_numpy(x).float() for name, x in state_dict.items()})
+    net.load_state_dict(to_tensors(state_dict))
     with torch.no_grad():
         posterior = net.eval().encode(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).latent_dist
         moments = torch.cat([posterior.mean, posterior.logvar], dim=1)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
 from dit_jax.errors import UserError
@@ -40,6 +41,7 @@ RANKS = {  # number of axes of the arrays that `read_config` uses
     "final_layer.linear.weight": 2,
 }
 FLOATS = tuple(map(jax.numpy.dtype, ("float32", "float16", "bfloat16")))  # exact in float32
+FLOAT64 = np.dtype("float64")  # rounded to float32
 MAX_NAMES = 10  # in an error message
 
 
@@ -138,24 +140,20 @@ def from_official(state_dict, config):
     computes the position table, so this function only checks it.
     """
     check_input_size(config)
-    table = _position_table(config)  # (1, T, D)
     leaves = _leaves(config)
     shapes = {name: leaf.official_shape for leaf in leaves for name in leaf.names}
-    _check_shapes("state dict", state_dict, shapes | {"pos_embed": table.shape})
+    shapes["pos_embed"] = _position_table(config).shape
+    _check_shapes("state dict", state_dict, shapes)
     for name, x in state_dict.items():
-        if x.dtype not in FLOATS:
-            raise UserError(f"{name} must be {', '.join(map(str, FLOATS))}, got {x.dtype}")
-    if not _is_close(state_dict.pop("pos_embed"), table):
-        rows, columns = (extent // config.patch_size for extent in config.input_size)
-        raise UserError(f"pos_embed must be the sin-cos table of {rows} x {columns} patches")
+        _check_dtype(name, x)
+    exact_position_table(state_dict.pop("pos_embed"), config)
     params = {}
     for leaf in leaves:
-        parts = []
-        for name in leaf.names:
-            check_finite(name, state_dict[name])
-            parts.append(_from_official(leaf.path, state_dict.pop(name), config))
-        x = np.stack(parts) if leaf.stacked else np.array(parts[0], order="C")
-        params[leaf.path] = x.astype(np.float32, copy=False)
+        parts = [
+            _from_official(leaf.path, to_float32(name, state_dict.pop(name)), config)
+            for name in leaf.names
+        ]
+        params[leaf.path] = np.stack(parts) if leaf.stacked else np.array(parts[0], order="C")
     return traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -242,6 +240,40 @@ def _position_table(config):
     return layers.position_table((rows, columns), config.hidden_size)[None]  # (1, T, D)
 
 
+def exact_position_table(table, config):
+    """Returns the table (1, T, D) that our model computes; UserError if `table` is another.
+
+    `table` may be rounded to half precision.
+    """
+    exact = _position_table(config)
+    if not _is_close(table, exact):
+        rows, columns = (extent // config.patch_size for extent in config.input_size)
+        raise UserError(f"pos_embed must be the sin-cos table of {rows} x {columns} patches")
+    return exact
+
+
+def to_float32(name, x):
+    """Returns an array as float32; UserError if it holds no such numbers."""
+    _check_dtype(name, x)
+    with np.errstate(over="ignore"):  # a float64 above the range becomes infinite: refused below
+        x = x.astype(np.float32, copy=False)
+    check_finite(name, x)
+    return x
+
+
+def log_dtypes(state_dict):
+    """Says how arrays of other types become float32."""
+    for dtype in sorted({str(x.dtype) for x in state_dict.values()} - {"float32"}):
+        how = "rounded" if dtype == str(FLOAT64) else "without loss"
+        logging.info("arrays of %s become float32, %s", dtype, how)
+
+
+def _check_dtype(name, x):
+    allowed = (*FLOATS, FLOAT64)
+    if x.dtype not in allowed:
+        raise UserError(f"{name} must be {', '.join(map(str, allowed))}, got {x.dtype}")
+
+
 def check_finite(name, x):
     """UserError if x contains NaN or infinity."""
     if not np.isfinite(x).all():
@@ -261,6 +293,10 @@ def _check_core(state_dict):
     core = {name for name in patterns if "adaLN" not in name and "cross_attn" not in name}
     core = {name.replace("*", "0") for name in core} | {"pos_embed"}
     core.remove("y_embedder.embedding_table.bias")
+    if any(name.endswith("encoder.conv_in.weight") for name in state_dict):
+        raise UserError(
+            "state dict must be a DiT, got an autoencoder: use dit-convert vae FILE OUT"
+        )
     if any(name.startswith("transformer_blocks.") for name in state_dict):
         raise UserError(
             "state dict must have official names, got names of diffusers: use "

@@ -2,7 +2,7 @@
 
 A state dict is {name: NumPy array}; this module does not need PyTorch. Older files name the
 projections of the attention `query, key, value, proj_attn`, and the oldest store them as 1x1
-convolutions. `rename` accepts both.
+convolutions. Stable Diffusion's own files have other names for all. `rename` accepts all of them.
 """
 
 import re
@@ -33,34 +33,59 @@ NAMES = (  # (pattern in our path, replacement), applied in order to get diffuse
 )
 RULES = {"act_fn": "silu", "mid_block_add_attention": True}  # required values in a config.json
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+PART = "first_stage_model."  # the autoencoder's names in a whole Stable Diffusion
+ORIGINAL_NAMES = (  # (pattern in Stable Diffusion's name, replacement)
+    (r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets."),
+    (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
+    (r"^decoder\.up\.(\d+)\.block\.", r"decoder.up_blocks.\1.resnets."),
+    (r"^decoder\.up\.(\d+)\.upsample\.", r"decoder.up_blocks.\1.upsamplers.0."),
+    (r"coder\.mid\.block_1\.", "coder.mid_block.resnets.0."),
+    (r"coder\.mid\.block_2\.", "coder.mid_block.resnets.1."),
+    (r"coder\.mid\.attn_1\.norm\.", "coder.mid_block.attentions.0.group_norm."),
+    (r"coder\.mid\.attn_1\.([qkv])\.", r"coder.mid_block.attentions.0.to_\1."),
+    (r"coder\.mid\.attn_1\.proj_out\.", "coder.mid_block.attentions.0.to_out.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"coder\.norm_out\.", "coder.conv_norm_out."),
+)
 
 
 def read(path):
-    """Returns (VAEConfig, state dict) of the folder or the weights file of an AutoencoderKL.
+    """Returns (VAEConfig, state dict) of the folder or the weights file of an autoencoder.
 
-    The state dict has today's names. For a file, uses the config.json of its folder if it exists.
+    The state dict has today's names of diffusers. A file may contain a whole Stable Diffusion.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"autoencoder must be an existing folder or file, got {path}")
-    fields = disk.read_json(config_path(path))
+    fields = read_fields(path)
     if path.is_dir():
-        if not is_folder(path):
+        if not fields:
             raise UserError(f"autoencoder must be a diffusers AutoencoderKL, got {path}")
         path = files.diffusers_weights(path)
-    state_dict = rename(files.read_state_dict(path))
+    state_dict = rename(files.read_state_dict(path, None, part=PART))
     return read_config(state_dict, fields), state_dict
 
 
-def config_path(path):
-    """Returns the path of config.json, which may not exist, for a folder or a weights file."""
+def read_fields(path):
+    """Returns the config.json of an AutoencoderKL in a folder, or beside a file; else {}."""
     path = Path(path)
-    return (path if path.is_dir() else path.parent) / "config.json"
+    fields = disk.read_json((path if path.is_dir() else path.parent) / "config.json")
+    return fields if fields.get("_class_name") == "AutoencoderKL" else {}
 
 
 def is_folder(path):
     """Returns True for the folder of a diffusers AutoencoderKL."""
-    return disk.read_json(Path(path) / "config.json").get("_class_name") == "AutoencoderKL"
+    return Path(path).is_dir() and bool(read_fields(path))
+
+
+def is_autoencoder(state_dict):
+    """Returns True for the names of diffusers or of Stable Diffusion."""
+    return "encoder.conv_in.weight" in state_dict
+
+
+def has_original_names(state_dict):
+    """Returns True for the names of Stable Diffusion."""
+    return any(name.startswith("encoder.down.") for name in state_dict)
 
 
 def download(name):
@@ -138,12 +163,29 @@ def _read_units(fields):
 
 
 def rename(state_dict):
-    """Returns a state dict with today's names and shapes of the attention."""
+    """Returns a state dict with today's names of diffusers and shapes of the attention."""
+    if has_original_names(state_dict):
+        state_dict = _rename_original(state_dict)
     out = {}
     for name, x in state_dict.items():
         for old, new in OLD_NAMES.items():
             name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
         out[name] = x[:, :, 0, 0] if ".attentions." in name and np.ndim(x) == 4 else x
+    return out
+
+
+def _rename_original(state_dict):
+    """Gives Stable Diffusion's arrays the names of diffusers, which counts up_blocks backwards."""
+    ups = [re.match(r"decoder\.up\.(\d+)\.", name) for name in state_dict]
+    last = max((int(up[1]) for up in ups if up), default=0)
+    out = {}
+    for name, x in state_dict.items():
+        if name.startswith("loss."):  # the networks of the training's loss
+            continue
+        for pattern, new in ORIGINAL_NAMES:
+            name = re.sub(pattern, new, name)
+        name = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(last - int(level[0])), name)
+        out[name] = x
     return out
 
 
@@ -154,11 +196,10 @@ def from_torch(state_dict, config):
     torch_dit.check_names("state dict", "the autoencoder", state_dict.keys(), set(names.values()))
     params = {}
     for path, name in names.items():
-        x = np.asarray(state_dict[name], np.float32)
+        x = torch_dit.to_float32(name, state_dict[name])
         expected = _to_torch(np.empty(shapes[path], np.float32)).shape
         if x.shape != expected:
             raise UserError(f"{name} must have shape {expected}, got {x.shape}")
-        torch_dit.check_finite(name, x)
         params[path] = np.array(_from_torch(x), order="C")
     return traverse_util.unflatten_dict(params, sep="/")
 

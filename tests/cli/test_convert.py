@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 import random_run
+import safetensors.torch
 import torch
 
 import dit_jax
-from dit_jax.cli import convert
+from dit_jax.cli import convert, sample
 from dit_jax.convert import files, native, torch_dit
 
 
@@ -81,6 +82,84 @@ def test_checkpoint_of_the_official_script_is_converted(call, tmp_path, run):
     np.testing.assert_array_equal(2 * a, b)
     out = convert_ok(call, "inspect", tmp_path / "x.pt")
     assert "ema, model" in out and "Ti/4" in out
+
+
+@pytest.mark.parametrize(
+    "suffix, dtype",
+    [(".pt", "float16"), (".safetensors", "bfloat16"), (".ckpt", "float64")],
+)
+def test_other_types_become_float32_and_pass_the_check(
+    call, monkeypatch, tmp_path, run, suffix, dtype
+):
+    """Half precision rounds the position table of the file; ours is exact."""
+    model, _, params = native.read(run[0])
+    arrays = torch_dit.to_official(params, model)
+    tensors = {k: torch.from_numpy(x).to(getattr(torch, dtype)) for k, x in arrays.items()}
+    path = tmp_path / f"x{suffix}"
+    (torch.save if suffix != ".safetensors" else safetensors.torch.save_file)(tensors, path)
+    assert dtype in convert_ok(call, "inspect", path)
+    lines = []
+    monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(text % args))
+    assert "passed: relative error" in convert_ok(call, "from-torch", path, tmp_path / "out")
+    how = "rounded" if dtype == "float64" else "without loss"
+    assert f"arrays of {dtype} become float32, {how}" in lines
+    bias = dit_jax.load(tmp_path / "out").params["final_layer"]["linear"]["bias"]
+    np.testing.assert_array_equal(bias, tensors["final_layer.linear.bias"].float())
+
+
+def test_sharded_state_dict_is_converted(call, tmp_path, run):
+    convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
+    tensors, names = torch.load(tmp_path / "a.pt"), {}
+    for i, name in enumerate(tensors):
+        names[name] = f"model-{i % 2}.safetensors"
+    for file in set(names.values()):
+        part = {name: tensors[name] for name in names if names[name] == file}
+        safetensors.torch.save_file(part, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    assert "official state dict (sharded)" in convert_ok(call, "inspect", index)
+    convert_ok(call, "from-torch", index, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert report["passed"] and len(report["files"]["from"]) == 3
+    jax.tree.map(np.testing.assert_array_equal, dit_jax.load(tmp_path / "out").params, run[1])
+
+
+@pytest.fixture(scope="module")
+def sit(run, tmp_path_factory):
+    """Writes the file of a SiT, whose training leaves the rows of the variance at 0."""
+    model, _, params = native.read(run[0])
+    tensors = {k: torch.from_numpy(x) for k, x in torch_dit.to_official(params, model).items()}
+    tensors["final_layer.linear.weight"].view(16, 2, 1, 128)[:, 1] = 0  # patch 4, one channel
+    path = tmp_path_factory.mktemp("sit") / "x.pt"
+    torch.save(tensors, path)
+    return path
+
+
+def test_sit_is_named_and_is_not_sampled(call, refuse, caplog, tmp_path, sit):
+    out = tmp_path / "out"
+    fields = convert_ok(call, "inspect", sit)
+    assert "velocity (its variance has weights of 0)" in fields
+    assert "passed: relative error" in convert_ok(call, "from-torch", sit, out, "--space=pixels")
+    assert "this model predicts velocity, as SiT (its variance has weights of 0" in caplog.text
+    assert "prediction       velocity" in convert_ok(call, "inspect", out)
+    line = refuse(sample, f"--checkpoint={out}", "--labels=3", f"--out={tmp_path}/x.png")
+    assert "diffusion.prediction must be noise to train or sample, got velocity, which SiT" in line
+    message = "prediction must be noise for {}, got a checkpoint of velocity"
+    assert message.format("a bundle") in refuse(
+        convert, "to-torch", out, tmp_path / "b", "--bundle"
+    )
+    assert message.format("diffusers") in refuse(convert, "to-diffusers", out, tmp_path / "d")
+    convert_ok(call, "to-torch", out, tmp_path / "back.pt")  # which SiT's sample.py opens
+    assert "velocity" in convert_ok(call, "inspect", tmp_path / "back.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "back.pt", "back.pt.parity.json"}
+
+
+def test_prediction_flag_overrules_the_file(call, tmp_path, run, sit):
+    convert_ok(call, "from-torch", sit, tmp_path / "a", "--prediction=noise")
+    assert dit_jax.load(tmp_path / "a").settings.diffusion.prediction == "noise"
+    convert_ok(call, "to-torch", run[0], tmp_path / "x.pt")
+    convert_ok(call, "from-torch", tmp_path / "x.pt", tmp_path / "b", "--prediction=velocity")
+    assert native.describe(tmp_path / "b")[1].diffusion.prediction == "velocity"
 
 
 def test_round_trip_through_diffusers(call, tmp_path, run):
@@ -175,7 +254,7 @@ def test_guessed_settings_are_logged(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(args))
     convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     convert_ok(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
-    assert (8, 10, " and a null label", "latents", "linear") in lines
+    assert (8, 10, " and a null label", "latents", "linear", "noise") in lines
     assert dit_jax.load(tmp_path / "back").config.num_heads == 8
 
 
@@ -233,12 +312,13 @@ def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run
         ),
         (["from-torch", "{run}/other.pt", "{out}"], "must have the names of a DiT: missing"),
         (["from-torch", "{run}/other.pt", "{run}/empty"], "output must not exist unless --over"),
-        (["from-torch", "{run}/text.txt", "{out}"], "file must end with .pt, .pth, .bin, .safe"),
+        (["from-torch", "{run}/text.txt", "{out}"], "file must end with .pt, .pth, .bin, .ckpt"),
+        (["from-torch", "{run}/nan.pt", "{out}", "--prediction=v"], "prediction=v: value should"),
         (["to-torch", "/nowhere", "{out}.pt"], "checkpoint must be a directory with a saved step"),
-        (["to-torch", "{run}", "{out}"], ".pth, .bin, .safetensors, or --bundle must be"),
+        (["to-torch", "{run}", "{out}"], ".bin, .ckpt, .safetensors, or --bundle must be"),
         (
             ["to-torch", "{run}", "{out}.zip"],
-            "file must end with .pt, .pth, .bin, .safetensors, got",
+            "file must end with .pt, .pth, .bin, .ckpt, .safetensors, got",
         ),
         (
             ["to-torch", "{run}", "{out}.pt", "--bundle"],
@@ -261,7 +341,7 @@ def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run
             "num_heads must be a whole num",
         ),
         (["inspect", "{run}/empty"], "FILE_OR_DIR must be a state dict, a run, a converted check"),
-        (["inspect", "{run}/text.txt"], "file must end with .pt, .pth, .bin, .safetensors, got"),
+        (["inspect", "{run}/text.txt"], "file must end with .pt, .pth, .bin, .ckpt, .safetens"),
         (["inspect", "{run}/text.pt"], "text.pt is truncated or not a PyTorch file"),
         (
             ["inspect", "{run}", "--overwrite"],

@@ -7,6 +7,7 @@ import diffusers
 import jax
 import numpy as np
 import pytest
+import stable_diffusion
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -65,6 +66,61 @@ def test_file_without_config_is_assumed_to_be_stable_diffusions(
     assert autoencoder.load(tmp_path / "out").config.scale == (0.18215,)
 
 
+class Callback:
+    """Lightning saves the state of its callbacks under their classes."""
+
+
+@pytest.mark.parametrize(
+    "name, prefix, dtype",
+    [
+        ("vae.ckpt", "", torch.float32),
+        ("sd.ckpt", "first_stage_model.", torch.float16),
+        ("sd.safetensors", "first_stage_model.", torch.bfloat16),
+    ],
+)
+def test_original_file_of_stable_diffusion_is_converted(
+    call, caplog, folder, monkeypatch, tmp_path, name, prefix, dtype
+):
+    expected = {k: x.to(dtype) for k, x in load_file(folder / WEIGHTS).items()}
+    tensors = stable_diffusion.original(expected, prefix=prefix)
+    if prefix:  # a whole Stable Diffusion
+        tensors["model.diffusion_model.out.2.bias"] = torch.zeros(4)
+    else:
+        tensors["loss.logvar"] = torch.zeros(())
+    path = tmp_path / name
+    if path.suffix == ".ckpt":
+        torch.save({"state_dict": tensors, "callbacks": {Callback: Callback()}}, path)
+    else:
+        save_file({k: x.contiguous() for k, x in tensors.items()}, path)
+    fields = convert_ok(call, "inspect", path)
+    assert f"autoencoder with the names of Stable Diffusion ({path.suffix})" in fields
+    assert str(dtype).removeprefix("torch.") in fields and "(32, 32)" in fields
+    lines = []
+    monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(text % args))
+    assert "passed: relative error" in convert_ok(call, "vae", path, tmp_path / "out")
+    assert "assuming Stable Diffusion's autoencoder, 32 groups" in caplog.text
+    said = f"arrays of {str(dtype)[6:]} become float32, without loss"
+    assert (said in lines) == (dtype != torch.float32)
+    model = autoencoder.load(tmp_path / "out")
+    assert model.config.scale == (0.18215,)
+    for key, x in torch_vae.to_torch(jax.device_get(model.params)).items():
+        np.testing.assert_array_equal(x, expected[key].float())
+
+
+def test_file_of_diffusers_is_inspected(call, folder):
+    """The config.json beside it gives the scale."""
+    fields = convert_ok(call, "inspect", folder / WEIGHTS)
+    assert "autoencoder with the names of diffusers (.safetensors)" in fields
+    assert "(0.5,)" in fields
+
+
+def test_config_of_another_model_beside_a_file_is_not_used(call, folder, tmp_path):
+    shutil.copy(folder / WEIGHTS, tmp_path / "x.safetensors")
+    other = {"_class_name": "UNet2DConditionModel", "norm_num_groups": 8, "act_fn": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    assert "(0.18215,)" in convert_ok(call, "inspect", tmp_path / "x.safetensors")
+
+
 def test_from_hub_downloads_and_converts(call, folder, tmp_path, monkeypatch):
     requested = []
     monkeypatch.setattr(
@@ -103,6 +159,7 @@ def test_failed_parity_check_exits_with_1(call, folder, tmp_path, monkeypatch):
         (["{tanh}", "{out}"], "act_fn must be silu, got tanh"),
         (["{eight}", "{out}"], "latent_channels of config.json must be 4, got 8"),
         (["{dit}/x.safetensors", "{out}"], "must be an AutoencoderKL: missing"),
+        (["{half}/config.json", "{out}"], "file must end with .pt, .pth, .bin, .ckpt, .safetens"),
         (["{folder}", "{out}.pt"], "output must be a folder name without .pt, got"),
         (["{folder}", "{folder}", "--overwrite"], "output must be separate from the input"),
         (["{folder}", "{out}", "--weights=ema"], "vae takes --overwrite, --from_hub, got --wei"),

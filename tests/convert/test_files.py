@@ -1,9 +1,12 @@
 """State dicts and output folders: reading, refusing, writing atomically."""
 
 import argparse
+import json
 import os
+import pathlib
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -54,7 +57,93 @@ def test_half_precision_is_read(tmp_path, dtype, suffix):
     save = torch.save if suffix == ".pt" else safetensors_torch.save_file
     save(tensors, path)
     state_dict = files.read_state_dict(path)
+    expected = np.float16 if dtype == torch.float16 else ml_dtypes.bfloat16
+    assert {x.dtype for x in state_dict.values()} == {np.dtype(expected)}
     expect_same({name: np.float32(x) for name, x in state_dict.items()}, tensors)
+
+
+@pytest.mark.parametrize(
+    "content, sets",
+    [
+        ({"state_dict": TENSORS, "state_dict_ema": EMA, "epoch": 3}, ["ema", "model"]),  # timm
+        ({"model": TENSORS, "model_ema": EMA, "optimizer": {}}, ["ema", "model"]),  # ConvNeXt
+        ({"model_state_dict": TENSORS, "ema_state_dict": EMA}, ["ema", "model"]),
+        ({"state_dict": TENSORS, "pytorch-lightning_version": "2.1"}, ["model"]),
+        ({"module": TENSORS, "global_steps": 7}, ["model"]),  # DeepSpeed
+    ],
+)
+def test_sets_of_other_training_scripts_are_read(tmp_path, content, sets):
+    path = tmp_path / "x.ckpt"
+    torch.save(content, path)
+    assert files.groups(path) == sets
+    for name in sets:
+        expect_same(files.read_state_dict(path, name), EMA if name == "ema" else TENSORS)
+    expect_same(files.read_state_dict(path, None), EMA if "ema" in sets else TENSORS)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "model.", "ema_model.module."])
+def test_prefixes_of_names_are_dropped(tmp_path, prefix):
+    wrapped = {prefix + name: x for name, x in TENSORS.items()}
+    torch.save({"n_averaged": torch.tensor(3)} | wrapped, tmp_path / "x.pt")
+    expect_same(files.read_state_dict(tmp_path / "x.pt"), TENSORS)
+    torch.save(wrapped | TENSORS, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="x.pt must hold a.weight once, got it with several pref"):
+        files.read_state_dict(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_part_of_a_larger_model_is_read(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    whole = {f"stage.{name}": x for name, x in TENSORS.items()} | {"other.weight": torch.ones(1)}
+    save = torch.save if suffix == ".ckpt" else safetensors_torch.save_file
+    save(whole, path)
+    expect_same(files.read_state_dict(path, part="stage."), TENSORS)
+    expect_same(files.read_state_dict(path, part="none."), whole)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_sharded_state_dict_is_read_from_its_index(tmp_path, suffix):
+    save = safetensors_torch.save_file if suffix == ".safetensors" else torch.save
+    index = tmp_path / f"x{suffix}.index.json"
+    names = {name: f"x-{i}{suffix}" for i, name in enumerate(TENSORS)}
+    for name, file in names.items():
+        save({name: TENSORS[name]}, tmp_path / file)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    expect_same(files.read_state_dict(index), TENSORS)
+    assert files.digests(index).keys() == {index.name, *names.values()}
+    assert files.groups(index) == [] and files.read_args(index) == {}
+    (tmp_path / f"x-1{suffix}").unlink()
+    with pytest.raises(UserError, match=f"index.json needs x-1{suffix}, which is missing"):
+        files.read_state_dict(index)
+    for text in ("{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        with pytest.raises(UserError, match="must have a weight_map from names to files"):
+            files.read_state_dict(index)
+
+
+class Leftover:
+    """An object beside the weights, such as a callback of Lightning."""
+
+    def __init__(self):
+        self.best = {"score": 1.0}
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_other_objects_beside_the_weights_are_ignored(tmp_path, options):
+    args = argparse.Namespace(data_path=pathlib.Path("/data"), image_size=256)
+    content = {"ema": EMA, "args": args, "best_fid": np.float64(9.6), "dtype": np.dtype("f4")}
+    content |= {"callbacks": {Leftover: Leftover()}, "scale": np.ones(2)}
+    torch.save(content, tmp_path / "x.pt", **options)
+    expect_same(files.read_state_dict(tmp_path / "x.pt"), EMA)
+    assert files.read_args(tmp_path / "x.pt")["image_size"] == 256
+
+
+def test_args_of_a_training_script_are_read(tmp_path):
+    torch.save({"ema": EMA, "args": {"model": "SiT-XL/2"}}, tmp_path / "x.pt")
+    assert files.read_args(tmp_path / "x.pt") == {"model": "SiT-XL/2"}
+    for content in (TENSORS, {"ema": EMA, "args": "none"}):
+        torch.save(content, tmp_path / "x.pt")
+        assert files.read_args(tmp_path / "x.pt") == {}
 
 
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
@@ -85,6 +174,13 @@ def test_pickle_with_code_is_refused_and_does_not_run(tmp_path, options):
     assert trace.exists()
 
 
+@pytest.mark.parametrize("content", [Leftover(), {"a": Leftover()}])
+def test_object_in_place_of_a_tensor_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="only tensors, got .*test_files.Leftover, which could run"):
+        files.read_state_dict(tmp_path / "x.pt")
+
+
 def test_plain_pickle_with_code_is_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(pickle.dumps(Exploit(tmp_path / "trace")))
     with pytest.raises(UserError, match="x.pt"):
@@ -107,7 +203,7 @@ def test_other_content_or_path_is_refused(tmp_path):
     with pytest.raises(UserError, match="x.pt must contain a state dict, got list"):
         files.read_state_dict(tmp_path / "x.pt")
     with pytest.raises(
-        ValueError, match="file must end with .pt, .pth, .bin, .safetensors, got x.bin2"
+        ValueError, match="file must end with .pt, .pth, .bin, .ckpt, .safetensors, got x.bin2"
     ):
         files.read_state_dict("x.bin2")
     with pytest.raises(UserError, match="checkpoint must be a file, got nowhere.pt"):
@@ -117,10 +213,8 @@ def test_other_content_or_path_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (
-            {"state_dict": TENSORS, "epoch": 3},
-            "must contain a state dict, got a dict of state_dict",
-        ),
+        ({"weights": TENSORS}, "must contain a state dict, got a dict of weights"),
+        ({"state_dict": TENSORS}, "weights must be model for .*, got ema: use --weights=model"),
         ({"model": TENSORS, "ema": None}, "weights must be model for .*, got ema: use --weights"),
         ({"ema": {"a": "b"}}, "must contain a state dict, got a dict of a"),
         ({1: torch.zeros(2)}, "must contain a state dict, got a dict of 1"),

@@ -4,7 +4,9 @@ import diffusers
 import jax
 import numpy as np
 import pytest
+import stable_diffusion
 import torch
+from diffusers.loaders import single_file_utils
 
 from dit_jax.convert import torch_vae
 from dit_jax.errors import UserError
@@ -156,6 +158,35 @@ def test_old_attention_names_are_renamed(peer, convolution):
     assert new.keys() == state_dict.keys()
     for name, x in state_dict.items():
         np.testing.assert_array_equal(new[name], x)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_original_names_of_stable_diffusion_are_renamed(levels):
+    """diffusers' own converter agrees, so `stable_diffusion.original` makes the true names."""
+    options = {k: x[:levels] if isinstance(x, tuple) else x for k, x in NARROW.items()}
+    net = make_peer(options | {"layers_per_block": 2})
+    state_dict = state_dict_of(net)
+    original = stable_diffusion.original(state_dict)
+    assert "decoder.up.0.block.2.conv1.weight" in original
+    assert original["encoder.mid.attn_1.q.weight"].ndim == 4
+    theirs = single_file_utils.convert_ldm_vae_checkpoint(original, dict(net.config))
+    ours = torch_vae.rename({"loss.logvar": np.zeros(())} | original)
+    assert ours.keys() == state_dict.keys() == theirs.keys()
+    for name, x in state_dict.items():
+        np.testing.assert_array_equal(ours[name], x)
+        np.testing.assert_array_equal(theirs[name], x)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8])
+def test_other_types_become_float32_or_are_refused(peer, dtype):
+    state_dict = {name: x.astype(dtype) for name, x in state_dict_of(peer).items()}
+    config = torch_vae.read_config(state_dict, dict(peer.config))
+    if dtype == np.int8:
+        with pytest.raises(UserError, match="must be float32, float16, bfloat16, float64, got int"):
+            torch_vae.from_torch(state_dict, config)
+        return
+    params = torch_vae.from_torch(state_dict, config)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
 
 def test_other_state_dict_is_refused(peer):
