@@ -1,5 +1,6 @@
 """The package dit_jax: `pip install -e .[dev]`."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -13,9 +14,11 @@ JAX = ">=0.7.2,!=0.10.2"
 # What etils (gcsfs) and Orbax (the other two) need for gs:// paths.
 GCS = ["gcsfs", "google-cloud-storage", "google-cloud-storage-control"]
 
+PACKAGE = Path(__file__).with_name("dit_jax") / "__init__.py"
+
 setup(
     name="dit_jax",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+?)"', PACKAGE.read_text())[1],
     description="Scalable Diffusion Models with Transformers (DiT) in JAX, TPU-first",
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",

@@ -6,6 +6,8 @@ not enough.
 """
 
 import asyncio
+import contextlib
+import functools
 import os
 import re
 import sys
@@ -16,6 +18,7 @@ import orbax.checkpoint as ocp
 from absl import flags, logging
 from jax._src import distributed
 from jax.experimental import mesh_utils, multihost_utils, topologies
+from jax.extend import random as extend_random
 
 # jax
 
@@ -73,6 +76,51 @@ def is_in_xla_callback(frame):
     jax 0.7.2 to 0.12. The name of that function is private; jax has no hook around it.
     """
     return frame.f_code.co_name == "_xla_gc_callback"
+
+
+def partitionable_threefry():
+    """An `impl` of jax.random.key: threefry2x32 with JAX_THREEFRY_PARTITIONABLE always on.
+
+    jax 0.7.2 to 0.12. jax reads that setting when it lowers a program, so a context around the
+    code that draws numbers has no effect. Every implementation that jax names obeys the setting;
+    jax.extend, which makes others, may change without a deprecation.
+    """
+    base = extend_random.threefry_prng_impl
+
+    def fixed(function):
+        @functools.wraps(function)
+        def call(*args):
+            with jax.threefry_partitionable(True):
+                return function(*args)
+
+        return call
+
+    return extend_random.define_prng_impl(
+        key_shape=base.key_shape,
+        seed=base.seed,
+        split=fixed(base.split),
+        random_bits=fixed(base.random_bits),
+        fold_in=base.fold_in,
+        name="dit_jax_threefry2x32",
+        tag="dit",
+    )
+
+
+@contextlib.contextmanager
+def default_arithmetic():
+    """A context for calls of optax: 32 bits, and implicit promotion of types and ranks.
+
+    jax 0.7.2 to 0.12, optax 0.2.8. Adam states no dtypes: JAX_ENABLE_X64 would change its numbers,
+    and it fails with JAX_NUMPY_DTYPE_PROMOTION=strict. Before jax 0.8, enable_x64 was in
+    jax.experimental only.
+    """
+    x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with (
+        x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
 
 
 # etils, TensorStore

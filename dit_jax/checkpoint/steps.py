@@ -65,17 +65,21 @@ def set_aside(directory, step):
     return target
 
 
-def locate(path):
+def locate(path, step=None):
     """(directory of the steps, step) of a run, of its `checkpoints`, or of one step's folder.
 
-    The step is the newest one, unless `path` is a step's folder. UserError if nothing is saved.
+    step: which of the saved ones; None: the newest, or the one whose folder `path` is. UserError if
+    it is not saved.
     """
     path = disk.path(path)
     if is_complete(path):
-        return path.parent, int(path.name)
-    inside = path / "checkpoints"
-    directory = inside if disk.exists(inside) else path
-    step = latest(directory)
-    if step is None:
+        directory, known = path.parent, [int(path.name)]
+    else:
+        inside = path / "checkpoints"
+        directory = inside if disk.exists(inside) else path
+        known = saved(directory)
+    if not known:
         raise UserError(f"checkpoint must be a directory with a saved step, got {path}")
-    return directory, step
+    if step is not None and step not in known:
+        raise UserError(f"step must be one of {', '.join(map(str, known))}, got {step!r}")
+    return directory, known[-1] if step is None else int(step)

@@ -34,7 +34,7 @@ from dit_jax.cli import command
 from dit_jax.convert import files
 from dit_jax.data import feed, loader
 from dit_jax.errors import UserError
-from dit_jax.machine import devices, sharding
+from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit, flops
 from dit_jax.runs import build
 from dit_jax.sampling import generate as generate_lib
@@ -124,7 +124,7 @@ class Work(NamedTuple):
 
 def prepare_train(settings):
     """One training step on one batch that stays on the devices."""
-    parts, key = build.parts(settings), jax.random.key(0)
+    parts, key = build.parts(settings), prng.key(0)
     state = parts.create_state(key)
     batch = random_batch(settings, parts.mesh)
     step, compile_seconds = compile_timed(parts.jit_step(), state, batch, key)
@@ -143,15 +143,15 @@ def prepare_sample(settings):
     """Sampling one batch from noise to the end, without a decoder."""
     parts = build.parts(settings)
     init = jax.jit(parts.init, out_shardings=sharding.replicated(parts.mesh))
-    params = init(jax.random.key(0))
-    labels = random_batch(settings, parts.mesh)["label"]
-    labels, replicated = np.asarray(labels), sharding.replicated(parts.mesh)
-    keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(1), len(labels))))
-    labels, keys = jax.device_put((labels, keys), replicated)
-    generate, compile_seconds = compile_timed(parts.generate, params, labels, keys)
+    params = init(prng.key(0))
+    labels = np.asarray(random_batch(settings, parts.mesh)["label"])
+    keys = np.asarray(jax.random.key_data(jax.random.split(prng.key(1), len(labels))))
+    given = {"labels": labels, "key_data": keys}
+    given = jax.device_put(given, sharding.replicated(parts.mesh))
+    generate, compile_seconds = compile_timed(parts.generate, params, given)
 
     def run():
-        jax.block_until_ready(generate(params, labels, keys))
+        jax.block_until_ready(generate(params, given))
 
     passes = generate_lib.count_passes(parts.process, settings.sampling)
     work = settings.train.batch_size * passes * flops.forward_flops(parts.model)
@@ -193,7 +193,7 @@ def random_batch(settings, mesh):
     shape = (size, *model.input_size, model.in_channels)
 
     def make():
-        x0 = jax.random.normal(jax.random.key(2), shape)
+        x0 = jax.random.normal(prng.key(2), shape, jnp.float32)
         return {"x0": x0, "label": jnp.arange(size, dtype=jnp.int32) % model.num_classes}
 
     return jax.jit(make, out_shardings=sharding.of_batch(mesh))()

@@ -20,7 +20,7 @@ from dit_jax.diffusion import samplers
 from dit_jax.errors import UserError
 from dit_jax.sampling import pictures
 
-SAMPLING = ("sampler", "num_steps", "eta", "cfg_scale", "cfg_channels")
+SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 
 
 def define(values):
@@ -45,8 +45,12 @@ def define(values):
         "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
     )
     flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1.", **options)
+    flags.DEFINE_boolean("clip_x0", None, "Clip x0 to [-1, 1] at every step: pixels.", **options)
     flags.DEFINE_float("cfg_scale", None, "Scale of classifier-free guidance; 1: none.", **options)
     flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
+    flags.DEFINE_list(
+        "cfg_interval", None, "FIRST,LAST: guide at these steps only; 0 is the cleanest.", **options
+    )
 
 
 def main(values):
@@ -63,6 +67,8 @@ def main(values):
     if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
         raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
     given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
+    if "cfg_interval" in given:
+        given["cfg_interval"] = parse_interval(given["cfg_interval"])
     images = dit.sample(
         labels, seed=values.seed, batch_size=values.batch_size, progress=True, **given
     )
@@ -80,6 +86,14 @@ def parse_label(text):
     if not text.strip().removeprefix("-").isdecimal():
         raise UserError(f"labels must be whole numbers separated by commas, got {text!r}")
     return int(text)
+
+
+def parse_interval(texts):
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        text = ",".join(texts)
+        raise UserError(f"cfg_interval must be two numbers, as 0,500, got {text!r}") from None
 
 
 def entry():

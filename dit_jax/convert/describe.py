@@ -14,6 +14,7 @@ from dit_jax.convert import (
     torch_vae,
 )
 from dit_jax.errors import UserError
+from dit_jax.machine import prng
 from dit_jax.models import dit, vae
 from dit_jax.sampling import autoencoder
 
@@ -62,12 +63,12 @@ def _of_data(settings):
 
 
 def _of_dit(model):
-    count = _count(lambda: dit.init(model, jax.random.key(0)))
+    count = _count(lambda: dit.init(model, prng.key(0)))
     return {"variant": variant(model), **model._asdict(), "parameters": count}
 
 
 def _of_vae(config):
-    return {**config._asdict(), "parameters": _count(lambda: vae.init(config, jax.random.key(0)))}
+    return {**config._asdict(), "parameters": _count(lambda: vae.init(config, prng.key(0)))}
 
 
 def _count(init):

@@ -12,7 +12,7 @@ from flax import traverse_util
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.errors import UserError
-from dit_jax.machine import sharding
+from dit_jax.machine import prng, sharding
 from dit_jax.models import dit
 
 TOPICS = ("compute", "diffusion", "data", "sampling")  # topics of a config: see configs/base.py
@@ -64,7 +64,7 @@ def read(path, weights="ema"):
     params = store.restore_params(
         directory,
         step,
-        lambda: dit.init(model, jax.random.key(0)),
+        lambda: dit.init(model, prng.key(0)),
         weights=weights,
         mesh=sharding.make_mesh(),
     )

@@ -15,6 +15,7 @@ from absl import logging
 from flax import traverse_util
 
 from dit_jax.errors import UserError
+from dit_jax.machine import prng
 from dit_jax.models import dit, layers
 
 MODULES = {  # our module: official module; * is the index of the block, our leading axis
@@ -197,7 +198,7 @@ class _Leaf(NamedTuple):
 
 def _leaves(config):
     """Lists the `_Leaf`s of a config."""
-    params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: dit.init(config, prng.key(0)))
     leaves = []
     for path, x in traverse_util.flatten_dict(params, sep="/").items():
         module, parameter = path.rsplit("/", 1)

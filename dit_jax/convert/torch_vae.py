@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from dit_jax.convert import files, torch_dit
 from dit_jax.errors import UserError
-from dit_jax.machine import disk
+from dit_jax.machine import disk, prng
 from dit_jax.models import vae
 
 NAMES = (  # (pattern in our path, replacement), applied in order to get diffusers' name
@@ -211,7 +211,7 @@ def to_torch(params):
 
 
 def _shapes(config):
-    params = jax.eval_shape(lambda: vae.init(config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: vae.init(config, prng.key(0)))
     flat = traverse_util.flatten_dict(params, sep="/")
     return {path: x.shape for path, x in flat.items()}
 

@@ -25,7 +25,8 @@ class DDPM(NamedTuple):
 
     def draw_time(self, key, shape):
         """Uniform steps."""
-        return jax.random.randint(key, shape, 0, self.schedule.num_steps)
+        first, end = np.int32(0), np.int32(self.schedule.num_steps)
+        return jax.random.randint(key, shape, first, end, jnp.int32)
 
     def corrupt(self, x0, t, noise):
         return gaussian.q_sample(self.schedule, x0, t, noise)

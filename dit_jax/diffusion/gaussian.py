@@ -5,6 +5,8 @@ Shapes: N batch; x0 and x_t (N, ..., C) have any number of axes and are in model
 likelihood in nats.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,5 +79,5 @@ def discretized_log_likelihood(x0, mean, log_variance):
 def _normal_cdf(x):
     # As the official code: a tanh approximation of the normal distribution function in float32.
     # Its rounding near 0 and 1 shows in the tails, where XLA's own tanh is coarser.
-    tanh = 2 * jax.nn.sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)) - 1
+    tanh = 2 * jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)) - 1
     return 0.5 * (1 + tanh)

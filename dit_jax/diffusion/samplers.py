@@ -92,16 +92,22 @@ def _forward(levels):
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
 
 
-def run(sampler, predict, x, *, noise_at=None):
-    """x at level 0 -> x at the last level. noise_at(i): standard normal noise for step i."""
+def run(sampler, predict, x, *, noise_at=None, trajectory=False):
+    """x at level 0 -> x at the last level. noise_at(i): standard normal noise for step i.
+
+    trajectory: returns x at every level instead, (S+1, N, ..., C).
+    """
     if sampler.stochastic and noise_at is None:
         raise ValueError("noise_at must be given for a stochastic sampler")
 
     def step(state, i):
         noise = noise_at(i) if sampler.stochastic else None
-        return sampler.step(predict, state, i, noise), None
+        state = sampler.step(predict, state, i, noise)
+        return state, state.x if trajectory else None
 
-    return jax.lax.scan(step, sampler.init(x), jnp.arange(sampler.num_steps))[0].x
+    steps = jnp.arange(sampler.num_steps, dtype=jnp.int32)
+    last, later = jax.lax.scan(step, sampler.init(x), steps)
+    return jnp.concatenate([x[None], later]) if trajectory else last.x
 
 
 def make_noise(keys, shape, num_steps):
@@ -113,7 +119,8 @@ def make_noise(keys, shape, num_steps):
     def noise_at(i):
         def normal(key):
             # Counted from the data, so that the last steps have the same noise in every spacing.
-            return jax.random.normal(jax.random.fold_in(key, num_steps - 1 - i), shape)
+            key = jax.random.fold_in(key, num_steps - 1 - i)
+            return jax.random.normal(key, shape, jnp.float32)
 
         return jax.vmap(normal)(keys)
 

@@ -1,7 +1,8 @@
 """What a DiT is conditioned on: an embedder for each condition, and its null value.
 
 To add one, write its embedder here and list it in `of`: the model and guidance take their
-conditions from that list. Shapes: N batch, S tokens of a condition, D hidden size.
+conditions from that list. Shapes: N batch, S tokens of a condition, D hidden size, L labels with
+the null label, if there is one.
 """
 
 import functools
@@ -38,9 +39,15 @@ def of(config):
     return Condition("t", TimestepEmbedder, None), Condition("y", label, null)
 
 
-def nulls(config):
-    """{name: null value} of the conditions that can be left out."""
-    return {each.name: each.null for each in of(config) if each.null is not None}
+def nulls(config, *, mixed=False):
+    """{name: null value} of the conditions that can be left out.
+
+    mixed: y's are weights, so that its null value is too: (L,), 1 for the null label.
+    """
+    values = {each.name: each.null for each in of(config) if each.null is not None}
+    if mixed and "y" in values:
+        values["y"] = np.eye(values["y"] + 1, dtype=np.float32)[-1]
+    return values
 
 
 def timestep_embedding(t):
@@ -64,7 +71,10 @@ class TimestepEmbedder(nnx.Module):
 
 
 class LabelEmbedder(nnx.Module):
-    """A learned vector for each label, the null label last."""
+    """A learned vector for each label, the null label last.
+
+    y (N,) are labels; y (N, L), with a column for each of the L vectors, are weights that mix them.
+    """
 
     def __init__(self, num_labels, hidden_size, *, dtype, rngs):
         self.embedding_table = nnx.Embed(
@@ -72,4 +82,10 @@ class LabelEmbedder(nnx.Module):
         )
 
     def __call__(self, y):
-        return self.embedding_table(y)  # (N, D)
+        embed = self.embedding_table
+        if y.ndim == 1:
+            return embed(y)  # (N, D)
+        # Exact, so that the weight 1 gives the vector of that label on a TPU too.
+        table = embed.embedding[...].astype(jnp.float32)
+        mixed = jnp.einsum("nl,ld->nd", y, table, precision="highest")  # (N, D)
+        return mixed.astype(embed.dtype)

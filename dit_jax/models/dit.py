@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_jax.errors import UserError
+from dit_jax.machine import prng
 from dit_jax.models import conditions, layers
 from dit_jax.models.attention import ATTENTIONS
 from dit_jax.models.blocks import BLOCKS
@@ -211,7 +212,7 @@ def make_apply(
     gather = gather or _keep
     options = {"attention": attention, "remat": remat, "unroll": unroll, "gather": gather}
     make = functools.partial(DiT, config, dtype=DTYPES[dtype], **options)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(prng.key(0)))))
 
     def apply(params, x, **given):
         rest = {name: params[name] for name in params if name != "blocks"}

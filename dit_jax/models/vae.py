@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_jax.errors import UserError
+from dit_jax.machine import prng
 from dit_jax.models.layers import DTYPES
 
 LATENT_SCALE = 0.18215  # brings Stable Diffusion's latents to a standard deviation of about 1
@@ -128,8 +129,7 @@ class Middle(nnx.Module):
 
 class Encoder(nnx.Module):
     def __init__(self, config, parts):
-        self.num_levels = len(config.channels)
-        width = config.channels[0]
+        self.num_levels, width = len(config.channels), config.channels[0]
         self.conv_in = parts.conv(config.in_channels, width)
         for i, channels in enumerate(config.channels):
             setattr(self, f"level_{i}", Level(width, channels, config.num_resnets, parts))
@@ -153,8 +153,7 @@ class Encoder(nnx.Module):
 
 class Decoder(nnx.Module):
     def __init__(self, config, parts):
-        self.num_levels = len(config.channels)
-        width = config.channels[-1]
+        self.num_levels, width = len(config.channels), config.channels[-1]
         self.conv_in = parts.conv(config.latent_channels, width)
         self.middle = Middle(width, parts)
         for i, channels in enumerate(reversed(config.channels)):  # level 0 is the coarsest here
@@ -207,7 +206,7 @@ def make_apply(config, *, dtype="float32"):
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     parts = functools.partial(make_parts, config, DTYPES[dtype])
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: VAE(config, parts(nnx.Rngs(0)))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: VAE(config, parts(nnx.Rngs(prng.key(0))))))
 
     def encode(params, x):
         moments = nnx.merge(graphdef, params).encode(x).astype(jnp.float32)

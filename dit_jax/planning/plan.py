@@ -19,7 +19,7 @@ import jax
 from dit_jax import compat
 from dit_jax.errors import UserError
 from dit_jax.machine import devices as machine
-from dit_jax.machine import sharding
+from dit_jax.machine import prng, sharding
 from dit_jax.planning import chips, hlo
 
 REMAT = ("none", "dots", "full")  # most memory first
@@ -95,7 +95,7 @@ def arguments(state, batch, mesh):
     state: with shardings. batch: {name: (shape, dtype)} of the global batch.
     """
     rows, replicated = sharding.of_batch(mesh), sharding.replicated(mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: prng.key(0))
     return (
         state,
         {name: jax.ShapeDtypeStruct(*x, sharding=rows) for name, x in batch.items()},

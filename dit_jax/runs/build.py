@@ -15,7 +15,7 @@ from dit_jax.diffusion import processes
 from dit_jax.diffusion.process import Process
 from dit_jax.errors import UserError
 from dit_jax.machine import devices as devices_lib
-from dit_jax.machine import sharding
+from dit_jax.machine import prng, sharding
 from dit_jax.models import conditions, dit
 from dit_jax.sampling import generate
 from dit_jax.train import frozen as frozen_lib
@@ -39,7 +39,7 @@ class Parts(NamedTuple):
     process: Process
     optimizer: optax.GradientTransformation
     train_step: Callable  # (state, batch, key) -> state, metrics
-    generate: Callable  # (params, labels, key_data) -> images
+    generate: Callable  # of `sampling.generate.make`
     mesh: jax.sharding.Mesh
     shard_optimizer: bool
 
@@ -58,7 +58,7 @@ class Parts(NamedTuple):
         return states.abstract(
             self.init,
             self.optimizer,
-            jax.random.key(0),
+            prng.key(0),
             self.mesh,
             shard_optimizer=self.shard_optimizer,
         )
@@ -84,7 +84,7 @@ def parts(settings, devices=None):
     process = processes.make(settings.diffusion)
     train = vars(settings.train)
     if settings.train.frozen:
-        shapes = jax.eval_shape(lambda: dit.init(model, jax.random.key(0)))
+        shapes = jax.eval_shape(lambda: dit.init(model, prng.key(0)))
         frozen_lib.check(shapes, settings.train.frozen)
     optimizer = optimizers.adamw(**{name: train[name] for name in OPTIMIZER})
     optimizer = frozen_lib.leave_out(optimizer, settings.train.frozen)

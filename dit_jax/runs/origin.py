@@ -10,13 +10,12 @@ import functools
 import hashlib
 import json
 
-import jax
 from absl import logging
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.errors import UserError
-from dit_jax.machine import cluster, disk
+from dit_jax.machine import cluster, disk, prng
 from dit_jax.models import dit, transfer
 from dit_jax.runs import workdir as workdirs
 from dit_jax.train import state as states
@@ -94,7 +93,7 @@ def create_state(origin, settings, parts):
         params = store.restore_params(
             directory,
             step,
-            lambda: dit.init(source, jax.random.key(0)),
+            lambda: dit.init(source, prng.key(0)),
             weights=WEIGHTS,
             mesh=parts.mesh,
             verify=False,

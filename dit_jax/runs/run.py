@@ -14,7 +14,8 @@ from absl import logging
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.data import feed, loader
-from dit_jax.machine import cluster, devices, disk, sharding
+from dit_jax.errors import UserError
+from dit_jax.machine import cluster, devices, disk, prng, sharding
 from dit_jax.models import flops
 from dit_jax.runs import build, keep, record
 from dit_jax.runs import origin as origins
@@ -148,7 +149,7 @@ class Past(NamedTuple):
 def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
     """Trains from the state to the end; returns why the last save failed, or None."""
     start, limits = int(state.step), settings.run
-    key = jax.random.split(jax.random.key(np.uint32(settings.seed)))[1]
+    key = jax.random.split(prng.key(settings.seed))[1]
     if past.rollbacks:  # other noise than the steps that diverged
         key = jax.random.fold_in(key, len(past.rollbacks))
     batches = _make_batches(settings, parts, fed, start + past.skipped)
@@ -257,7 +258,7 @@ def resume(settings, parts, directory, origin):
 def _create_state(settings, parts, origin):
     if origin:
         return origins.create_state(origin, settings, parts)
-    return parts.create_state(jax.random.split(jax.random.key(np.uint32(settings.seed)))[0])
+    return parts.create_state(jax.random.split(prng.key(settings.seed))[0])
 
 
 def _restore(settings, parts, directory, step):
@@ -305,7 +306,11 @@ def _make_hook(settings, parts, decoder, workdir):
         is_latent = settings.data.space == "latents" and not decoder
         if is_latent or len(settings.model.input_size) != 2:
             return
-        images = generate.run(parts.generate, state.ema, labels, seed=0, batch_size=len(labels))
+        try:
+            images = generate.run(parts.generate, state.ema, labels, seed=0, batch_size=len(labels))
+        except UserError as error:  # on every process
+            logging.warning("samples could not be drawn: %s", error)
+            return
         images = decoder.decode(images) if decoder else images
         grid = pictures.grid(images, scale=pictures.grid_scale(images.shape[1:3]))
         if jax.process_index() == 0:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dit_jax.checkpoint import steps, store
 from dit_jax.errors import UserError
-from dit_jax.machine import sharding
+from dit_jax.machine import prng, sharding
 from dit_jax.models import pixels, vae
 
 PIXELS = 2**21  # decoded at once on a device: 8 images of 512x512, about 8 GB in float32
@@ -56,7 +56,7 @@ def load(path, *, dtype="float32", mesh=None):
     """
     config, mesh = describe(path), mesh or sharding.make_mesh()
     params = store.restore_params(
-        *_locate(path), lambda: vae.init(config, jax.random.key(0)), weights="params", mesh=mesh
+        *_locate(path), lambda: vae.init(config, prng.key(0)), weights="params", mesh=mesh
     )
     return Autoencoder(config, params, mesh, dtype=dtype)
 

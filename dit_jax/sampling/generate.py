@@ -1,6 +1,6 @@
 """Generates images from labels: a DiT, guidance, a sampler, and model units to pixels.
 
-Shapes: N batch, M images in all, H W grid, C channels.
+Shapes: N batch, M images in all, S steps, H W grid, C channels, L labels with the null label.
 """
 
 import functools
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dit_jax.diffusion import guidance, samplers
 from dit_jax.diffusion.process import predictor
 from dit_jax.errors import UserError
-from dit_jax.machine import sharding
+from dit_jax.machine import prng, sharding
 from dit_jax.models import conditions, pixels
 
 
@@ -24,69 +24,87 @@ def make_sampler(process, sampling):
     return levels, samplers.SAMPLERS[sampling.sampler](levels, **options)
 
 
-def make(apply, config, process, mesh, *, space, sampling):
-    """generate(params, labels (N,), key_data (N, 2)) -> uint8 images, or float32 latents: jitted.
+def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
+    """generate(params, given) -> (N, H, W, C) uint8 images or float32 latents, (N,) bool: jitted.
 
-    apply: of `models.dit.make_apply`; config: a DiTConfig; space: "pixels" or "latents"; sampling:
-    a `settings.Sampling`. UserError if an option does not fit the model.
+    given: {"labels": (N,) or weights (N, L), "key_data": (N, 2)} and, unless the keys draw it too,
+    "noise", x at level 0. The second result says which images are finite. apply: of
+    `models.dit.make_apply`; config: a DiTConfig; space: "pixels" or "latents"; sampling: a
+    `settings.Sampling`. trajectory: returns x at every level, (N, S+1, H, W, C). UserError if an
+    option does not fit the model.
     """
     check(config, process, sampling)
     levels, sampler = make_sampler(process, sampling)
     shape = (*config.input_size, config.in_channels)
     batch = sharding.of_batch(mesh)
 
-    def generate(params, labels, key_data):
-        labels = jax.lax.with_sharding_constraint(labels, batch)
-        keys = jax.random.wrap_key_data(jax.lax.with_sharding_constraint(key_data, batch))
-        model, given = functools.partial(apply, params), {"y": labels}
+    def generate(params, given):
+        given = jax.lax.with_sharding_constraint(given, batch)
+        keys, labels = prng.wrap(given["key_data"]), given["labels"]
+        model = functools.partial(apply, params)
         if sampling.cfg_scale == 1:
-            network = guidance.condition(model, given)
+            network = guidance.condition(model, {"y": labels})
         else:
             network = guidance.guide(
                 model,
-                given,
-                nulls=conditions.nulls(config),
+                {"y": labels},
+                nulls=conditions.nulls(config, mixed=labels.ndim == 2),
                 scale=sampling.cfg_scale,
                 channels=sampling.cfg_channels or config.in_channels,
                 interval=sampling.cfg_interval,
             )
         predict = predictor(network, process, levels, clip_x0=sampling.clip_x0)
         noise_at = samplers.make_noise(keys, shape, levels.num_steps)
-        x = samplers.run(sampler, predict, noise_at(-1), noise_at=noise_at)
-        return pixels.to_uint8(x) if space == "pixels" else x
+        noise = given["noise"] if "noise" in given else noise_at(-1)
+        x = samplers.run(sampler, predict, noise, noise_at=noise_at, trajectory=trajectory)
+        x = x.swapaxes(0, 1) if trajectory else x  # (N, S+1, ...)
+        finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))  # (N,)
+        return pixels.to_uint8(x) if space == "pixels" else x, finite
 
     # jit cannot shard a NumPy array across processes, so inputs enter replicated.
-    replicated = sharding.replicated(mesh)
-    return jax.jit(generate, in_shardings=(None, replicated, replicated), out_shardings=batch)
+    return jax.jit(generate, in_shardings=(None, sharding.replicated(mesh)), out_shardings=batch)
 
 
-def run(generate, params, labels, *, seed, batch_size, progress=False):
-    """One image for each of labels (M,), batch_size at a time: NumPy (M, H, W, C).
+def run(generate, params, labels, *, seed, batch_size, noise=None, progress=False):
+    """One image for each of labels (M,) or (M, L), batch_size at a time: NumPy (M, ...) of `make`.
 
-    generate: of `make`. Image i depends on (seed, i, labels[i]) and not on batch_size, which is
-    rounded up to a multiple of the number of devices. The last batch is padded, so that nothing
-    compiles twice. progress: shows a bar with rate and time left, on a terminal.
+    Image i depends on (seed, i), its label and its noise, and not on batch_size, which is rounded
+    up to a multiple of the number of devices. The last batch is padded, so that nothing compiles
+    twice. noise: (M, H, W, C), or None for the seed's. progress: shows a bar with rate and time
+    left, on a terminal. UserError if an image is not finite.
     """
-    labels = np.asarray(labels, np.int32)
-    count = jax.device_count()
+    labels, count = np.asarray(labels), jax.device_count()
     batch_size = -(-min(batch_size, len(labels)) // count) * count
-    padded = np.resize(labels, -(-len(labels) // batch_size) * batch_size)
-    batches = padded.reshape(-1, batch_size)
-    keys = jax.random.key_data(image_keys(np.uint32(seed), len(padded)))
-    keys = np.asarray(keys).reshape(-1, batch_size, keys.shape[-1])
-    images = []
-    with tqdm(total=len(padded), unit="image", disable=None if progress else True) as bar:
-        for batch, key_data in zip(batches, keys, strict=True):
-            images.append(sharding.to_host(generate(params, batch, key_data)))
+    total = -(-len(labels) // batch_size) * batch_size
+    keys = jax.random.key_data(image_keys(np.uint32(seed), total))
+    given = {"labels": _pad(labels, total, np.int32 if labels.ndim == 1 else np.float32)}
+    given |= {"key_data": np.asarray(keys)}
+    given |= {} if noise is None else {"noise": _pad(noise, total, np.float32)}
+    results = []
+    with tqdm(total=total, unit="image", disable=None if progress else True) as bar:
+        for start in range(0, total, batch_size):
+            batch = {name: x[start : start + batch_size] for name, x in given.items()}
+            results.append([sharding.to_host(x) for x in generate(params, batch)])
             bar.update(batch_size)
-    return np.concatenate(images)[: len(labels)]
+    images, finite = (np.concatenate(x)[: len(labels)] for x in zip(*results, strict=True))
+    if not finite.all():
+        raise UserError(
+            f"samples must be finite, got NaN or infinity in {np.sum(~finite)} of {len(labels)}: "
+            "lower cfg_scale, or check the weights"
+        )
+    return images
+
+
+def _pad(x, total, dtype):
+    """x (M, ...) -> (total, ...): repeats its rows."""
+    return np.resize(x, (total, *x.shape[1:])).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def image_keys(seed, count):
     """The keys of images 0 .. count - 1, from which the noise of every step is folded: (count,)."""
-    key = jax.random.key(seed)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    key = prng.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count, dtype=jnp.uint32))
 
 
 def count_passes(process, sampling):

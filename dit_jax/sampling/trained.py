@@ -1,14 +1,12 @@
 """A trained DiT, opened from its checkpoint: what `dit_jax.load` returns.
 
-Shapes: N batch, H W grid, C channels.
+Shapes: N batch, S steps, H W grid, C channels.
 """
 
 import dataclasses
 import functools
-import numbers
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -16,21 +14,22 @@ from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.diffusion import processes
 from dit_jax.errors import UserError
-from dit_jax.machine import devices, sharding
+from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit
-from dit_jax.sampling import autoencoder, generate
+from dit_jax.sampling import arguments, autoencoder, generate
 
 
-def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"):
+def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtype="float32"):
     """The LoadedDiT of a training run, of its directory of steps, or of one step.
 
-    weights: "ema" or "params". attention: a name in `models.attention.ATTENTIONS`, or "auto". vae:
-    the checkpoint of an autoencoder that decodes the samples, with arithmetic in vae_dtype,
-    "float32" or "bfloat16". UserError if there is no such checkpoint.
+    step: which saved step of a run; None: the newest. weights: "ema" or "params". attention: a name
+    in `models.attention.ATTENTIONS`, or "auto". vae: the checkpoint of an autoencoder that decodes
+    the samples, with arithmetic in vae_dtype, "float32" or "bfloat16". UserError if there is no
+    such checkpoint.
     """
     if weights not in ("ema", "params"):
         raise UserError(f"weights must be ema or params, got {weights!r}")
-    directory, step = steps.locate(path)
+    directory, step = steps.locate(path, step)
     meta = store.read_meta(directory, step, of="model")
     settings = settings_lib.read(meta["config"])
     config = dit.DiTConfig.from_json(meta["model"])
@@ -40,7 +39,7 @@ def load(path, *, weights="ema", attention="auto", vae=None, vae_dtype="float32"
         logging.warning("vae %s is not the one whose latents %s was trained on", vae, path)
     mesh = sharding.make_mesh()
     params = store.restore_params(
-        directory, step, lambda: dit.init(config, jax.random.key(0)), weights=weights, mesh=mesh
+        directory, step, lambda: dit.init(config, prng.key(0)), weights=weights, mesh=mesh
     )
     compute = dataclasses.asdict(settings.compute)
     compute["attention"] = devices.resolve_attention(attention, settings.compute.dtype)
@@ -66,11 +65,14 @@ class LoadedDiT:
     def __init__(self, config, params, apply, settings, mesh, *, step, weights, decoder=None):
         self.config, self.params, self.settings = config, params, settings
         self.step, self.weights, self.decoder = step, weights, decoder
-        self._process = process = processes.make(settings.diffusion)
+        self.process = process = processes.make(settings.diffusion)
         self._apply = jax.jit(apply)
         self._make = functools.cache(
-            lambda sampling: generate.make(
-                apply, config, process, mesh, space=settings.data.space, sampling=sampling
+            lambda sampling, trajectory: generate.make(
+                *(apply, config, process, mesh),
+                space=settings.data.space,
+                sampling=sampling,
+                trajectory=trajectory,
             )
         )
 
@@ -84,54 +86,88 @@ class LoadedDiT:
         """{option: value}: how the run's config wants to be sampled."""
         return dataclasses.asdict(self.settings.sampling)
 
-    def __call__(self, x, t, y):
-        """x (N, H, W, C) in model units, t (N,) times, y (N,) labels -> (N, H, W, out) float32.
+    @property
+    def schedule(self):
+        """The `process.Levels` that samples pass with the run's own options: S steps, (S+1,) each.
 
-        t is a step of the training, 0 the cleanest, or a real number between steps. The first C
-        channels of the result are what the process predicts, for DDPM the noise; the others are
-        the variance code. UserError if shapes or values do not fit.
+        Its alpha, sigma and time go from noise to data. `process.levels("50")` gives other ones.
         """
-        x, t, y = _to_array("x", x), _to_array("t", t), _to_array("y", y)
-        image = (*self.config.input_size, self.config.in_channels)
-        count = y.size
-        if not count or (x.shape, t.shape, y.shape) != ((count, *image), (count,), (count,)):
-            shape = ", ".join(map(str, image))
-            raise UserError(
-                f"x, t and y must have shapes (N, {shape}), (N,) and (N,), N at least 1, "
-                f"got {x.shape}, {t.shape} and {y.shape}"
-            )
-        t = _check_time(t, self._process.last_time)
-        y = _check_whole("y", y, self.config.num_classes + self.config.null_label)
+        return self.process.levels(self.settings.sampling.num_steps)
+
+    @property
+    def num_params(self):
+        """How many numbers the parameters are."""
+        return sum(x.size for x in jax.tree.leaves(self.params))
+
+    def __call__(self, x, t, y):
+        """x (N, H, W, C) in model units, t times, y labels -> (N, H, W, out) float32.
+
+        t, () or (N,), is a step of the training, 0 the cleanest, or a real number between steps. y
+        (N,) are labels, the null label included; y (N, num_classes) are weights that mix the
+        vectors of the labels, each row with the sum 1. The first C channels of the result are what
+        the process predicts, for DDPM the noise; the others are the variance code. UserError if
+        shapes or values do not fit.
+        """
+        x, t, y = arguments.of_call(x, t, y, config=self.config, last_time=self.process.last_time)
         return self._apply(self.params, x, t=t, y=y)
 
-    def sample(self, labels, *, seed=0, batch_size=256, progress=False, **sampling):
+    def sample(
+        self,
+        labels,
+        *,
+        seed=0,
+        noise=None,
+        trajectory=False,
+        batch_size=256,
+        progress=False,
+        **sampling,
+    ):
         """One image for each label: uint8 (N, H, W, C), or latents if there is no decoder.
+
+        labels: N whole numbers, or weights (N, num_classes) that mix the vectors of the labels,
+        each row with the sum 1. noise: where to start, (N, H, W, C) standard normal numbers in the
+        units of the model; None: drawn from the seed, as is the noise of later steps. trajectory:
+        returns what the sampler has at every level of noise, (S+1, N, ...) for S steps, from the
+        noise to the samples.
 
         Latents are float32, in model units. `sampling` overrides options of `self.sampling`. The
         same seed gives the same images with any batch_size. progress: shows a bar on a terminal.
-        UserError for a label, a seed or an option that does not fit.
+        UserError for an argument that does not fit, or if a sample is not finite.
         """
         unknown = sampling.keys() - self.sampling.keys()
         if unknown:
             raise UserError(
                 f"a sampling option must be one of {', '.join(self.sampling)}, got {min(unknown)}"
             )
-        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
-            raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
-            raise UserError(f"seed must be a whole number in 0 .. {2**32 - 1}, got {seed!r}")
-        labels = _check_whole("labels", labels, self.config.num_classes)
-        options = settings_lib.read_topic(settings_lib.Sampling, self.sampling | _plain(sampling))
-        generate.check(self.config, self._process, options)
+        config = self.config
+        arguments.check_whole("batch_size", batch_size, 1)
+        arguments.check_whole("seed", seed, 0, 2**32 - 1)
+        if not isinstance(trajectory, (bool, np.bool_)):
+            raise UserError(f"trajectory must be true or false, got {trajectory!r}")
+        labels = arguments.read_labels("labels", labels, config.num_classes, config)
+        if noise is not None:
+            shape = (len(labels), *config.input_size, config.in_channels)
+            noise = arguments.read_noise(noise, shape)
+        options = self.sampling | arguments.plain(sampling)
+        options = settings_lib.read_topic(settings_lib.Sampling, options)
+        generate.check(config, self.process, options)
         images = generate.run(
-            self._make(options),
+            self._make(options, bool(trajectory)),
             self.params,
             labels,
             seed=seed,
             batch_size=batch_size,
+            noise=noise,
             progress=progress,
         )
-        return self.decoder.decode(images, progress=progress) if self.decoder else images
+        if trajectory:
+            images = images.swapaxes(0, 1)  # (S+1, N, H, W, C)
+        return self._decode(images, progress) if self.decoder else images
+
+    def _decode(self, latents, progress):
+        """latents (..., H, W, C) -> uint8 (..., H, W, 3)."""
+        images = self.decoder.decode(latents.reshape(-1, *latents.shape[-3:]), progress=progress)
+        return images.reshape(*latents.shape[:-3], *images.shape[1:])
 
     def __repr__(self):
         config = self.config
@@ -139,42 +175,3 @@ class LoadedDiT:
         names = {size: name for name, size in dit.SIZES.items()}
         size = f"{names.get(shape, 'of its own size')}/{config.patch_size}"
         return f"LoadedDiT({size} {config.conditioning}, step {self.step}, {self.weights})"
-
-
-def _plain(options):
-    """Options as plain Python values: arrays as numbers or lists."""
-    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in options.items()}
-
-
-def _to_array(name, values):
-    try:
-        return jnp.asarray(values)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name} must be an array of numbers, got {values!r}") from None
-
-
-def _check_time(t, last):
-    """t (N,), each in 0 .. last; values traced by jit are not checked."""
-    if not isinstance(t, jax.core.Tracer):
-        wrong = np.asarray(t)[~((t >= 0) & (t <= last))]
-        if wrong.size:
-            raise UserError(f"t must be in 0 .. {last}, got {wrong[0]}")
-    return t
-
-
-def _check_whole(name, values, limit):
-    """values (N,), each in 0 .. limit - 1, as int32; values traced by jit are not checked."""
-    if isinstance(values, jax.core.Tracer):
-        return values
-    try:
-        array = np.asarray(values)
-    except ValueError:  # ragged
-        raise UserError(f"{name} must be a list of whole numbers, got {values!r}") from None
-    # NumPy keeps integers that are too large for its own types as objects.
-    whole = array.dtype.kind in "iu" or all(type(value) is int for value in array.flat)
-    if array.ndim != 1 or not array.size or not whole:
-        raise UserError(f"{name} must be a list of whole numbers, got {array.tolist()!r}")
-    wrong = array[(array < 0) | (array >= limit)]
-    if wrong.size:
-        raise UserError(f"{name} must be in 0 .. {limit - 1}, got {wrong[0]}")
-    return array.astype(np.int32)

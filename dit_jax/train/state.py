@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dit_jax import compat
 from dit_jax.machine import sharding
 
 
@@ -46,7 +47,9 @@ def shardings(state):
 def _maker(init, optimizer):
     def make(given):
         params = init(given)
+        with compat.default_arithmetic():
+            opt_state = optimizer.init(params)
         # The EMA starts at the parameters: from zeros it would stay too small for a long time.
-        return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, params, opt_state)
 
     return make

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dit_jax import compat
 from dit_jax.models import pixels, vae
 from dit_jax.train import ema as ema_lib
 from dit_jax.train import frozen as frozen_lib
@@ -22,7 +23,7 @@ def to_x0(batch, key):
     """
     if "posterior" in batch:
         mean = batch["posterior"][..., : batch["posterior"].shape[-1] // 2]
-        return vae.sample(batch["posterior"], jax.random.normal(key, mean.shape))
+        return vae.sample(batch["posterior"], jax.random.normal(key, mean.shape, jnp.float32))
     return batch["x0"] if "x0" in batch else pixels.to_unit(batch["image"])
 
 
@@ -35,10 +36,11 @@ def make_examples(key, batch, process, *, nulls, class_dropout_prob):
     t_key, noise_key, drop_key, posterior_key = jax.random.split(key, 4)
     x0, y = to_x0(batch, posterior_key), batch["label"]
     if class_dropout_prob:
-        dropped = jax.random.bernoulli(drop_key, class_dropout_prob, y.shape)
+        dropped = jax.random.bernoulli(drop_key, jnp.float32(class_dropout_prob), y.shape)
         y = jnp.where(dropped, nulls["y"], y)
     t = process.draw_time(t_key, x0.shape[:1])
-    return {"x0": x0, "t": t, "noise": jax.random.normal(noise_key, x0.shape), "given": {"y": y}}
+    noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
+    return {"x0": x0, "t": t, "noise": noise, "given": {"y": y}}
 
 
 def make_loss(apply, process):
@@ -115,11 +117,12 @@ def make_train_step(
             return loss_fn(frozen_lib.merge(trained, rest), examples)
 
         grads, metrics = make_gradients(loss_of_trained, accumulation_steps)(trained, examples)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        params = frozen_lib.merge(optax.apply_updates(trained, updates), rest)
+        with compat.default_arithmetic():
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            params = frozen_lib.merge(optax.apply_updates(trained, updates), rest)
+            metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         decay = ema_lib.decay_at(state.step, decay=ema_decay, warmup=ema_warmup)
         ema = ema_lib.update(state.ema, params, decay=decay)  # of the new parameters
-        metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step

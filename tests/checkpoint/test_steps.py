@@ -1,6 +1,8 @@
+import pytest
 from trees import make_tree, save
 
 from dit_jax.checkpoint import steps
+from dit_jax.errors import UserError
 
 
 def test_a_deleted_step_is_unlisted_before_its_files_are_removed(tmp_path, monkeypatch):
@@ -27,3 +29,14 @@ def test_locate_takes_a_run_its_steps_or_one_step(tmp_path, monkeypatch):
     assert steps.locate(directory / "5") == (directory, 5)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert steps.locate("~/run") == (directory, 10)
+
+
+def test_locate_takes_the_number_of_a_saved_step(tmp_path):
+    directory = tmp_path / "checkpoints"
+    save(directory, make_tree(), steps=(5, 10))
+    assert steps.locate(tmp_path, 5) == steps.locate(directory / "5", 5) == (directory, 5)
+    for wrong in (7, 0, "5"):
+        with pytest.raises(UserError, match=f"step must be one of 5, 10, got {wrong!r}"):
+            steps.locate(tmp_path, wrong)
+    with pytest.raises(UserError, match="step must be one of 5, got 10"):
+        steps.locate(directory / "5", 10)

@@ -44,7 +44,9 @@ def test_an_npz_has_every_image_and_the_run_gives_the_defaults(call, tmp_path, c
     images = draw()
     assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
     np.testing.assert_array_equal(images, draw("--seed=0", "--cfg_scale=2", "--num_steps=4"))
-    for option in ("--seed=1", "--num_steps=3", "--weights=params"):
+    np.testing.assert_array_equal(images, draw("--clip_x0", "--cfg_interval=0,999"))
+    changes = "--seed=1", "--num_steps=3", "--weights=params", "--noclip_x0", "--cfg_interval=0,400"
+    for option in changes:
         assert not np.array_equal(images, draw(option)), option
 
 
@@ -57,11 +59,11 @@ def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch
 
     monkeypatch.setattr(trained.LoadedDiT, "sample", record)
     values = {"sampler": "ddpm", "num_steps": "ddim5", "eta": 0.5, "cfg_scale": 3.0}
-    values |= {"cfg_channels": 1, "seed": 7, "batch_size": 3}
-    options = [f"--{name}={value}" for name, value in values.items()]
+    values |= {"cfg_channels": 1, "clip_x0": False, "seed": 7, "batch_size": 3}
+    options = [f"--{name}={value}" for name, value in values.items()] + ["--cfg_interval=0, 400.5"]
     usual = (f"--checkpoint={checkpoint}", "--labels=3,1,4", f"--out={tmp_path}/x.npz")
     assert call(sample, *usual, *options)[0] == 0
-    assert given == values
+    assert given == values | {"cfg_interval": [0.0, 400.5]}
 
 
 def test_a_folder_has_one_png_per_image(call, refuse, tmp_path, checkpoint):
@@ -152,6 +154,14 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels=3", "--num_steps=-9"], "num_steps must be a number"),
         (["--labels=3", "--cfg_channels=4"], "cfg_channels must be in 0 .. 1, got 4"),
         (["--labels=3", "--cfg_scale=-2"], "cfg_scale must be 0 or more, got -2.0"),
+        (["--labels=3", "--cfg_interval=5"], "cfg_interval must be two numbers, got (5.0,)"),
+        (["--labels=3", "--cfg_interval=a,b"], "cfg_interval must be two numbers, as 0,500, got"),
+        (
+            ["--labels=3", "--cfg_interval=9,1000"],
+            "cfg_interval must be first, last in 0 .. 999, got",
+        ),
+        (["--labels=3", "--clip_x0=maybe"], "clip_x0 must be true or false, got 'maybe'"),
+        (["--labels=3", "--cfg_scale=1e38", "--noclip_x0"], "samples must be finite, got NaN"),
         (["--labels=3", "--sampler=heun"], "--sampler=heun: value should be one of"),
         (["--labels=3", "--batch_size=0"], "--batch_size=0"),
         (["--labels=3", "--checkpoint=/nowhere"], "must be a directory with a saved step, got"),

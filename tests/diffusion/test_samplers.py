@@ -77,6 +77,21 @@ def test_golden_guided_ddim(golden, golden_images, make_model, check_close):
     check_close("cfg/ddim25", x, golden["cfg/ddim25"], 1e-3)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_a_trajectory_goes_from_the_noise_to_the_sample(sampler):
+    x, predict = normal(0), predict_gaussian(0.5, 0.3, SHORT)
+    options = {"noise_at": make_noise(1, len(x), SHORT)}
+    run = functools.partial(samplers.run, sampler(SHORT), predict, **options)
+    trajectory = jax.jit(functools.partial(run, trajectory=True))(x)
+    assert trajectory.shape == (11, *SHAPE)
+    np.testing.assert_array_equal(trajectory[0], x)
+    np.testing.assert_array_equal(trajectory[-1], jax.jit(run)(x))
+    state = sampler(SHORT).init(x)
+    for i in range(3):
+        state = sampler(SHORT).step(predict, state, jnp.int32(i), options["noise_at"](i))
+    np.testing.assert_allclose(trajectory[3], state.x, atol=1e-6)  # float32, not jitted
+
+
 @pytest.mark.parametrize(
     "levels",
     [LONG.levels("1000"), SHORT, LINEAR, ddpm.DDPM(schedules.squared_cosine(50)).levels("50")],

@@ -40,6 +40,25 @@ def test_nulls_are_of_the_conditions_that_can_be_left_out():
     assert conditions.nulls(config._replace(null_label=False)) == {}
 
 
+def test_weights_mix_the_vectors_of_the_labels():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        embedder = conditions.LabelEmbedder(5, 8, dtype=dtype, rngs=nnx.Rngs(0))
+        table = np.asarray(embedder.embedding_table.embedding[...])
+        of_label = embedder(jnp.asarray([3, 1], jnp.int32))
+        weights = np.eye(5, dtype=np.float32)[[3, 1]]
+        np.testing.assert_array_equal(embedder(weights), of_label)
+        assert embedder(weights).dtype == of_label.dtype == dtype
+    weights = np.float32([[0, 0.25, 0, 0, 0.75]])
+    mixed = conditions.LabelEmbedder(5, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))(weights)
+    np.testing.assert_allclose(mixed[0], 0.25 * table[1] + 0.75 * table[4], rtol=1e-6)
+
+
+def test_the_null_of_weights_is_all_of_the_null_label():
+    config = dit.configure("Ti", 4, num_classes=3)
+    np.testing.assert_array_equal(conditions.nulls(config, mixed=True)["y"], [0, 0, 0, 1])
+    assert conditions.nulls(config._replace(null_label=False), mixed=True) == {}
+
+
 def test_a_model_takes_its_conditions_from_the_list(monkeypatch):
     """A third condition needs one entry: an embedder's parameters, a token, and an effect."""
     config = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5, conditioning="in_context")

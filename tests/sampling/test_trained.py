@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,12 @@ import pytest
 import random_run
 
 import dit_jax
-from dit_jax.models import dit
+from dit_jax.diffusion import samplers
+from dit_jax.errors import UserError
+from dit_jax.models import dit, pixels, vae
+from dit_jax.sampling import autoencoder, generate
+
+X, T, Y = np.ones((2, 8, 8, 1), np.float32), np.array([0, 999]), np.array([0, 10])
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,108 @@ def test_samples_follow_labels_seed_and_options(run):
     np.testing.assert_array_equal(plain, model.sample([3], **arrays, seed=2**32 - 1))
 
 
+def noise_of(seed, count, num_steps):
+    """What the keys of a seed draw for images of random_run."""
+    noise_at = samplers.make_noise(
+        generate.image_keys(np.uint32(seed), count), (8, 8, 1), num_steps
+    )
+    return np.asarray(noise_at(-1))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_given_noise_is_where_sampling_starts(run, sampler):
+    model = dit_jax.load(run[0])
+    drawn = functools.partial(model.sample, [3, 1, 4], sampler=sampler, num_steps=4, seed=5)
+    noise = noise_of(5, 3, 4)
+    np.testing.assert_array_equal(drawn(noise=noise), drawn())
+    np.testing.assert_array_equal(drawn(noise=noise.tolist(), batch_size=1), drawn())
+    np.testing.assert_array_equal(drawn(noise=jnp.asarray(noise)), drawn())
+    assert not np.array_equal(drawn(noise=-noise), drawn())
+    later = model.sample([3, 1, 4], sampler=sampler, num_steps=4, seed=6, noise=noise)
+    assert np.array_equal(later, drawn()) == (sampler == "ddim")  # ddpm draws in every step
+
+
+def test_a_trajectory_ends_with_the_sample(run):
+    model = dit_jax.load(run[0])
+    images = model.sample([3, 1, 4])
+    trajectory = model.sample([3, 1, 4], trajectory=True, batch_size=2)
+    assert trajectory.shape == (5, 3, 8, 8, 1) and trajectory.dtype == np.uint8
+    np.testing.assert_array_equal(trajectory[-1], images)
+    noise = pixels.to_uint8(noise_of(0, 3, 4))
+    np.testing.assert_array_equal(trajectory[0], noise)
+    assert len(trajectory) == len(model.schedule.sigma)
+
+
+def test_a_trajectory_of_latents_is_decoded_at_every_level(run, tmp_path):
+    config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
+    random_run.save(tmp_path, config)
+    small = vae.VAEConfig(latent_channels=1, channels=(8, 16), num_resnets=1, num_groups=4)
+    autoencoder.save(tmp_path / "vae", small, vae.init(small, jax.random.key(0)))
+    latents = dit_jax.load(tmp_path).sample([3, 1], trajectory=True)
+    assert latents.shape == (5, 2, 8, 8, 1) and latents.dtype == np.float32
+    model = dit_jax.load(tmp_path, vae=tmp_path / "vae")
+    images = model.sample([3, 1], trajectory=True)
+    assert images.shape == (5, 2, 16, 16, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(images[2], model.decoder.decode(latents[2]))
+    np.testing.assert_array_equal(images[-1], model.sample([3, 1]))
+
+
+def test_weights_lie_between_labels(run):
+    path, _, ema = run
+    model = dit_jax.load(path)
+    one_hot = np.eye(10)[[3, 1]]
+    # float32 sums may differ in the last bit, which rounding to a pixel can turn into 1
+    difference = model.sample(one_hot).astype(int) - model.sample([3, 1])
+    assert np.abs(difference).max() <= 1
+    half = (one_hot[:1] + one_hot[1:]) / 2
+    x, table = jnp.ones((1, 8, 8, 1)), ema["y_embedder"]["embedding_table"]["embedding"]
+    table = table.at[7].set((table[3] + table[1]) / 2)
+    mixed = ema | {"y_embedder": {"embedding_table": {"embedding": table}}}
+    seven = dit.make_apply(model.config)(mixed, x, t=jnp.ones(1), y=jnp.asarray([7], jnp.int32))
+    np.testing.assert_allclose(model(x, 1, half), seven, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model)(x, 1, half), seven, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_of_weights_is_guidance_of_labels(run):
+    model = dit_jax.load(run[0])
+    guided = [model.sample(y, cfg_scale=4.0) for y in ([2, 5], np.eye(10, dtype=int)[[2, 5]])]
+    assert np.abs(guided[0].astype(int) - guided[1]).max() <= 1  # as above
+
+
+def test_one_time_may_stand_for_all_and_lie_between_steps(run):
+    model = dit_jax.load(run[0])
+    x, y = np.ones((3, 8, 8, 1)), [3, 1, 10]
+    out = model(x, [7, 7, 7], y)
+    for t in (7, 7.0, np.float64(7), jnp.int32(7)):
+        np.testing.assert_array_equal(model(x, t, y), out)
+    assert np.abs(model(x, 7.5, y) - out).max() > 1e-6
+
+
+def test_a_step_of_a_run_can_be_chosen(tmp_path):
+    random_run.save(tmp_path, step=10)
+    random_run.save(tmp_path, step=20)
+    assert dit_jax.load(tmp_path).step == 20 and dit_jax.load(tmp_path, step=10).step == 10
+    with pytest.raises(UserError, match="step must be one of 10, 20, got 15"):
+        dit_jax.load(tmp_path, step=15)
+
+
+def test_a_model_knows_its_size_process_and_levels(run):
+    model = dit_jax.load(run[0])
+    assert model.num_params == sum(x.size for x in jax.tree.leaves(run[1]))
+    assert model.process.last_time == 999
+    levels = model.schedule
+    np.testing.assert_array_equal(levels.time, [999, 666, 333, 0, 0])
+    np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1)
+    assert levels.sigma[-1] == 0 and levels.num_steps == 4
+    assert model.process.levels("1000").num_steps == 1000
+
+
+def test_samples_that_are_not_finite_are_refused(run):
+    model = dit_jax.load(run[0])
+    with pytest.raises(UserError, match="finite, got NaN or infinity in 2 of 2: lower cfg_scale"):
+        model.sample([3, 1], cfg_scale=1e38, clip_x0=False)
+
+
 def test_repr_names_size_design_step_and_weights(run):
     assert repr(dit_jax.load(run[0])) == "LoadedDiT(Ti/4 adaln_zero, step 30, ema)"
 
@@ -82,15 +191,16 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"clip_x0": "no"}, "clip_x0 must be true or false, got 'no'"),
         ([3], {"scale": 2}, "a sampling option must be one of sampler, .*, got scale"),
         ([3], {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ([3], {"noise": X[0]}, r"noise must have shape \(1, 8, 8, 1\), got \(8, 8, 1\)"),
+        ([3], {"noise": X[:1] * np.nan}, "noise must be finite, got nan"),
+        ([3], {"noise": "zeros"}, "noise must be an array of numbers, got 'zeros'"),
+        ([3], {"trajectory": 5}, "trajectory must be true or false, got 5"),
         ([3], {"sampler": "heun"}, "sampler must be one of ddpm, ddim, got 'heun'"),
     ],
 )
 def test_sample_names_bad_arguments(run, labels, options, message):
     with pytest.raises(ValueError, match=message):
         dit_jax.load(run[0]).sample(labels, **options)
-
-
-X, T, Y = np.ones((2, 8, 8, 1), np.float32), np.array([0, 999]), np.array([0, 10])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""Checks the arguments of a LoadedDiT: what does not fit is a UserError of one line.
+
+Values that jit traces are converted but not checked. Shapes: N batch, H W grid, C channels, L
+labels with the null label.
+"""
+
+import numbers
+import reprlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.errors import UserError
+
+WHOLE = "a list of whole numbers"
+
+
+def check_whole(name, value, first, last=None):
+    """UserError unless value is a whole number in first .. last; last None: no upper bound."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or value < first or (last is not None and value > last):
+        rule = f"of at least {first}" if last is None else f"in {first} .. {last}"
+        raise UserError(f"{name} must be a whole number {rule}, got {value!r}")
+
+
+def of_call(x, t, y, *, config, last_time):
+    """(x (N, H, W, C) float32, t (N,) float32, y as of `read_labels`) of a forward pass.
+
+    t may be one number for all. y may be the null label.
+    """
+    x, t = _real("x", _array("x", x)), _real("t", _array("t", t))
+    y = _array("y", y)
+    count, image = y.shape[0] if y.ndim else 0, (*config.input_size, config.in_channels)
+    fits = x.shape == (count, *image) and t.shape in ((), (count,)) and y.ndim <= 2
+    if not count or not fits:
+        shape = ", ".join(map(str, image))
+        raise UserError(
+            f"x, t and y must have shapes (N, {shape}), (N,) and (N,), or () for t and (N, "
+            f"{config.num_classes}) for y, N at least 1, got {x.shape}, {t.shape} and {y.shape}"
+        )
+    if not _is_traced(t):
+        wrong = np.asarray(t)[~((t >= 0) & (t <= last_time))]
+        if wrong.size:
+            raise UserError(f"t must be in 0 .. {last_time}, got {wrong[0]:g}")
+    limit = config.num_classes + config.null_label
+    return x, jnp.broadcast_to(t, (count,)), read_labels("y", y, limit, config)
+
+
+def read_labels(name, values, limit, config):
+    """Labels (N,) int32, each in 0 .. limit - 1, or weights that mix labels, (N, L) float32.
+
+    Weights are given as (N, num_classes), and each row sums to 1.
+    """
+    array = _array(name, values, rule=WHOLE)
+    if array.ndim == 2:
+        return _read_weights(name, array, config)
+    if _is_traced(array):
+        return array.astype(jnp.int32)
+    array = np.asarray(array)
+    # NumPy keeps integers that are too large for its own types as objects.
+    is_whole = array.dtype.kind in "iu" or all(type(value) is int for value in array.flat)
+    if array.ndim != 1 or not array.size or not is_whole:
+        raise UserError(f"{name} must be {WHOLE}, got {_show(array)}")
+    wrong = array[(array < 0) | (array >= limit)]
+    if wrong.size:
+        raise UserError(f"{name} must be in 0 .. {limit - 1}, got {wrong[0]}")
+    return array.astype(np.int32)
+
+
+def _read_weights(name, array, config):
+    classes = config.num_classes
+    if array.shape[1] != classes or not len(array):
+        raise UserError(
+            f"{name} must be {WHOLE}, or weights of shape (N, {classes}), got shape {array.shape}"
+        )
+    weights = _real(name, array)
+    if not _is_traced(weights):
+        weights = np.asarray(weights)
+        wrong = weights[~((weights >= 0) & (weights <= 1))]
+        if wrong.size:
+            raise UserError(f"{name} must have weights in 0 .. 1, got {wrong[0]:g}")
+        sums = weights.sum(axis=1)
+        wrong = sums[np.abs(sums - 1) > 1e-3]  # float16 has 10 bits
+        if wrong.size:
+            raise UserError(f"{name} must have weights that sum to 1 in each row, got {wrong[0]:g}")
+    return jnp.pad(weights, ((0, 0), (0, int(config.null_label))))
+
+
+def read_noise(values, shape):
+    """The noise as NumPy float32 of that shape, finite."""
+    noise = np.asarray(_real("noise", _array("noise", values)))
+    if noise.shape != shape:
+        raise UserError(f"noise must have shape {shape}, got {noise.shape}")
+    wrong = noise[~np.isfinite(noise)]
+    if wrong.size:
+        raise UserError(f"noise must be finite, got {wrong[0]}")
+    return noise
+
+
+def plain(options):
+    """Options as plain Python values: arrays as numbers or lists."""
+    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in options.items()}
+
+
+def _array(name, values, rule="an array of numbers"):
+    """values as an array of NumPy, or as they are if they are an array of jax."""
+    try:
+        return values if isinstance(values, jax.Array) else np.asarray(values)
+    except ValueError:  # ragged
+        raise UserError(f"{name} must be {rule}, got {_show(values)}") from None
+
+
+def _real(name, array):
+    """A numeric array as float32."""
+    if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(
+        array.dtype, jnp.integer
+    ):
+        raise UserError(f"{name} must be an array of numbers, got {_show(array)}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _is_traced(array):
+    return isinstance(array, jax.core.Tracer)
+
+
+def _show(values):
+    """The values in one short line."""
+    return reprlib.repr(values.tolist() if hasattr(values, "tolist") else values)
