@@ -2,7 +2,7 @@
 
 The package supports jax 0.7.2 to 0.12, flax 0.11.2 to 0.12.12 and orbax-checkpoint 0.12.4 to
 0.12.8. Each entry names the package, the versions it was checked with, and why the public API is
-not enough.
+not enough. An entry imports its package itself: a command parses its flags before it imports jax.
 """
 
 import asyncio
@@ -12,13 +12,7 @@ import os
 import re
 import sys
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from absl import flags, logging
-from jax._src import distributed
-from jax.experimental import mesh_utils, multihost_utils, topologies
-from jax.extend import random as extend_random
 
 # jax
 
@@ -29,6 +23,8 @@ def distributed_client():
     jax 0.7.2 to 0.12. It has a key-value store that all processes share. jax.distributed can start
     the service but does not give access to the client. Orbax uses this private name too.
     """
+    from jax._src import distributed
+
     return distributed.global_state.client
 
 
@@ -38,6 +34,9 @@ def process_allgather(x, *, tiled=False):
     A global array that this process can address only in part becomes the whole array. jax 0.7.2 to
     0.12. jax.experimental may change without a deprecation; jax has no other all-gather for hosts.
     """
+    import numpy as np
+    from jax.experimental import multihost_utils
+
     return np.asarray(multihost_utils.process_allgather(x, tiled=tiled))
 
 
@@ -46,6 +45,8 @@ def sync_processes(name):
 
     jax 0.7.2 to 0.12. jax.experimental may change without a deprecation; jax has no other barrier.
     """
+    from jax.experimental import multihost_utils
+
     multihost_utils.sync_global_devices(name)
 
 
@@ -55,6 +56,8 @@ def hybrid_device_grid(shape, slices, devices):
     shape: of the grid within a slice. jax 0.7.2 to 0.12. jax.make_mesh ignores slices; this
     function, which does not, is in jax.experimental and may change without a deprecation.
     """
+    from jax.experimental import mesh_utils
+
     across = (slices,) + (1,) * (len(shape) - 1)
     return mesh_utils.create_hybrid_device_mesh(
         shape, across, devices, allow_split_physical_axes=True
@@ -67,6 +70,8 @@ def tpu_devices(topology, **options):
     jax 0.7.2 to 0.12. jax.experimental may change without a deprecation; jax has no other way to
     compile for absent devices.
     """
+    from jax.experimental import topologies
+
     return topologies.get_topology_desc(topology, platform="tpu", **options).devices
 
 
@@ -85,6 +90,9 @@ def partitionable_threefry():
     code that draws numbers has no effect. Every implementation that jax names obeys the setting;
     jax.extend, which makes others, may change without a deprecation.
     """
+    import jax
+    from jax.extend import random as extend_random
+
     base = extend_random.threefry_prng_impl
 
     def fixed(function):
@@ -114,6 +122,8 @@ def default_arithmetic():
     and it fails with JAX_NUMPY_DTYPE_PROMOTION=strict. Before jax 0.8, enable_x64 was in
     jax.experimental only.
     """
+    import jax
+
     x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     with (
         x64(False),
@@ -160,36 +170,43 @@ def list_buckets_afresh():
 # orbax-checkpoint
 
 
-class _FinishReads:
-    """Lets every read in progress end when one fails.
+@functools.cache
+def _array_readers():
+    """Orbax's registry of handlers that let every read in progress end when one fails.
 
     orbax-checkpoint 0.12.4 to 0.12.8. Orbax closes the event loop at the first failure, and the
     reads that still run then print errors. Its handlers are made to be subclassed; their use of one
     event loop is not documented.
     """
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
 
-    async def deserialize(self, infos, args=None):
-        return await self._finish(super().deserialize(infos, args))
+    class FinishReads:
+        async def deserialize(self, infos, args=None):
+            return await self._finish(super().deserialize(infos, args))
 
-    async def metadata(self, infos):
-        return await self._finish(super().metadata(infos))
+        async def metadata(self, infos):
+            return await self._finish(super().metadata(infos))
 
-    async def _finish(self, read):
-        before = asyncio.all_tasks()
-        try:
-            return await read
-        except Exception:
-            if running := asyncio.all_tasks() - before:
-                await asyncio.wait(running)
-            raise
+        async def _finish(self, read):
+            before = asyncio.all_tasks()
+            try:
+                return await read
+            except Exception:
+                if running := asyncio.all_tasks() - before:
+                    await asyncio.wait(running)
+                raise
 
+    class DeviceReads(FinishReads, ocp.type_handlers.ArrayHandler):
+        """Reads to devices."""
 
-class _DeviceReads(_FinishReads, ocp.type_handlers.ArrayHandler):
-    """Reads to devices."""
+    class HostReads(FinishReads, ocp.type_handlers.NumpyHandler):
+        """Reads to NumPy."""
 
-
-class _HostReads(_FinishReads, ocp.type_handlers.NumpyHandler):
-    """Reads to NumPy."""
+    return ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, DeviceReads()), (np.ndarray, HostReads())
+    )
 
 
 def tree_reader(template=None):
@@ -198,12 +215,13 @@ def tree_reader(template=None):
     orbax-checkpoint 0.12.4 to 0.12.8. Orbax holds each read twice in memory, so concurrent reads
     are limited to the largest leaf, or 200 MB if that is more.
     """
+    import jax
+    import orbax.checkpoint as ocp
+
     largest = max((x.size * x.dtype.itemsize for x in jax.tree.leaves(template)), default=0)
     return ocp.PyTreeCheckpointHandler(
         restore_concurrent_gb=max(0.2, 1.01 * largest / 1e9),  # must exceed the largest request
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-            (jax.Array, _DeviceReads()), (np.ndarray, _HostReads())
-        ),
+        type_handler_registry=_array_readers(),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from dit_jax.errors import UserError
 
+SAMPLERS = ("ddpm", "ddim")  # as diffusion.samplers, which needs jax
 # What may differ when a run is resumed: nothing of it changes what is learned.
 FREE = ("mesh", "run", "sampling", "compute.attention", "compute.remat", "compute.unroll")
 
@@ -126,7 +127,7 @@ class Train:
 class Sampling:
     """How samples are drawn unless a caller says otherwise: see `sampling.generate`."""
 
-    sampler: str = "ddpm"
+    sampler: str = one_of(SAMPLERS, "ddpm")
     num_steps: str = "250"
     eta: float = 0.0
     clip_x0: bool = False

@@ -61,7 +61,7 @@ def test_process_allgather_returns_numpy():
 
 def test_sync_processes_waits_with_the_name_of_the_caller(monkeypatch):
     names = []
-    monkeypatch.setattr(compat.multihost_utils, "sync_global_devices", names.append)
+    monkeypatch.setattr("jax.experimental.multihost_utils.sync_global_devices", names.append)
     compat.sync_processes("a name")
     assert names == ["a name"]
 

@@ -10,12 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
 from absl import flags, logging
 
 from dit_jax import compat
 from dit_jax.errors import UserError
-from dit_jax.machine import cluster, disk
+from dit_jax.machine import disk
 
 PACKAGE = str(Path(__file__).parents[1])
 OWN_CONFIG = f"{PACKAGE}/runs/own_config.py"
@@ -97,6 +96,10 @@ def define_cluster(values):
 
 
 def _join(values):
+    import jax
+
+    from dit_jax.machine import cluster
+
     cluster.connect(
         coordinator=values.coordinator,
         num_processes=values.num_processes,

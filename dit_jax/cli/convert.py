@@ -13,30 +13,26 @@ errors and writes them to parity.json with the sha256 of every file. Exit code 1
 its tolerance. dit_jax/convert/README.md explains everything.
 """
 
-import ctypes.util
-import importlib.util
-import json
 import signal
 import sys
-import time
-from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from dit_jax.cli import command
-from dit_jax.convert import (
-    bundle,
-    describe,
-    diffusers_dit,
-    files,
-    native,
-    parity,
-    prediction,
-    torch_dit,
-    torch_vae,
-)
 from dit_jax.errors import UserError
-from dit_jax.sampling import autoencoder
+
+SHAPE_FLAGS = ("num_heads", "num_classes")
+COMMANDS = {  # name: (arguments, allowed flags); convert/commands.py has their functions
+    "from-torch": (
+        ("FILE", "OUT"),
+        ("overwrite", "weights", *SHAPE_FLAGS, "space", "schedule", "prediction"),
+    ),
+    "to-torch": (("CHECKPOINT", "OUT"), ("overwrite", "weights", "bundle")),
+    "from-diffusers": (("DIR", "OUT"), ("overwrite", "space")),
+    "to-diffusers": (("CHECKPOINT", "OUTDIR"), ("overwrite", "weights", "vae")),
+    "vae": (("DIR_OR_FILE", "OUT"), ("overwrite", "from_hub")),
+    "inspect": (("FILE_OR_DIR",), SHAPE_FLAGS),
+}
 
 
 def define(values):
@@ -100,7 +96,7 @@ def main(values, *words):
     name, *paths = words or ("",)
     if name not in COMMANDS:
         raise UserError(f"command must be one of {', '.join(COMMANDS)}, got {name!r}")
-    convert, arguments, allowed = COMMANDS[name]
+    arguments, allowed = COMMANDS[name]
     if values.from_hub:  # replaces the first argument
         arguments = arguments[1:]
     if len(paths) != len(arguments):
@@ -112,259 +108,15 @@ def main(values, *words):
         if values[flag].present and flag not in allowed:
             rule = ", ".join(f"--{flag}" for flag in allowed)
             raise UserError(f"{name} takes {rule}, got --{flag}")
-    _return_freed_memory()
+    paths = [str(command.expand(path)) for path in paths]
+    if values.vae:
+        values.vae = str(command.expand(values.vae))
+    from dit_jax.convert import commands
+
+    commands.return_freed_memory()
     # An exception, unlike a signal, deletes the temporary output.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return convert(values, *(str(command.expand(path)) for path in paths))
-
-
-def from_torch(values, source, out):
-    _check_file(source)
-    files.check_folder(out)
-
-    def convert(temporary):
-        if values["weights"].present and not files.groups(source):
-            raise UserError(
-                f"weights must not be given for a file with one set of parameters, got {source}"
-            )
-        size = sum(file.stat().st_size for file in files.parts(source))
-        logging.info("reading %s, %.0f MB", source, size / 1e6)
-        state_dict = files.read_state_dict(source, values.weights)
-        model, settings = _read_settings(values, source, state_dict)
-        _write_native(temporary, state_dict, model, settings, out)
-        return _compare(
-            parity.official(source, model, values.weights), parity.ours(temporary), model
-        )
-
-    return _convert(values, source, out, convert)
-
-
-def from_diffusers(values, source, out):
-    files.check_folder(out)
-
-    def convert(temporary):
-        logging.info("reading %s", source)
-        state_dict, model, settings = diffusers_dit.read_folder(source, space=values.space)
-        logging.info("not recorded in the folder: assuming %s (--space)", values.space)
-        _write_native(temporary, state_dict, model, settings, out)
-        sides = [parity.diffusers(source), parity.ours(temporary)]
-        return _compare(*sides, model, plain=parity.diffusers(source, plain=True))
-
-    return _convert(values, source, out, convert)
-
-
-def to_torch(values, source, out):
-    if values.bundle:
-        files.check_folder(out)
-    elif not Path(out).suffix:
-        raise UserError(
-            f"OUT must end with {', '.join(files.SUFFIXES)}, or --bundle must be given, got {out}"
-        )
-    else:
-        files.check_suffix(out)
-
-    def convert(temporary):
-        if values.bundle:
-            native.check_prediction(native.describe(source)[1], "a bundle")
-        model, settings, state_dict = _read_native(source, values.weights)
-        logging.info("writing %s", out)
-        if values.bundle:
-            bundle.write(temporary, state_dict, model, settings)
-        else:
-            files.write_state_dict(temporary, state_dict)
-        state_dict.clear()
-        weights = temporary / "model.safetensors" if values.bundle else temporary
-        return _compare(parity.ours(source, values.weights), parity.official(weights, model), model)
-
-    return _convert(values, native.step_folder(source), out, convert, folder=values.bundle)
-
-
-def to_diffusers(values, source, out):
-    files.check_folder(out)
-    model, settings, *_ = native.describe(source)
-    diffusers_dit.check(model)
-    native.check_prediction(settings, "diffusers")
-    vae = values.vae and command.expand(values.vae)
-    if vae:
-        diffusers_dit.check_vae(vae, model)
-
-    def convert(temporary):
-        _, _, state_dict = _read_native(source, values.weights)
-        logging.info("writing %s", out)
-        diffusers_dit.write_folder(temporary, state_dict, model, settings, vae)
-        sides = [parity.ours(source, values.weights), parity.diffusers(temporary)]
-        return _compare(*sides, model, plain=parity.diffusers(temporary, plain=True))
-
-    code = _convert(values, native.step_folder(source), out, convert)
-    if settings.data.space == "pixels":
-        logging.info("this is a pixel model: DiTPipeline decodes latents and cannot sample it")
-    elif not vae:
-        logging.info("the folder has no VAE: use DiTPipeline.from_pretrained(%r, vae=...)", out)
-    return code
-
-
-def convert_vae(values, *paths):
-    *source, out = paths
-    files.check_folder(out)
-    source = source[0] if source else torch_vae.download(values.from_hub)
-
-    def convert(temporary):
-        logging.info("reading %s", source)
-        config, state_dict = torch_vae.read(source)
-        if not torch_vae.read_fields(source):
-            message = "no config.json: assuming Stable Diffusion's autoencoder, %d groups, scale %s"
-            logging.warning(message, config.num_groups, config.scale)
-        torch_dit.log_dtypes(state_dict)
-        logging.info("writing %s, latent shift %s, scale %s", out, config.shift, config.scale)
-        autoencoder.save(temporary, config, torch_vae.from_torch(state_dict, config))
-        if importlib.util.find_spec("diffusers") is None:
-            return {"passed": None}
-        return parity.autoencoders(source, temporary)
-
-    return _convert(values, source, out, convert)
-
-
-def inspect(values, source):
-    """Prints the format, variant, shapes, step and parameter sets of a checkpoint."""
-    for name, value in describe.describe(source, **_shape_flags(values)).items():
-        print(f"{name:16s} {value}")
-
-
-SHAPE_FLAGS = ("num_heads", "num_classes")
-SETTING_FLAGS = ("space", "schedule", "prediction")
-COMMANDS = {  # name: (function, arguments, allowed flags)
-    "from-torch": (
-        from_torch,
-        ("FILE", "OUT"),
-        ("overwrite", "weights", *SHAPE_FLAGS, *SETTING_FLAGS),
-    ),
-    "to-torch": (to_torch, ("CHECKPOINT", "OUT"), ("overwrite", "weights", "bundle")),
-    "from-diffusers": (from_diffusers, ("DIR", "OUT"), ("overwrite", "space")),
-    "to-diffusers": (to_diffusers, ("CHECKPOINT", "OUTDIR"), ("overwrite", "weights", "vae")),
-    "vae": (convert_vae, ("DIR_OR_FILE", "OUT"), ("overwrite", "from_hub")),
-    "inspect": (inspect, ("FILE_OR_DIR",), SHAPE_FLAGS),
-}
-
-
-def _return_freed_memory():
-    """Makes glibc return freed memory to the system: it keeps blocks of up to 32 MB by default."""
-    libc = ctypes.util.find_library("c")
-    if libc and hasattr(ctypes.CDLL(libc), "mallopt"):
-        ctypes.CDLL(libc).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD, in bytes
-
-
-def _check_file(source):
-    path = Path(source)
-    if path.is_dir():
-        weights = path / "model.safetensors"
-        hint = f": use {weights}" if weights.is_file() else ""
-        if diffusers_dit.is_folder(path):
-            hint = ": use from-diffusers"
-        elif native.kind(path) == "model":
-            hint = ": use to-torch or to-diffusers"
-        raise UserError(f"FILE must be a file, got the folder {source}{hint}")
-    if not path.is_file():
-        raise UserError(f"FILE must be an existing file, got {source}")
-
-
-def _shape_flags(values):
-    return {"num_heads": values.num_heads or 0, "num_classes": values.num_classes or 0}
-
-
-def _read_settings(values, source, state_dict):
-    """Returns (DiTConfig, settings) of an official state dict, or of the bundle it belongs to."""
-    is_set = any(values[name].present for name in (*SHAPE_FLAGS, *SETTING_FLAGS))
-    if bundle.is_weights(source) and not is_set:
-        logging.info("reading the settings from the config.json of the bundle")
-        return bundle.read_config(Path(source).parent)
-    model = torch_dit.read_config(state_dict, **_shape_flags(values))
-    found, evidence = prediction.find(source, state_dict, model)
-    predicts = values.prediction or found
-    logging.info(
-        "not recorded in the weights: assuming %d heads (--num_heads), %d classes%s "
-        "(--num_classes), %s (--space), a %s schedule (--schedule), %s prediction (--prediction)",
-        *(model.num_heads, model.num_classes, " and a null label" if model.null_label else ""),
-        *(values.space, values.schedule, predicts),
-    )
-    if predicts == "velocity":
-        logging.warning(
-            "this model predicts velocity, as SiT (%s): dit-sample refuses it",
-            "--prediction" if values.prediction else f"{evidence}; --prediction=noise for a DiT",
-        )
-    settings = native.settings_of(
-        model, space=values.space, schedule=values.schedule, prediction=predicts
-    )
-    return model, settings
-
-
-def _read_native(source, weights):
-    """Returns (DiTConfig, settings, official state dict) of a dit_jax checkpoint."""
-    logging.info("reading %s", source)
-    model, settings, params = native.read(source, weights)
-    return model, settings, torch_dit.to_official(params, model)
-
-
-def _write_native(temporary, state_dict, model, settings, out):
-    variant = describe.variant(model)
-    torch_dit.log_dtypes(state_dict)
-    logging.info("writing %s: DiT %s, %s", out, variant, model.conditioning)
-    params = torch_dit.from_official(state_dict, model)
-    native.write(temporary, model, settings, params)
-
-
-def _compare(source, converted, model, *, plain=None):
-    """Returns the parity report of two sides. plain: the side of uncorrected diffusers."""
-    if importlib.util.find_spec("torch") is None:
-        return {"passed": None}
-    started = time.perf_counter()
-    inputs = parity.inputs(model)
-    expected = source(*inputs)
-    report = parity.measure(expected, converted(*inputs))
-    if plain:
-        report["plain_diffusers"] = parity.measure(expected, plain(*inputs))["relative"]
-    logging.info("compared in %.1f s", time.perf_counter() - started)
-    return report
-
-
-def _convert(values, source, out, convert, *, folder=True):
-    """Runs convert(temporary path) -> report, moves the output to `out`; returns the exit code."""
-    out, options = Path(out), {"folder": folder, "overwrite": values.overwrite}
-    with files.temporary_output(out, source=source, **options) as temporary:
-        report = convert(temporary)
-        report["files"] = {"from": files.digests(source), "to": files.digests(temporary)}
-        path = temporary / "parity.json" if folder else files.report_path(temporary)
-        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        consequence = f"{out} was written for inspection"
-        if report["passed"] is False and out.exists():
-            files.discard(temporary)
-            consequence = f"{out} is unchanged"
-    report_path = out / "parity.json" if folder else files.report_path(out)
-    return _print_report(report, report_path, consequence)
-
-
-def _print_report(report, path, consequence):
-    """Prints a report and returns the exit code. consequence: what a failed check led to."""
-    if report["passed"] is None:
-        print(
-            "not checked: PyTorch or diffusers is missing. "
-            "Run pip install dit_jax[convert] and convert again"
-        )
-        return 0
-    print(parity.table(report))
-    if "plain_diffusers" in report:
-        error = parity.text(report["plain_diffusers"])
-        print(
-            f"uncorrected diffusers: relative error {error}; "
-            "see match_official in dit_jax/convert/README.md"
-        )
-    result = (
-        f"relative error {parity.text(report['relative'])}, tolerance {report['tolerance']:.0e}"
-    )
-    if report["passed"]:
-        print(f"passed: {result}; report: {path}")
-        return 0
-    print(f"failed: {result}; {consequence}")
-    return 1
+    return getattr(commands, name.replace("-", "_"))(values, *paths)
 
 
 def entry():

@@ -15,8 +15,7 @@ import dit_jax
 from dit_jax.checkpoint import steps
 from dit_jax.cli import command
 from dit_jax.errors import UserError
-from dit_jax.evals import digits
-from dit_jax.machine import devices, disk
+from dit_jax.machine import disk
 
 
 def define(values):
@@ -34,6 +33,9 @@ def main(values):
     out = disk.path(values.out or home / "judgments.json")
     if disk.is_on_disk(out):
         command.output_path(out)
+    from dit_jax.evals import digits
+    from dit_jax.machine import devices
+
     dit = dit_jax.load(values.checkpoint, weights=values.weights)
     data = dit.settings.data
     if data.source != "digits":

@@ -11,20 +11,14 @@ meshes worth trying with remat "dots", then the best of them with "none" and "fu
 this takes minutes.
 """
 
-import dataclasses
 import json
 import sys
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
+from dit_jax import settings as settings_lib
 from dit_jax.cli import command
-from dit_jax.models import dit, flops
-from dit_jax.planning import plan
-from dit_jax.runs import build
-
-CHOICES = ("data", "fsdp", "tensor", "remat")  # what a sweep tries
 
 
 def define(values):
@@ -36,135 +30,22 @@ def define(values):
 
 
 def main(values):
+    settings = settings_lib.read(values.config.to_dict())
     out = values.out and command.output_path(values.out)
+    import jax
+
+    from dit_jax.planning import plan
+    from dit_jax.runs import plans
+
     jax.config.update("jax_platforms", "cpu")  # don't touch a TPU or GPU of this machine
-    settings = build.read(values.config)
     target = plan.make_target(values.topology)
     if values.sweep:
-        figures = sweep(settings, target)
+        figures = plans.sweep(settings, target)
     else:
-        figures = plan_one(settings, target)
-        show(figures)
+        figures = plans.plan_one(settings, target)
+        plans.show(figures)
     if out:
         out.write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def plan_one(settings, target):
-    """The figures of the training step of a settings on a Target."""
-    parts = build.parts(settings, target.devices)
-    args = plan.arguments(parts.abstract_state(), batch(settings), parts.mesh)
-    work = settings.train.batch_size * flops.train_flops(parts.model)
-    figures = plan.make(parts.jit_step(), args, target, model_flops=work)
-    mesh = dict(parts.mesh.shape)
-    choice = {
-        "model": f"{settings.model.size}/{settings.model.patch_size} {settings.model.conditioning}",
-        "input_size": list(settings.model.input_size),
-        "batch_size": settings.train.batch_size,
-        "mesh": mesh,
-        "shard_optimizer": settings.mesh.shard_optimizer,
-        "remat": settings.compute.remat,
-        "unroll": settings.compute.unroll,
-    }
-    chosen = {name: choice[name] for name in ("mesh", "remat", "shard_optimizer")}
-    return choice | figures | {"advice": plan.advise(figures, **chosen)}
-
-
-def batch(settings):
-    """{name: (shape, dtype)} of a global batch: the posterior of latents, or pixels."""
-    model, size = settings.model, settings.train.batch_size
-    if settings.data.space == "latents":
-        images = {"posterior": ((size, *model.input_size, 2 * model.in_channels), "float32")}
-    else:
-        images = {"image": ((size, *model.input_size, model.in_channels), "uint8")}
-    return images | {"label": ((size,), "int32")}
-
-
-def sweep(settings, target):
-    """Figures of the choices worth trying, best first; prints each, then the best one."""
-    at_once = settings.train.batch_size // settings.train.accumulation_steps
-    options = {"heads": dit.SIZES[settings.model.size][2], "batch_size": at_once}
-    found = plan.meshes(len(target.devices), **options)
-    if not found:  # plan_one raises the UserError that says why
-        found = [{name: getattr(settings.mesh, name) for name in CHOICES[:3]}]
-    print(" ".join(f"{name:>6s}" for name in CHOICES), "    GB of limit  ms with, without overlap")
-
-    def try_one(mesh, remat):
-        changed = dataclasses.replace(
-            settings,
-            mesh=dataclasses.replace(settings.mesh, **mesh),
-            compute=dataclasses.replace(settings.compute, remat=remat),
-        )
-        figures = plan_one(changed, target)
-        print(row(figures), flush=True)
-        return figures
-
-    rows = plan.rank([try_one(mesh, "dots") for mesh in found])
-    if rows[0]["fits"]:
-        rows += [try_one(rows[0]["mesh"], remat) for remat in ("none", "full")]
-    else:
-        rows += [try_one(mesh, "full") for mesh in found]
-    rows = plan.rank(rows)
-    print("\nBest first, by the compiler's estimate, not a measurement:")
-    print("\n".join(row(figures) for figures in rows))
-    print(f"\nThe best: {as_flags(rows[0])}\n" if rows[0]["fits"] else "\nNone fits.\n")
-    show(rows[0])
-    return rows
-
-
-def row(figures):
-    """One line of a sweep."""
-    memory, seconds = figures["memory_gb"], figures.get("estimated_seconds")
-    words = " ".join(f"{size:6d}" for size in figures["mesh"].values()) + f" {figures['remat']:>6s}"
-    size = f"{memory['total']:6.2f}" if "total" in memory else "   ..."
-    words += f" {size} of {memory['limit']:5.1f}"
-    if not figures["fits"] or seconds is None:
-        return f"{words}  does not fit"
-    return f"{words} {seconds['with_overlap'] * 1e3:8.1f} {seconds['without_overlap'] * 1e3:8.1f}"
-
-
-def as_flags(figures):
-    """The flags that select what a row of a sweep tried."""
-    sizes = " ".join(f"--config.mesh.{name}={size}" for name, size in figures["mesh"].items())
-    return f"{sizes} --config.compute.remat={figures['remat']}"
-
-
-def show(figures):
-    """Prints the figures of one plan."""
-    memory, seconds = figures["memory_gb"], figures.get("estimated_seconds")
-    mesh = " ".join(f"{name} {size}" for name, size in figures["mesh"].items())
-    lines = {
-        "model": f"{figures['model']}, batch {figures['batch_size']}",
-        "devices": f"{figures['devices']} x {figures['device_kind']} ({figures['topology']})",
-        "mesh": f"{mesh}, remat {figures['remat']}",
-        "memory per device": ", ".join(f"{size:.2f} {name}" for name, size in memory.items())
-        + " (GB)",
-        "fits": "yes" if figures["fits"] else "no",
-        "TFLOPs per step": f"{figures['flops_model'] / 1e12:.4g} of the model, "
-        f"{figures['flops_program'] / 1e12:.4g} with recomputation",
-    }
-    if seconds:
-        mfu = figures["estimated_mfu"]
-        for name, words in {
-            "arithmetic": "computation alone",
-            "with_overlap": "communication overlapped",
-            "without_overlap": "without overlap",
-        }.items():
-            lines[f"estimated step, {words}"] = f"{seconds[name] * 1e3:.1f} ms, MFU {mfu[name]:.1%}"
-        sent = sum(each["wire_bytes"] for each in figures["collectives"])
-        lines["sent per device and step"] = (
-            f"{sent / 1e9:.2f} GB, {seconds['links'] * 1e3:.1f} ms at "
-            f"{figures['link_bytes_per_second'] / 1e9:.0f} GB/s"
-        )
-        lines["compiled in"] = f"{figures['compile_seconds']:.0f} s"
-    for name, text in lines.items():
-        print(f"{name:48s} {text}")
-    for each in figures.get("collectives", []):
-        sizes = f"{each['bytes'] / 1e6:10.2f} MB of results {each['wire_bytes'] / 1e6:10.2f} sent"
-        print(f"  {each['count']:5d} x {each['kind']:20s} among {each['group']:4d} {sizes}")
-    for line in figures["advice"]:
-        print(f"to make it fit: {line}")
-    if seconds:
-        print("Times are the compiler's estimates, not measurements.")
 
 
 def entry():

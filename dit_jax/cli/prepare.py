@@ -15,10 +15,8 @@ import sys
 import time
 
 from absl import flags, logging
-from tqdm import tqdm
 
 from dit_jax.cli import command
-from dit_jax.data import imagefolder, prepare
 from dit_jax.errors import UserError
 
 MAX_NAMED = 10  # skipped files, and classes, that are logged by name
@@ -49,6 +47,10 @@ def main(values, source, out):
     source, out = command.expand(source), command.output_folder(out)
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"OUT must be outside SRC, got {out} in {source}")
+    from tqdm import tqdm
+
+    from dit_jax.data import imagefolder, prepare
+
     listing = imagefolder.scan(source)
     total = len(listing.examples)
     names = ", ".join(listing.classes[:MAX_NAMED])

@@ -11,14 +11,12 @@ float32 latents in model units. A folder holds 00000.png, 00001.png, ...
 
 import sys
 
-import numpy as np
 from absl import flags, logging
 
 import dit_jax
+from dit_jax import settings
 from dit_jax.cli import command
-from dit_jax.diffusion import samplers
 from dit_jax.errors import UserError
-from dit_jax.sampling import pictures
 
 SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 
@@ -40,7 +38,7 @@ def define(values):
     flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
-    flags.DEFINE_enum("sampler", None, list(samplers.SAMPLERS), "The sampler.", **options)
+    flags.DEFINE_enum("sampler", None, settings.SAMPLERS, "The sampler.", **options)
     flags.DEFINE_string(
         "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
     )
@@ -61,6 +59,10 @@ def main(values):
     if out.suffix not in (".png", ".npz", ""):
         raise UserError(f"out must end with .png or .npz, or be a new folder, got {out}")
     labels = [parse_label(text) for text in values.labels]
+    import numpy as np
+
+    from dit_jax.sampling import pictures
+
     dit = dit_jax.load(
         values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
     )

@@ -20,10 +20,9 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from dit_jax import settings as settings_lib
 from dit_jax.cli import command
-from dit_jax.machine import cluster, disk
-from dit_jax.runs import build, run
-from dit_jax.train import divergence
+from dit_jax.machine import disk
 
 
 def define(values):
@@ -39,7 +38,10 @@ def define(values):
 
 
 def main(values):
-    settings, workdir = build.read(values.config), disk.path(values.workdir)
+    settings, workdir = settings_lib.read(values.config.to_dict()), disk.path(values.workdir)
+    from dit_jax.runs import run
+    from dit_jax.train import divergence
+
     try:
         run.run(settings, workdir, listen_for_stop, values.init_from)
     except run.Stopped as error:
@@ -54,6 +56,8 @@ def listen_for_stop():
 
     A second signal ends the process at once.
     """
+    from dit_jax.machine import cluster
+
     requests = []
 
     def handle(signum, frame):

@@ -14,7 +14,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk
-from dit_jax.runs import record
+from dit_jax.runs import own_config, record
 
 ORIGIN = "init_from.json"
 
@@ -23,7 +23,7 @@ def check(workdir, settings):
     """UserError if a run of these Settings can neither start nor resume here; writes nothing."""
     _check_path(workdir)
     if disk.exists(workdir / "config.json"):
-        check_same(workdir, read_settings(workdir), settings)
+        check_same(workdir, own_config.read_settings(workdir), settings)
         _check_saved(workdir)
     elif disk.exists(workdir / "metrics.jsonl"):
         raise UserError(
@@ -77,21 +77,6 @@ def _check_path(workdir):
 def _is_left_over(path):
     """Whether a run that was killed at its start left this file."""
     return path.name in (".lock", ORIGIN) or path.name.startswith(".partial-")
-
-
-def read_settings(workdir):
-    """The Settings in config.json; UserError if it is corrupt."""
-    path = workdir / "config.json"
-    try:
-        fields = disk.read_json(path)
-        if "run" not in fields:
-            raise UserError("it has no topic run")
-        return settings_lib.read(fields)
-    except UserError as error:
-        raise UserError(
-            f"{path} must be the config of a run, but it is damaged: restore it or use another "
-            f"workdir ({error})"
-        ) from error
 
 
 def check_same(workdir, old, new):

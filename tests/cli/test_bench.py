@@ -1,9 +1,11 @@
 import json
 
+import jax
 import pytest
 
 from dit_jax import settings as settings_lib
 from dit_jax.cli import bench
+from dit_jax.runs import bench as work
 
 SMALL = ("--config=configs/digits.py:Ti/4", "--config.train.batch_size=8", "--repeats=3")
 
@@ -11,7 +13,7 @@ SMALL = ("--config=configs/digits.py:Ti/4", "--config.train.batch_size=8", "--re
 @pytest.mark.parametrize("what", ["train", "sample"])
 def test_every_figure_is_printed_and_written(call, tmp_path, what):
     out = tmp_path / "bench.json"
-    with bench.jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
         options = (*SMALL, f"--out={out}", "--config.sampling.num_steps=5")
         code, printed, _ = call(bench, what, *options)
     assert code == 0
@@ -37,7 +39,7 @@ def test_loading_is_measured_on_one_core(call, tmp_path):
 def test_peer_figures_are_compared_with_ours(call, tmp_path, what, monkeypatch):
     monkeypatch.setattr("torch.compile", lambda net: net)  # compiling takes minutes
     out = tmp_path / "bench.json"
-    with bench.jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"):
         options = (*SMALL, f"--out={out}", "--config.sampling.num_steps=3", "--peer")
         code, _, _ = call(bench, what, *options)
     assert code == 0
@@ -51,14 +53,14 @@ def test_peer_figures_are_compared_with_ours(call, tmp_path, what, monkeypatch):
 def test_runs_take_turns():
     order = []
     runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    seconds, first = bench.time_in_turn(runs, repeats=2, warmup=1)
+    seconds, first = work.time_in_turn(runs, repeats=2, warmup=1)
     assert order == ["a", "b"] * 3
     assert len(seconds["a"]) == len(seconds["b"]) == 2 and first.keys() == {"a", "b"}
 
 
 def test_summarize_uses_median_and_quartiles():
     settings = settings_lib.read({"train": {"batch_size": 32}})
-    figures = bench.summarize([0.5, 0.25, 0.5, 0.75, 0.5], 2e12, settings)
+    figures = work.summarize([0.5, 0.25, 0.5, 0.75, 0.5], 2e12, settings)
     assert figures["images_per_second"] == 64
     assert figures["model_tflops_per_second"] == pytest.approx(4)
     assert figures["seconds_quartile_range"] == pytest.approx(0.25)

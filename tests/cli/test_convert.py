@@ -14,7 +14,7 @@ import torch
 
 import dit_jax
 from dit_jax.cli import convert, sample
-from dit_jax.convert import files, native, torch_dit
+from dit_jax.convert import commands, files, native, torch_dit
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_other_types_become_float32_and_pass_the_check(
     (torch.save if suffix != ".safetensors" else safetensors.torch.save_file)(tensors, path)
     assert dtype in convert_ok(call, "inspect", path)
     lines = []
-    monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr(commands.logging, "info", lambda text, *args: lines.append(text % args))
     assert "passed: relative error" in convert_ok(call, "from-torch", path, tmp_path / "out")
     how = "rounded" if dtype == "float64" else "without loss"
     assert f"arrays of {dtype} become float32, {how}" in lines
@@ -200,7 +200,7 @@ def test_inspect_names_every_format(call, tmp_path, run):
 
 
 def test_failed_parity_check_exits_with_1_and_keeps_the_output(call, tmp_path, run, monkeypatch):
-    monkeypatch.setattr(convert.parity, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(commands.parity, "TOLERANCE", 1e-12)
     code, out, _ = call(convert, "to-torch", run[0], tmp_path / "a.pt")
     assert code == 1 and "failed: relative error " in out and "tolerance 1e-12" in out
     report = tmp_path / "a.pt.parity.json"
@@ -211,7 +211,7 @@ def test_failed_parity_check_exits_with_1_and_keeps_the_output(call, tmp_path, r
 def test_failed_parity_check_never_overwrites(call, tmp_path, run, monkeypatch):
     convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     before = files.digests(tmp_path)
-    monkeypatch.setattr(convert.parity, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(commands.parity, "TOLERANCE", 1e-12)
     options = ("--overwrite", "--weights=params")
     code, out, _ = call(convert, "to-torch", run[0], tmp_path / "a.pt", *options)
     assert code == 1 and f"{tmp_path}/a.pt is unchanged" in out
@@ -251,7 +251,7 @@ def test_output_that_is_not_finite_fails_the_check(call, tmp_path, run):
 
 def test_guessed_settings_are_logged(call, tmp_path, run, monkeypatch):
     lines = []
-    monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(args))
+    monkeypatch.setattr(commands.logging, "info", lambda text, *args: lines.append(args))
     convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     convert_ok(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
     assert (8, 10, " and a null label", "latents", "linear", "noise") in lines
@@ -273,7 +273,7 @@ def test_bundle_round_trip_keeps_the_settings(call, tmp_path, run):
 
 
 def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run, monkeypatch):
-    monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
     out = convert_ok(call, "to-torch", run[0], tmp_path / "a.safetensors")
     assert "not checked: PyTorch or diffusers is missing. Run pip install dit_jax[convert]" in out
     report = json.loads((tmp_path / "a.safetensors.parity.json").read_text())

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dit_jax.cli import convert
-from dit_jax.convert import torch_vae
+from dit_jax.convert import commands, torch_vae
 from dit_jax.sampling import autoencoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -96,7 +96,7 @@ def test_original_file_of_stable_diffusion_is_converted(
     assert f"autoencoder with the names of Stable Diffusion ({path.suffix})" in fields
     assert str(dtype).removeprefix("torch.") in fields and "(32, 32)" in fields
     lines = []
-    monkeypatch.setattr(convert.logging, "info", lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr(commands.logging, "info", lambda text, *args: lines.append(text % args))
     assert "passed: relative error" in convert_ok(call, "vae", path, tmp_path / "out")
     assert "assuming Stable Diffusion's autoencoder, 32 groups" in caplog.text
     said = f"arrays of {str(dtype)[6:]} become float32, without loss"
@@ -144,7 +144,7 @@ def test_failed_download_prints_one_line(refuse, tmp_path, monkeypatch):
 
 
 def test_failed_parity_check_exits_with_1(call, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert.parity, "VAE_TOLERANCES", {"moments": 1e-5, "decoded": 1e-12})
+    monkeypatch.setattr(commands.parity, "VAE_TOLERANCES", {"moments": 1e-5, "decoded": 1e-12})
     code, out, _ = call(convert, "vae", folder, tmp_path / "out")
     assert code == 1 and "failed: relative error " in out and "tolerance 1e-12" in out
 

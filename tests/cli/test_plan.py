@@ -3,9 +3,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dit_jax.cli import plan
+from dit_jax.planning import plan as planning
+from dit_jax.runs import plans
 
 REMAT = ("none", "dots", "full")
 MESHES = [{"data": 4, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 1, "tensor": 2}]
@@ -19,7 +22,7 @@ def compilation_cache_in_this_process():
 
 @pytest.fixture
 def standard():
-    with plan.jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
         yield
 
 
@@ -37,7 +40,7 @@ def test_a_plan_is_printed_and_written(call, tmp_path, standard):
 
 def test_a_sweep_ranks_what_it_tries(call, tmp_path, standard, monkeypatch):
     asked, out = [], tmp_path / "plan.json"
-    monkeypatch.setattr(plan.plan, "meshes", lambda count, **o: asked.append(o) or MESHES)
+    monkeypatch.setattr(planning, "meshes", lambda count, **o: asked.append(o) or MESHES)
     options = ("--config.train.batch_size=32", "--config.train.accumulation_steps=8")
     options += ("--config.compute.dtype=bfloat16", f"--out={out}")
     code, printed, _ = call(plan, *SMALL, "--sweep", *options)
@@ -49,7 +52,7 @@ def test_a_sweep_ranks_what_it_tries(call, tmp_path, standard, monkeypatch):
     assert {remat for data, remat in tried if data == rows[0]["mesh"]["data"]} == set(REMAT)
     times = [row["estimated_seconds"]["with_overlap"] for row in rows]
     assert times == sorted(times)
-    assert f"The best: {plan.as_flags(rows[0])}" in printed
+    assert f"The best: {plans.as_flags(rows[0])}" in printed
 
 
 def test_the_command_prints_only_its_plan():
@@ -97,5 +100,5 @@ def test_wrong_use_is_one_line(refuse, args, message):
 
 
 def test_a_missing_libtpu_is_one_line(refuse, monkeypatch):
-    monkeypatch.setattr(plan.plan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: None)
     assert "pip install -e .[tpu]" in refuse(plan, *SMALL)

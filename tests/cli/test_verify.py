@@ -9,6 +9,7 @@ import random_run
 
 from dit_jax.checkpoint import store
 from dit_jax.cli import convert, prepare, verify
+from dit_jax.convert import commands
 
 OTHER = {"data": {"source": "images", "space": "pixels"}}
 
@@ -150,7 +151,7 @@ def convert_unchecked(call, run, monkeypatch):
 
     def convert_run(name, out, *options):
         with monkeypatch.context() as patch:
-            patch.setattr(convert.importlib.util, "find_spec", lambda name: None)
+            patch.setattr(commands.importlib.util, "find_spec", lambda name: None)
             code, _, errors = call(convert, name, run, out, *options)
         assert code == 0, errors
         return out

@@ -7,12 +7,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import digits, imagenet256, imagenet512
-from dit_jax.cli import plan as command
 from dit_jax.errors import UserError
 from dit_jax.machine import devices, sharding
 from dit_jax.models import flops
 from dit_jax.planning import chips, hlo, plan
-from dit_jax.runs import build
+from dit_jax.runs import build, plans
 
 
 def make_target(topology):
@@ -96,7 +95,7 @@ def small(**compute):
 def prepare(config, target):
     settings = build.read(config)
     parts = build.parts(settings, target.devices)
-    args = plan.arguments(parts.abstract_state(), command.batch(settings), parts.mesh)
+    args = plan.arguments(parts.abstract_state(), plans.batch(settings), parts.mesh)
     return parts, args, settings.train.batch_size * flops.train_flops(parts.model)
 
 
@@ -237,7 +236,7 @@ def test_the_papers_largest_model_fits(module, topology, choices, milliseconds):
     config.compute.remat = choices[3]
     started = time.process_time()
     with jax.numpy_dtype_promotion("standard"):
-        figures = command.plan_one(build.read(config), target)
+        figures = plans.plan_one(build.read(config), target)
     assert figures["fits"]
     if milliseconds:
         assert time.process_time() - started < 60  # of all cores, however busy they are

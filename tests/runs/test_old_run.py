@@ -17,7 +17,7 @@ import pytest
 import dit_jax
 from dit_jax import settings as settings_lib
 from dit_jax.models import dit
-from dit_jax.runs import record
+from dit_jax.runs import own_config, record
 from dit_jax.runs import workdir as workdirs
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +126,7 @@ def test_a_field_that_is_added_to_the_settings_gets_its_default(old, monkeypatch
         "Settings", [("train", train, train())], bases=(settings_lib.Settings,), frozen=True
     )
     monkeypatch.setattr(settings_lib, "Settings", settings)
-    read = workdirs.read_settings(old / "run")
+    read = own_config.read_settings(old / "run")
     assert read.train.added == 7 and read.train.batch_size == 16
     workdirs.check(old / "run", read)
     assert dit_jax.load(old / "run").settings.train.added == 7

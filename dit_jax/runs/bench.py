@@ -1,0 +1,199 @@
+"""Measures how fast this machine trains, samples or loads a run's settings.
+
+FLOP/s count the arithmetic of the model, without what rematerialisation repeats; MFU is their share
+of the devices' bfloat16 peak.
+"""
+
+import dataclasses
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from dit_jax.convert import files
+from dit_jax.data import feed, loader
+from dit_jax.machine import devices, prng, sharding
+from dit_jax.models import dit, flops
+from dit_jax.runs import build
+from dit_jax.sampling import generate as generate_lib
+
+
+def measure(settings, what, *, repeats, warmup, peer):
+    """The figures of training ("train") or sampling ("sample") one batch of random data.
+
+    peer: also run it in PyTorch, in turn with ours.
+    """
+    if peer:
+        files.require("torch")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
+    ours = (prepare_train if what == "train" else prepare_sample)(settings)
+    runs = {"dit_jax": ours.run} | (make_peers(settings, what) if peer else {})
+    seconds, first = time_in_turn(runs, repeats, warmup)
+    figures = {
+        "what": what,
+        "model": f"{settings.model.size}/{settings.model.patch_size} {settings.model.conditioning}",
+        "input_size": list(settings.model.input_size),
+        "dtype": settings.compute.dtype,
+        "batch_size": settings.train.batch_size,
+        "devices": devices.describe(),
+        "jax": jax.__version__,
+        **summarize(seconds["dit_jax"], ours.work, settings),
+        "compile_seconds": ours.compile_seconds,
+        "peak_memory_gb": ours.memory / 1e9,
+    }
+    for name in runs.keys() - {"dit_jax"}:
+        figures |= compare(name, seconds, first[name], settings)
+    return figures
+
+
+def measure_data(settings, repeats, warmup):
+    """The figures of the host's part of a batch, on one core."""
+    fed, size = feed.make(settings), settings.train.batch_size
+    share = loader.part(
+        fed.source,
+        batch_size=size,
+        seed=settings.seed,
+        start=0,
+        augment=fed.augment,
+        rows=list(range(size)),
+    )
+    indices = iter(range(warmup + repeats))
+    seconds, _ = time_in_turn({"data": lambda: share[next(indices)]}, repeats, warmup)
+    median = statistics.median(seconds["data"])
+    return {
+        "what": "data",
+        "source": f"{settings.data.source} {settings.data.path}",
+        "examples": len(fed.source),
+        "batch_size": size,
+        "images_per_second_per_core": size / median,
+        "seconds_median": median,
+        "cores_for_1459_images_per_second": 1459 * median / size,  # XL/2 on the paper's pod
+    }
+
+
+class Work(NamedTuple):
+    """run() does the work once and waits. work: its FLOPs. memory: bytes, before PyTorch runs."""
+
+    run: Callable
+    work: float
+    compile_seconds: float
+    memory: int
+
+
+def prepare_train(settings):
+    """One training step on one batch that stays on the devices."""
+    parts, key = build.parts(settings), prng.key(0)
+    state = parts.create_state(key)
+    batch = random_batch(settings, parts.mesh)
+    step, compile_seconds = compile_timed(parts.jit_step(), state, batch, key)
+
+    def run():
+        nonlocal state
+        state, _ = step(state, batch, key)
+        jax.block_until_ready(state)
+
+    work = settings.train.batch_size * flops.train_flops(parts.model)
+    run()
+    return Work(run, work, compile_seconds, devices.peak_memory())
+
+
+def prepare_sample(settings):
+    """Sampling one batch from noise to the end, without a decoder."""
+    parts = build.parts(settings)
+    init = jax.jit(parts.init, out_shardings=sharding.replicated(parts.mesh))
+    params = init(prng.key(0))
+    labels = np.asarray(random_batch(settings, parts.mesh)["label"])
+    keys = np.asarray(jax.random.key_data(jax.random.split(prng.key(1), len(labels))))
+    given = {"labels": labels, "key_data": keys}
+    given = jax.device_put(given, sharding.replicated(parts.mesh))
+    generate, compile_seconds = compile_timed(parts.generate, params, given)
+
+    def run():
+        jax.block_until_ready(generate(params, given))
+
+    passes = generate_lib.count_passes(parts.process, settings.sampling)
+    work = settings.train.batch_size * passes * flops.forward_flops(parts.model)
+    run()
+    return Work(run, work, compile_seconds, devices.peak_memory())
+
+
+def make_peers(settings, what):
+    """{name: run} of the same work in PyTorch."""
+    from dit_jax.convert import torch_peer  # which imports torch
+
+    model = dit.configure(**vars(settings.model))
+    options = {"batch_size": settings.train.batch_size, "dtype": settings.compute.dtype}
+    diffusion = {name: getattr(settings.diffusion, name) for name in ("schedule", "num_steps")}
+    if what == "train":
+        options |= {"learning_rate": settings.train.learning_rate}
+        options |= {"ema_decay": settings.train.ema_decay}
+        make = functools.partial(torch_peer.make_train_step, model, diffusion, **options)
+    else:
+        sampling = dataclasses.asdict(settings.sampling)
+        make = functools.partial(torch_peer.make_sampling, model, diffusion, sampling, **options)
+    return {"torch": make(compiled=False), "torch_compile": make(compiled=True)}
+
+
+def compare(name, seconds, first, settings):
+    """The figures of a peer, and how many times as fast ours is, by medians."""
+    median = statistics.median(seconds[name])
+    return {
+        f"{name}_images_per_second": settings.train.batch_size / median,
+        f"{name}_seconds_median": median,
+        f"{name}_seconds_first": first,
+        f"dit_jax_over_{name}": median / statistics.median(seconds["dit_jax"]),
+    }
+
+
+def random_batch(settings, mesh):
+    """{"x0", "label"}: a global batch of random latents on the devices."""
+    model, size = settings.model, settings.train.batch_size
+    shape = (size, *model.input_size, model.in_channels)
+
+    def make():
+        x0 = jax.random.normal(prng.key(2), shape, jnp.float32)
+        return {"x0": x0, "label": jnp.arange(size, dtype=jnp.int32) % model.num_classes}
+
+    return jax.jit(make, out_shardings=sharding.of_batch(mesh))()
+
+
+def compile_timed(jitted, *args):
+    started = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    return compiled, time.perf_counter() - started
+
+
+def time_in_turn(runs, repeats, warmup):
+    """{name: seconds of each repeat}, {name: seconds of the very first run}, after `warmup` runs.
+
+    The runs take turns, so that other load on the machine affects all of them.
+    """
+    seconds = {name: [] for name in runs}
+    for _ in tqdm(range(warmup + repeats), unit="round", disable=None):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    first = {name: times[0] for name, times in seconds.items()}
+    return {name: times[warmup:] for name, times in seconds.items()}, first
+
+
+def summarize(seconds, work, settings):
+    """The figures of runs that took `seconds` each and `work` FLOPs each."""
+    median = statistics.median(seconds)
+    quartiles = statistics.quantiles(seconds, n=4)
+    figures = {
+        "images_per_second": settings.train.batch_size / median,
+        "seconds_median": median,
+        "seconds_quartile_range": quartiles[2] - quartiles[0],
+        "model_tflops_per_second": work / median / 1e12,
+    }
+    peak = devices.total_peak_flops()
+    return figures | ({"mfu": work / median / peak} if peak else {})
