@@ -8,9 +8,12 @@ not enough. An entry imports its package itself: a command parses its flags befo
 import asyncio
 import contextlib
 import functools
+import glob
 import os
 import re
 import sys
+import tempfile
+import traceback
 
 from absl import flags, logging
 
@@ -75,12 +78,54 @@ def tpu_devices(topology, **options):
     return topologies.get_topology_desc(topology, platform="tpu", **options).devices
 
 
-def is_in_xla_callback(frame):
-    """Whether a signal interrupted XLA's garbage-collection callback, which drops exceptions.
+def unusable_xla_flags():
+    """Why XLA cannot read XLA_FLAGS, in a line; None if it can, or if they are not set.
 
-    jax 0.7.2 to 0.12. The name of that function is private; jax has no hook around it.
+    jaxlib 0.7.2 to 0.12. XLA aborts the process at its first use, so another process tries first: a
+    fork, which takes 10 ms. `debug_options` reads the flags; the public API has nothing that does.
     """
-    return frame.f_code.co_name == "_xla_gc_callback"
+    import jax  # noqa: F401, first: it limits what jaxlib logs
+    from jaxlib import xla_client
+
+    with tempfile.TemporaryFile() as errors:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(errors.fileno(), 2)
+            _ = xla_client.CompileOptions().executable_build_options.debug_options
+            os._exit(0)
+        if os.waitpid(pid, 0)[1] == 0:
+            return None
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").splitlines()
+    return lines[0].partition("] ")[2] if lines else "XLA aborts"
+
+
+def unusable_devices(error):
+    """Why jax cannot use the devices that it was asked for, in a line; None for another error.
+
+    jax 0.7.2 to 0.12. It raises RuntimeError, or AssertionError for JAX_PLATFORMS=cuda without a
+    GPU, in a function with this name.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    is_assertion = last.name == "backends" and last.filename.endswith("xla_bridge.py")
+    if not is_assertion and not str(error).startswith("Unable to initialize backend"):
+        return None
+    return " ".join(str(error).partition(" (")[0].split()) or "there is no GPU"
+
+
+def quiet_libtpu():
+    """Keeps libtpu from printing errors on a machine without a TPU.
+
+    libtpu 0.0.41. jax loads it wherever it is installed; it complains that it cannot find out which
+    TPU this is, whatever its log level, unless these variables say so.
+    """
+    if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+        for name, value in {
+            "TPU_ACCELERATOR_TYPE": "v2-8",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_SKIP_MDS_QUERY": "1",
+        }.items():
+            os.environ.setdefault(name, value)
 
 
 def partitionable_threefry():
@@ -225,18 +270,20 @@ def tree_reader(template=None):
     )
 
 
-def hide_closed_event_loop():
-    """Keeps Orbax from printing "Event loop is closed" for writes that run on after one failed.
+def hide_harmless_exceptions():
+    """Hides two exceptions that reach only sys.unraisablehook; all others are printed.
 
-    orbax-checkpoint 0.12.4 to 0.12.8. The exceptions reach only sys.unraisablehook; all others are
-    printed.
+    orbax-checkpoint 0.12.4 to 0.12.8: "Event loop is closed", for writes that run on after one
+    failed. jax 0.7.2 to 0.12: KeyboardInterrupt in XLA's garbage-collection callback, which drops
+    it; `cli.interrupt` raises it again.
     """
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _print_unraisable
 
 
 def _print_unraisable(unraisable):
-    if str(unraisable.exc_value) != "Event loop is closed":
+    error = unraisable.exc_value
+    if not isinstance(error, KeyboardInterrupt) and str(error) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
@@ -257,19 +304,16 @@ def log_plainly(is_for_users):
     handler.addFilter(is_for_users)
 
 
-def explain_config_error(error, path):
-    """What is wrong with a config, in words, from an exception of ml_collections about a name.
+def unknown_config_field(error):
+    """The field that a config lacks, from an exception of ml_collections; None if it is no config.
 
     ml_collections 1.1. It raises KeyError and AttributeError with pages of text.
     """
     text = str(error).strip('"')
     if "get_config" in text:
-        return f"config must be a Python file with a get_config(), got {path}"
-    if "attribute " in text.lower():
-        return f"config has no such field: {text}"
-    name = re.search(r"(?:Key \W*)?(\w+)", text)  # "Key": if the file itself sets the field
-    meant = re.search(r"Did you mean \W*(\w+)", text)
-    return f"config has no field {name[1]}" + (f"; did you mean {meant[1]}?" if meant else "")
+        return None
+    name = re.search(r"attribute '(\w+)'", text) or re.search(r"(?:Key \W*)?(\w+)", text)
+    return name[1]  # "Key": if the file itself sets the field
 
 
 def explain_flag_error(error):

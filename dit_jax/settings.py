@@ -185,6 +185,36 @@ def read(fields):
     return settings
 
 
+def defaults():
+    """{TOPIC.FIELD: its default} of all fields, in their order."""
+    found = {}
+    for name, value in vars(Settings()).items():
+        if dataclasses.is_dataclass(value):
+            found |= {f"{name}.{field}": default for field, default in vars(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def rule(name):
+    """The rule that the value of TOPIC.FIELD keeps, in words; "" if its type says it."""
+    topic, _, field = name.rpartition(".")
+    kind = type(getattr(Settings(), topic)) if topic else Settings
+    (declared,) = (each for each in dataclasses.fields(kind) if each.name == field)
+    return declared.metadata.get("rule", ("", None))[0]
+
+
+def nearest(name):
+    """The fields, as TOPIC.FIELD, that may be meant by a name with a wrong topic or spelling."""
+    topic, _, field = name.rpartition(".")
+    fields = {each: each.rpartition(".")[2] for each in defaults()}
+    close = difflib.get_close_matches(field, sorted(set(fields.values())), 3) if field[2:] else []
+    close = close[:1] if field in close else close
+    found = [each for near in close for each in fields if fields[each] == near]
+    same = [each for each in found if each.startswith(f"{topic}.")]
+    return (same if topic and same else found)[:3]
+
+
 def read_topic(kind, fields):
     """One topic, as Sampling, of a dict of its fields; UserError as `read`."""
     return _read(kind, fields, "")
@@ -196,8 +226,8 @@ def _read(kind, fields, topic):
         raise UserError(f"{topic.removesuffix('.') or 'config'} must be a topic, got {fields!r}")
     declared = {each.name: each for each in dataclasses.fields(kind)}
     for name in fields.keys() - declared.keys():
-        near = difflib.get_close_matches(name, declared, 1)
-        hint = f"; did you mean {topic}{near[0]}?" if near else ""
+        near = nearest(f"{topic}{name}") or difflib.get_close_matches(name, declared, 1)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"there is no field {topic}{name}{hint}")
     values = {}
     for name, value in fields.items():

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # Functions that the scripts in launch/ share: help, settings, the commit to train, error messages.
+# Started alone, `bash launch/common.sh` does nothing. Settings: none.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -32,15 +33,20 @@ require_tool() {  # TOOL HOW_TO_INSTALL
 }
 
 check_workdir() {  # a bucket or an absolute path
-  must_match WORKDIR '/.*|gs://[a-z0-9][a-z0-9_.-]+(/.*)?' \
-    'an absolute path or start with gs://BUCKET'
+  must_match WORKDIR '/.*|gs://.*' 'an absolute path or start with gs://BUCKET'
+  must_match WORKDIR '/.*|gs://[a-z0-9][a-z0-9_.-]+[a-z0-9](/.*)?' \
+    'in a bucket whose name has 3 or more lower-case letters, digits, -, _ and .'
+}
+
+check_zone() {
+  must_match ZONE '[a-z]+-[a-z]+[0-9]+-[a-z0-9]+' 'a zone, such as europe-west4-a, not a region'
 }
 
 find_commit() {  # prints the hash of COMMIT
   git -C "$root" rev-parse --verify --quiet "${COMMIT:-HEAD}^{commit}" \
     || fail "COMMIT must be a commit of the clone $root, got ${COMMIT:-HEAD}"
   [ "${COMMIT:-}" ] || git -C "$root" diff --quiet HEAD \
-    || echo "${0##*/}: uncommitted changes are not sent" >&2
+    || echo "${script:-${0##*/}}: uncommitted changes are not sent" >&2
 }
 
 # Checks the flags of dit-train: the workers have only the files of the commit.
@@ -51,6 +57,7 @@ check_flags() {  # COMMIT FLAG...
     case $1 in
       --config=*) config=${1#*=} ;;
       --config) config=${2:-} ;;
+      [!-]*.py | [!-]*.py:*) config=$1 ;;
       --workdir | --workdir=*) fail "--workdir must be given as the setting WORKDIR, got a flag" ;;
     esac
     shift
@@ -70,6 +77,11 @@ print_command() {  # quoted, so that it can be pasted into a shell
 }
 
 fail() {
-  echo "${0##*/}: $*" >&2
+  echo "${script:-${0##*/}}: $*" >&2
   exit 2
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  help_if_asked "$@"
+  fail "is for other scripts, which source it: see --help"
+fi

@@ -11,6 +11,7 @@
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
   help_if_asked "$@"
+  [ $# = 0 ] || fail "takes no arguments, got '$*'"
 fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

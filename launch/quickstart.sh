@@ -2,9 +2,9 @@
 # Trains a small DiT on real digits, draws samples and evaluates them: a few minutes on a laptop.
 # After a crash or Ctrl-C, start it again: it resumes the run.
 #
-#   bash launch/quickstart.sh [--config.field=value ...]
+#   bash launch/quickstart.sh [--config.TOPIC.FIELD=VALUE ...]
 #
-# The flags go to dit-train. The first start installs the package into .venv; the printed time
+# The flags go to dit-train, which lists the fields with --help. The first start installs the package into .venv; the printed time
 # excludes this.
 #
 # Settings, from the environment:
@@ -15,15 +15,18 @@ set -euo pipefail
 start_dir=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
+for word; do
+  [[ $word =~ ^--(no)?config\. ]] || fail "takes flags --config.TOPIC.FIELD=VALUE, got '$word'"
+done
 [[ ${WORKDIR:-} != *://* ]] || fail "WORKDIR must be on a local disk, got $WORKDIR"
 source "$root/launch/environment.sh"
 workdir=${WORKDIR:+$(cd "$start_dir" && realpath -m "$WORKDIR")}
 workdir=${workdir:-runs/digits}
 SECONDS=0  # bash adds one each second
 
-dit-train --config=configs/digits.py --workdir="$workdir" "$@"
-dit-sample --checkpoint="$workdir" --out="$workdir/samples.png" --columns=10 \
+dit-train configs/digits.py "$workdir" "$@"
+dit-sample "$workdir" "$workdir/samples.png" --columns=10 \
   --labels="$(printf '0,1,2,3,4,5,6,7,8,9,%.0s' 1 2 3 4 5 6 7 8 | sed 's/,$//')"
-dit-evaluate --checkpoint="$workdir"
+dit-evaluate "$workdir"
 printf 'training, sampling and evaluation took %d min %02d s\n' $((SECONDS / 60)) $((SECONDS % 60))
 echo "samples: $workdir/samples.png   loss curve: $workdir/loss.png"

@@ -75,6 +75,7 @@ read_settings() {  # COMMAND FLAG...
   require NAME ZONE PROJECT
   must_match NAME '[a-z]([a-z0-9-]*[a-z0-9])?' \
     'lower-case letters, digits and -, starting with a letter and not ending with -'
+  check_zone
   must_match POLL '[0-9]+(\.[0-9]+)?' 'a number of seconds'
   must_match TAIL '[0-9]+' 'a number of lines'
   case $command in create | babysit) require TYPE && choose_machine ;; esac

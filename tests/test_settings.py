@@ -37,6 +37,10 @@ def test_an_absent_field_or_topic_has_its_default():
             {"train": {"learning_rat": 1.0}},
             "no field train.learning_rat; did you mean train.learning_rate",
         ),
+        (
+            {"train": {"total_steps": 5}},
+            r"^there is no field train.total_steps; did you mean run.total_steps\?$",
+        ),
         ({"train": 5}, "^train must be a topic, got 5$"),
         ({"train": {"batch_size": 0}}, "^train.batch_size must be at least 1, got 0$"),
         ({"train": {"batch_size": 2.0}}, "^train.batch_size must be a whole number, got 2.0$"),
@@ -93,3 +97,33 @@ def test_only_what_changes_the_training_is_a_difference():
         ("seed", 0, 1),
         ("compute.dtype", "bfloat16", "float32"),
     ]
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("run.total_stepz", ["run.total_steps"]),
+        ("total_steps", ["run.total_steps"]),
+        ("model.total_steps", ["run.total_steps"]),
+        ("num_steps", ["diffusion.num_steps", "sampling.num_steps"]),
+        ("sampling.num_step", ["sampling.num_steps"]),
+        ("sead", ["seed"]),
+        ("at", []),
+        ("frobnicate", []),
+    ],
+)
+def test_nearest_names_fields_in_full(name, fields):
+    assert settings.nearest(name) == fields
+
+
+def test_every_field_has_a_default_and_a_rule_in_words():
+    defaults = settings.defaults()
+    assert defaults["seed"] == 0 and defaults["model.size"] == "XL"
+    assert len(defaults) == 1 + sum(
+        len(each)
+        for each in settings.to_json(settings.Settings()).values()
+        if isinstance(each, dict)
+    )
+    assert settings.rule("run.total_steps") == "at least 1"
+    assert settings.rule("data.space") == "one of pixels, latents"
+    assert all(isinstance(settings.rule(name), str) for name in defaults)

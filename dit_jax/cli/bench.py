@@ -1,11 +1,12 @@
 r"""Measures how fast this machine trains, samples or loads a config.
 
-    dit-bench train --config=configs/imagenet256.py:XL/2
-    dit-bench data --config=configs/imagenet256.py:XL/2 --config.data.path=data/imagenet \
+    dit-bench train configs/imagenet256.py:XL/2
+    dit-bench data configs/imagenet256.py:XL/2 --config.data.path=data/imagenet \
         --config.data.vae=runs/vae
-    dit-bench sample --config=configs/digits.py --out=bench.json
-    dit-bench train --config=configs/imagenet256.py:S/2 --peer
+    dit-bench sample configs/digits.py bench.json
+    dit-bench train configs/imagenet256.py:S/2 --peer
 
+CONFIG and OUT can also be given as --config and --out.
 train times whole steps and sample times the sampling of one batch, both on random data, and waits
 for each. data times reading, decoding, cropping and flipping one batch on one core. FLOP/s count
 the arithmetic of the model, without what rematerialisation repeats; MFU is their share of the
@@ -17,15 +18,13 @@ import json
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from dit_jax import settings as settings_lib
-from dit_jax.cli import command
+from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 
 
 def define(values):
-    config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
+    arguments.define_config(values)
     options = {"flag_values": values}
     flags.DEFINE_integer("repeats", 10, "Timed steps or samplings.", lower_bound=2, **options)
     flags.DEFINE_integer("warmup", 2, "Untimed ones before.", lower_bound=1, **options)
@@ -36,7 +35,7 @@ def define(values):
 def main(values, what):
     if what not in ("train", "sample", "data"):
         raise UserError(f"what to measure must be train, sample or data, got {what!r}")
-    settings = settings_lib.read(values.config.to_dict())
+    settings = arguments.settings(values)
     out = values.out and command.output_path(values.out)
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
@@ -58,9 +57,8 @@ def show(figures, out):
 
 
 def entry():
-    sys.exit(
-        command.run("dit-bench", define, main, required=["config"], takes=["train|sample|data"])
-    )
+    options = {"required": ["config"], "takes": ["train|sample|data"], "words": ["config", "out"]}
+    sys.exit(command.run("dit-bench", define, main, **options))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ errors and writes them to parity.json with the sha256 of every file. Exit code 1
 its tolerance. dit_jax/convert/README.md explains everything.
 """
 
-import signal
 import sys
 
 from absl import flags
 
-from dit_jax.cli import command
+from dit_jax.cli import command, interrupt
 from dit_jax.errors import UserError
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
@@ -114,13 +113,12 @@ def main(values, *words):
     from dit_jax.convert import commands
 
     commands.return_freed_memory()
-    # An exception, unlike a signal, deletes the temporary output.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    interrupt.raise_from_here()  # an exception, unlike a signal, deletes the temporary output
     return getattr(commands, name.replace("-", "_"))(values, *paths)
 
 
 def entry():
-    sys.exit(command.run("dit-convert", define, main, takes=None, tidies=True))
+    sys.exit(command.run("dit-convert", define, main, takes=None))
 
 
 if __name__ == "__main__":

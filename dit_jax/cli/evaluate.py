@@ -1,7 +1,8 @@
 """Judges a model's samples and writes the result to a JSON file.
 
-    dit-evaluate --checkpoint=runs/digits --out=runs/digits/judgments.json
+    dit-evaluate runs/digits runs/digits/judgments.json
 
+CHECKPOINT and OUT can also be given as --checkpoint and --out; without OUT it writes that file.
 It works for models of digits only so far; dit_jax/evals/digits.py explains the three judgments.
 """
 
@@ -65,7 +66,8 @@ def main(values):
 
 
 def entry():
-    sys.exit(command.run("dit-evaluate", define, main, required=["checkpoint"]))
+    options = {"required": ["checkpoint"], "words": ["checkpoint", "out"]}
+    sys.exit(command.run("dit-evaluate", define, main, **options))
 
 
 if __name__ == "__main__":

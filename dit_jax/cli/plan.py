@@ -1,9 +1,10 @@
 r"""Plans training on a TPU without one: does it fit, and how fast could it be.
 
-    dit-plan --config=configs/imagenet256.py:XL/2 --topology=v3:8x16 \
+    dit-plan configs/imagenet256.py:XL/2 --topology=v3:8x16 \
         --config.mesh.fsdp=16 --config.mesh.tensor=4 --config.compute.remat=dots
-    dit-plan --config=configs/imagenet256.py:XL/2 --topology=v5e:4x4 --sweep --out=plan.json
+    dit-plan configs/imagenet256.py:XL/2 plan.json --topology=v5e:4x4 --sweep
 
+CONFIG and OUT can also be given as --config and --out.
 libtpu (pip install -e .[tpu]) compiles the real training step on this machine's CPU. A topology is
 a generation (v2, v3, v4, v5e, v5p, v6e, tpu7x) and the chips along each side; v2, v3 and tpu7x have
 two devices a chip. The times are the compiler's estimates, not measurements. --sweep compiles the
@@ -15,14 +16,12 @@ import json
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from dit_jax import settings as settings_lib
-from dit_jax.cli import command
+from dit_jax.cli import arguments, command
 
 
 def define(values):
-    config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
+    arguments.define_config(values)
     options = {"flag_values": values}
     flags.DEFINE_string("topology", None, "The TPU to compile for, for example v3:8x16.", **options)
     flags.DEFINE_boolean("sweep", False, "Try and rank meshes and remat policies.", **options)
@@ -30,7 +29,7 @@ def define(values):
 
 
 def main(values):
-    settings = settings_lib.read(values.config.to_dict())
+    settings = arguments.settings(values)
     out = values.out and command.output_path(values.out)
     import jax
 
@@ -49,7 +48,8 @@ def main(values):
 
 
 def entry():
-    sys.exit(command.run("dit-plan", define, main, required=["config", "topology"]))
+    options = {"required": ["config", "topology"], "words": ["config", "out"]}
+    sys.exit(command.run("dit-plan", define, main, **options))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import time
 
 from absl import flags, logging
 
-from dit_jax.cli import command
+from dit_jax.cli import command, interrupt
 from dit_jax.errors import UserError
+from dit_jax.machine import words
 
 MAX_NAMED = 10  # skipped files, and classes, that are logged by name
 
@@ -51,15 +52,16 @@ def main(values, source, out):
 
     from dit_jax.data import imagefolder, prepare
 
+    interrupt.raise_from_here()  # an exception stops the worker processes and removes partial files
     listing = imagefolder.scan(source)
     total = len(listing.examples)
     names = ", ".join(listing.classes[:MAX_NAMED])
     more = ", ..." if len(listing.classes) > MAX_NAMED else ""
-    numbers = (total, len(listing.classes))
-    logging.info("%d images of %d classes in %s: %s%s", *numbers, source, names, more)
+    numbers = words.count(total, "image"), words.count(len(listing.classes), "class", "classes")
+    logging.info("%s of %s in %s: %s%s", *numbers, source, names, more)
     if listing.ignored:
-        message = "ignoring %d files that are not images, for example %s"
-        logging.warning(message, len(listing.ignored), listing.ignored[0])
+        ignored = words.count(len(listing.ignored), "file")
+        logging.warning("ignoring %s without an image, for example %s", ignored, listing.ignored[0])
     started, num_read = time.perf_counter(), 0
     with tqdm(total=total, unit="image", disable=None) as bar:
 
@@ -81,13 +83,14 @@ def main(values, source, out):
         logging.warning("skipped %s: %s", name, reason)
     if num_read:
         rate = num_read / (time.perf_counter() - started)
-        logging.info("read %d images, %.0f images/s", num_read, rate)
+        logging.info("read %s, %.0f images/s", words.count(num_read, "image"), rate)
     numbers = (manifest["num_examples"], len(manifest["shards"]), len(manifest["corrupt"]))
-    logging.info("finished %s: %d images, %d shards, %d files skipped", out, *numbers)
+    counts = map(words.count, numbers, ("image", "shard", "file"))
+    logging.info("finished %s: %s, %s, %s skipped", out, *counts)
 
 
 def entry():
-    sys.exit(command.run("dit-prepare", define, main, takes=("SRC", "OUT"), tidies=True))
+    sys.exit(command.run("dit-prepare", define, main, takes=("SRC", "OUT"), uses_jax=False))
 
 
 if __name__ == "__main__":

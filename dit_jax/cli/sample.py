@@ -1,12 +1,13 @@
 """Generates images from a checkpoint: a PNG grid, a folder of PNGs, or one .npz.
 
-    dit-sample --checkpoint=runs/digits --labels=3,1,4 --out=samples.png
-    dit-sample --checkpoint=runs/xl2 --vae=runs/vae --labels=207,360 --cfg_scale=4 --out=grid.png
+    dit-sample runs/digits samples.png --labels=3,1,4
+    dit-sample runs/xl2 grid.png --vae=runs/vae --labels=207,360 --cfg_scale=4
 
-The checkpoint is a training run, one step in its `checkpoints`, or a converted checkpoint. Options
-that are not given come from the run's config. --vae, a checkpoint of `dit-convert vae`, decodes
-latents. An .npz holds arr_0: uint8 (N, H, W, C), as ADM's evaluation reads it, or, without a vae,
-float32 latents in model units. A folder holds 00000.png, 00001.png, ...
+CHECKPOINT and OUT can also be given as --checkpoint and --out. The checkpoint is a training run,
+one step in its `checkpoints`, or a converted checkpoint. Options that are not given come from the
+run's config. --vae, a checkpoint of `dit-convert vae`, decodes latents. An .npz holds arr_0: uint8
+(N, H, W, C), as ADM's evaluation reads it, or, without a vae, float32 latents in model units. A
+folder holds 00000.png, 00001.png, ...
 """
 
 import sys
@@ -17,6 +18,7 @@ import dit_jax
 from dit_jax import settings
 from dit_jax.cli import command
 from dit_jax.errors import UserError
+from dit_jax.machine import words
 
 SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 
@@ -81,7 +83,7 @@ def main(values):
     else:
         scale = pictures.grid_scale(images.shape[1:3])
         pictures.grid(images, columns=values.columns, scale=scale).save(out)
-    logging.info("%d images of step %d: %s", len(images), dit.step, out)
+    logging.info("%s of step %d: %s", words.count(len(images), "image"), dit.step, out)
 
 
 def parse_label(text):
@@ -99,7 +101,8 @@ def parse_interval(texts):
 
 
 def entry():
-    sys.exit(command.run("dit-sample", define, main, required=["checkpoint", "labels"]))
+    options = {"required": ["checkpoint", "labels"], "words": ["checkpoint", "out"]}
+    sys.exit(command.run("dit-sample", define, main, **options))
 
 
 if __name__ == "__main__":

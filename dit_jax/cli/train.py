@@ -1,12 +1,13 @@
 """Trains a DiT. Start the same command again to resume from the last checkpoint.
 
-    dit-train --config=configs/digits.py --workdir=runs/digits [--config.TOPIC.FIELD=value]
-    dit-train --workdir=runs/digits
-    dit-train --config=configs/digits.py --workdir=runs/new --init_from=runs/digits
+    dit-train configs/digits.py runs/digits [--config.TOPIC.FIELD=value]
+    dit-train runs/digits
+    dit-train configs/digits.py runs/new --init_from=runs/digits
 
-configs/base.py explains every field. Without --config, a run resumes with its own config. A resumed
-run may change run.*, mesh.*, sampling.* and compute.attention, remat and unroll. --init_from starts
-a new run from the EMA of another run or of a checkpoint of dit-convert; a resumed run ignores it.
+CONFIG and WORKDIR can also be given as --config and --workdir. configs/base.py explains every
+field. With its workdir alone, a run resumes with its own config. A resumed run may change run.*,
+mesh.*, sampling.* and compute.attention, remat and unroll. --init_from starts a new run from the
+EMA of another run or of a checkpoint of dit-convert; a resumed run ignores it.
 
 On a TPU pod or in a Slurm job, start the command on every host: the processes find each other.
 Elsewhere give --coordinator, --num_processes and --process_id. All processes use one workdir, on a
@@ -18,15 +19,13 @@ import signal
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from dit_jax import settings as settings_lib
-from dit_jax.cli import command
+from dit_jax.cli import arguments, command
 from dit_jax.machine import disk
 
 
 def define(values):
-    config_flags.DEFINE_config_file("config", None, "Path[:VARIANT].", flag_values=values)
+    arguments.define_config(values)
     flags.DEFINE_string("workdir", None, "The directory of the run.", flag_values=values)
     flags.DEFINE_string(
         "init_from",
@@ -38,7 +37,7 @@ def define(values):
 
 
 def main(values):
-    settings, workdir = settings_lib.read(values.config.to_dict()), disk.path(values.workdir)
+    settings, workdir = arguments.settings(values), disk.path(values.workdir)
     from dit_jax.runs import run
     from dit_jax.train import divergence
 
@@ -73,7 +72,7 @@ def listen_for_stop():
 
 def entry():
     required = ["config", "workdir"]
-    sys.exit(command.run("dit-train", define, main, required=required, stopped=42))
+    sys.exit(command.run("dit-train", define, main, required=required, words=required, stopped=42))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dit_jax import compat
 from dit_jax.data import arrayrecord, images, latents, prepared
 from dit_jax.errors import UserError
-from dit_jax.machine import disk, sharding
+from dit_jax.machine import disk, sharding, words
 from dit_jax.sampling import autoencoder
 
 BATCH = 32  # images encoded at once, and as many mirror images
@@ -75,11 +75,12 @@ def encode_all(model, source, plan, out):
             latents.write_shard(out, name, examples, plan["dtype"])
     if missing:
         rate = count / (time.perf_counter() - started)
-        logging.info("encoded %d images and their mirror images, %.1f images/s", count, rate)
+        text = words.count(count, "image")
+        logging.info("encoded %s, each with its mirror image, %.1f images/s", text, rate)
     barrier("encoded")
     if jax.process_index() == 0:
         latents.finish(out, plan, ranges)
-        logging.info("finished %s: %d examples", out, len(source))
+        logging.info("finished %s: %s", out, words.count(len(source), "example"))
 
 
 def encode(model, source, indices, dtype, on_progress=None):
@@ -124,7 +125,8 @@ def verify(model, source, plan, out, count):
         worst = max(worst, float(np.abs(cached["moments"] - moments).max() / scale))
     bound = {"float16": 1e-3, "float32": 1e-4}[plan["dtype"]]
     verdict = "the same" if worst <= bound else "not the same"
-    print(f"{verdict}: {len(indices)} examples differ by at most {worst:.1e} of the largest moment")
+    checked = words.count(len(indices), "example")
+    print(f"{verdict}: {checked}, off by at most {worst:.1e} of the largest moment")
     return 0 if worst <= bound else 1
 
 

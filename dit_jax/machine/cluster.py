@@ -1,6 +1,7 @@
 """Processes that train together: how they connect, compare their inputs and share failures."""
 
 import collections
+import concurrent.futures
 import contextlib
 import glob
 import hashlib
@@ -9,7 +10,6 @@ import importlib.util
 import itertools
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -31,8 +31,7 @@ NOTICES = {  # keys of Google's metadata server: the values that announce the en
     "preempted": ("TRUE",),
 }
 POLL_SECONDS = 5  # between two reads of these keys
-LAG = 2  # steps between a reduction over all processes and the read of its result
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAG = 1  # steps between a reduction over all processes and the read of its result
 CONNECT_SECONDS = 300  # a process waits this long for the coordinator
 _task_numbers = itertools.count()
 
@@ -87,16 +86,13 @@ def _is_on_pod():
 
 
 def _initialize(*address):
-    # jax waits in C++, where Python's signal handlers do not run.
-    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in STOP_SIGNALS}
     try:
-        jax.distributed.initialize(*address)
+        # In a thread, since jax waits in C++, where Python's signal handlers do not run.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            thread.submit(jax.distributed.initialize, *address).result()
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"coordinator must be reachable from all processes: {reason}") from error
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
 
 
 def check_same(**values):

@@ -19,6 +19,7 @@ from jax.tree_util import DictKey
 
 from dit_jax import compat
 from dit_jax.errors import UserError
+from dit_jax.machine import words
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -73,7 +74,7 @@ def _fill(shape, count):
     if math.prod(full) != count:
         text = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
         wrong = f"{product} does not divide {count}" if -1 in shape else f"these are {product}"
-        raise UserError(f"mesh must be of {count} devices, got {text}: {wrong}")
+        raise UserError(f"mesh must be of {words.count(count, 'device')}, got {text}: {wrong}")
     return full
 
 

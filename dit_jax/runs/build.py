@@ -13,7 +13,7 @@ import optax
 from dit_jax import settings as settings_lib
 from dit_jax.diffusion import processes
 from dit_jax.diffusion.process import Process
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, of_topic
 from dit_jax.machine import devices as devices_lib
 from dit_jax.machine import prng, sharding
 from dit_jax.models import conditions, dit
@@ -72,21 +72,34 @@ class Parts(NamedTuple):
 
 def parts(settings, devices=None):
     """The Parts of Settings, on all devices or those given; UserError if fields do not fit."""
-    model = dit.configure(**vars(settings.model))
+    with of_topic("model"):
+        model = dit.configure(**vars(settings.model))
     sizes = dict(vars(settings.mesh))
     shard_optimizer = sizes.pop("shard_optimizer")
     mesh = sharding.make_mesh(**sizes, devices=devices)
     _check_mesh(settings, mesh)
-    compute = settings.compute
-    attention = devices_lib.resolve_attention(compute.attention, compute.dtype)
-    compute = dataclasses.replace(compute, attention=attention)
-    apply = dit.make_apply(model, **vars(compute), gather=sharding.make_gather(mesh))
-    process = processes.make(settings.diffusion)
+    with of_topic("compute"):
+        compute = settings.compute
+        attention = devices_lib.resolve_attention(compute.attention, compute.dtype)
+        compute = dataclasses.replace(compute, attention=attention)
+        apply = dit.make_apply(model, **vars(compute), gather=sharding.make_gather(mesh))
+    with of_topic("diffusion"):
+        process = processes.make(settings.diffusion)
+    optimizer, train_step = _make_training(settings, model, process, apply)
+    space, sampling = settings.data.space, settings.sampling
+    with of_topic("sampling"):
+        generate_batch = generate.make(apply, model, process, mesh, space=space, sampling=sampling)
+    return Parts(model, process, optimizer, train_step, generate_batch, mesh, shard_optimizer)
+
+
+def _make_training(settings, model, process, apply):
+    """(the optimizer, the training step)."""
     train = vars(settings.train)
     if settings.train.frozen:
         shapes = jax.eval_shape(lambda: dit.init(model, prng.key(0)))
         frozen_lib.check(shapes, settings.train.frozen)
-    optimizer = optimizers.adamw(**{name: train[name] for name in OPTIMIZER})
+    with of_topic("train"):
+        optimizer = optimizers.adamw(**{name: train[name] for name in OPTIMIZER})
     optimizer = frozen_lib.leave_out(optimizer, settings.train.frozen)
     train_step = train_steps.make_train_step(
         apply,
@@ -95,9 +108,7 @@ def parts(settings, devices=None):
         nulls=conditions.nulls(model),
         **{name: train[name] for name in STEP},
     )
-    space, sampling = settings.data.space, settings.sampling
-    generate_batch = generate.make(apply, model, process, mesh, space=space, sampling=sampling)
-    return Parts(model, process, optimizer, train_step, generate_batch, mesh, shard_optimizer)
+    return optimizer, train_step
 
 
 def _check_mesh(settings, mesh):

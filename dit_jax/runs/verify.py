@@ -5,7 +5,7 @@ from dit_jax.checkpoint import steps, store
 from dit_jax.convert import bundle, diffusers_dit, files
 from dit_jax.data import arrayrecord
 from dit_jax.errors import UserError
-from dit_jax.machine import disk
+from dit_jax.machine import disk, words
 from dit_jax.runs import record
 from dit_jax.runs import workdir as workdirs
 
@@ -24,7 +24,8 @@ def run(path):
         except (ValueError, OSError) as error:
             damaged += 1
             print(f"{name:40s} DAMAGED: {error}", flush=True)
-    print(f"{damaged} of {len(parts)} are damaged" if damaged else "no damage found")
+    verb = "is" if damaged == 1 else "are"
+    print(f"{damaged} of {len(parts)} {verb} damaged" if damaged else "no damage found")
     return damaged
 
 
@@ -108,8 +109,8 @@ def describe_step(directory, step):
         return "was deleted meanwhile by a running training"
     meta = store.read_meta(directory, step)
     count = sum(len(leaves) for leaves in meta["digests"].values())
-    words = f"{count} arrays of {', '.join(meta['digests'])}"
-    return f"{words}; loss {meta['loss']:.4f}" if "loss" in meta else words
+    arrays = f"{words.count(count, 'array')} of {', '.join(meta['digests'])}"
+    return f"{arrays}; loss {meta['loss']:.4f}" if "loss" in meta else arrays
 
 
 def describe_config(path):
@@ -139,7 +140,7 @@ def describe_record(path):
     saved = records[-1].get("saved")
     if saved and (newest is None or newest < saved):
         raise UserError(f"step {saved} was saved but is missing")
-    return f"{len(records)} records to step {records[-1]['step']}"
+    return f"{words.count(len(records), 'record')} to step {records[-1]['step']}"
 
 
 def find_shards(path):

@@ -41,7 +41,8 @@ def run(
     save(step, state, loss, last) is called only after all metrics up to that step were checked;
     loss is the mean since the last call. last: the final save, so wait for it. save_again() says at
     every log whether to save again because a save failed. hooks: (every, hook); hook(step, state)
-    is called every `every` steps and at the end. stop_requested() is asked after each step.
+    is called every `every` steps and at the end. stop_requested() is asked after each step is
+    started. At most two steps are in flight, so that little is left to do when it turns true.
     """
     step = int(state.step)
     recent, started = [], time.perf_counter()  # metrics since the last log, on the device
@@ -53,6 +54,7 @@ def run(
         waited += time.perf_counter() - asked
         state, metrics = train_step(state, batch, key)
         step += 1
+        jax.block_until_ready(recent[-1:])  # the step before; this one keeps the devices busy
         recent.append(metrics)
         stopping = stop_requested()
         saving = stopping or _due(step, checkpoint_every, total_steps)

@@ -2,10 +2,9 @@
 # Trains on the GPUs of a Slurm cluster. Requeues its job at the time limit. In the clone:
 #
 #   EXTRAS=cuda bash -c 'source launch/environment.sh'    # once, on a machine with internet access
-#   sbatch --nodes=2 launch/slurm/train.sh \
-#     --config=configs/imagenet256.py:XL/2 --workdir=/shared/xl2
+#   sbatch --nodes=2 launch/slurm/train.sh configs/imagenet256.py:XL/2 /shared/xl2
 #
-# Flags after the script's name go to dit-train. Options of sbatch go before it and override the
+# What follows the script's name goes to dit-train. Options of sbatch go before it and override the
 # #SBATCH lines of the script. All nodes must see the clone and the workdir at the same path. For
 # nodes with N GPUs instead of 8, add --gpus-per-node=N --ntasks-per-node=N. To print what a job
 # runs, without running it: `bash launch/slurm/train.sh --dry-run FLAGS`.
@@ -45,6 +44,7 @@ main() {
       *) flags+=("$word") ;;
     esac
   done
+  check_workdir_is_given "${flags[@]}"
   [ ! "$dry_run" ] || { print_lines "${flags[@]}" && exit; }
   [ "${SLURM_JOB_ID:-}" ] || fail "must be started by sbatch: sbatch launch/slurm/train.sh FLAGS"
   # Slurm runs a copy of this script, so the clone is found by the submit directory.
@@ -54,6 +54,18 @@ main() {
   # shellcheck source=launch/environment.sh
   source "$SLURM_SUBMIT_DIR/launch/environment.sh"
   train "${flags[@]}"
+}
+
+check_workdir_is_given() {  # FLAG...
+  local word
+  for word; do
+    case $word in
+      --workdir | --workdir=*) return ;;
+      -* | *.py | *.py:*) ;;
+      *) return ;;  # dit-train CONFIG WORKDIR
+    esac
+  done
+  fail "WORKDIR must be given, as CONFIG WORKDIR or as --workdir=WORKDIR"
 }
 
 # --kill-on-bad-exit=0: the first process that exits must not end the others while they save. If a
@@ -87,7 +99,7 @@ train() {  # FLAG...
 }
 
 fail() {  # MESSAGE [EXIT_CODE]
-  echo "train.sh: $1" >&2
+  echo "launch/slurm/train.sh: $1" >&2
   exit "${2:-2}"
 }
 

@@ -28,6 +28,7 @@
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+script=launch/xpk/train.sh
 
 MAX_RESTARTS=${MAX_RESTARTS:-50} GRACE=${GRACE:-180} BASE_IMAGE=${BASE_IMAGE:-python:3.12}
 dry_run=''
@@ -39,6 +40,7 @@ main() {
     if [ "$word" = --dry-run ]; then dry_run=yes; else flags+=("$word"); fi
   done
   require NAME CLUSTER ZONE PROJECT TYPE WORKDIR
+  check_zone
   must_match TYPE '(v4|v5|v6e|tpu7x).*' 'a TPU of v4 or later, such as v5litepod-16 or v6e-16'
   must_match MAX_RESTARTS '[0-9]+' 'a number'
   must_match GRACE '[0-9]+' 'a number of seconds'

@@ -235,7 +235,8 @@ def test_sigterm_leaves_no_output(tmp_path, run):
         for line in process.stderr:
             if line.startswith("writing"):
                 process.terminate()
-    assert process.returncode == 143 and list(tmp_path.iterdir()) == []
+    assert line == "dit-convert: interrupted\n"
+    assert process.returncode == 130 and list(tmp_path.iterdir()) == []
 
 
 def test_output_that_is_not_finite_fails_the_check(call, tmp_path, run):

@@ -91,9 +91,9 @@ def test_skipped_and_ignored_files_are_logged(call, caplog, tree, tmp_path):
     caplog.set_level("INFO")
     assert call(prepare, source, tmp_path / "out", "--max_corrupt=0.1")[0] == 0
     assert f"19 images of 3 classes in {source}: c0, c1, c2" in caplog.text
-    assert "ignoring 1 files that are not images, for example c1/notes.txt" in caplog.text
+    assert "ignoring 1 file without an image, for example c1/notes.txt" in caplog.text
     assert "skipped c1/text.png: image must be a whole image file: " in caplog.text
-    assert f"finished {tmp_path}/out: 18 images, 1 shards, 1 files skipped" in caplog.text
+    assert f"finished {tmp_path}/out: 18 images, 1 shard, 1 file skipped" in caplog.text
 
 
 @pytest.mark.parametrize("moments", [[0.6], pytest.param([0.3, 0.6, 1.0], marks=pytest.mark.slow)])

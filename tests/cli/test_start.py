@@ -1,8 +1,13 @@
 """How commands start: --help and a wrong flag are answered before anything large is imported."""
 
+import os
+import re
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,3 +53,75 @@ def test_help_and_a_typo_are_answered_within_a_second(name):
 def test_names_that_flags_offer_are_those_of_the_work():
     assert settings.SAMPLERS == tuple(samplers.SAMPLERS)
     assert encode.DTYPES == latents.DTYPES
+
+
+def interrupt(name, words, environment, *, after, signum=signal.SIGINT):
+    """(exit code, stderr) of a command that gets a signal after the import of this module."""
+    command = [sys.executable, "-X", "importtime", "-m", f"dit_jax.cli.{name}", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        kept = []
+        for line in process.stderr:
+            if not line.startswith("import time:"):
+                kept.append(line)
+            elif line.split("|")[-1].strip() == after:
+                process.send_signal(signum)
+        return process.wait(), "".join(kept)
+
+
+WORDS = {
+    "train": ["configs/digits.py:Ti/4", "{new}", "--config.train.batch_size=16"],
+    "sample": ["{new}", "--labels=1"],
+    "convert": ["inspect", "{new}"],
+    "bench": ["data", "configs/digits.py"],
+}
+
+
+@pytest.mark.parametrize(
+    "name, after, signum",
+    [
+        ("train", "dit_jax.cli", signal.SIGINT),
+        ("train", "dit_jax.cli", signal.SIGTERM),
+        ("bench", "absl.flags", signal.SIGINT),
+        ("sample", "dit_jax.cli.command", signal.SIGINT),
+        ("train", "numpy", signal.SIGINT),
+        ("convert", "jax._src.api", signal.SIGINT),
+        ("train", "orbax.checkpoint", signal.SIGTERM),
+    ],
+)
+def test_a_signal_during_an_import_is_one_line(tmp_path, name, after, signum):
+    words = [word.replace("{new}", str(tmp_path / "new")) for word in WORDS[name]]
+    code, errors = interrupt(name, words, os.environ, after=after, signum=signum)
+    assert_interrupted(name, code, errors)
+
+
+def assert_interrupted(name, code, errors):
+    rest = " with nothing new to save: start the same command again" if name == "train" else ""
+    assert errors == f"dit-{name}: interrupted{rest}\n"
+    assert code == (42 if name == "train" else 130)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(WORDS))
+def test_ctrl_c_at_any_moment_is_one_line(tmp_path, name):
+    """Python itself, which takes its first 0.1 s, may print a traceback before it runs any of ours.
+
+    A command that has ended before the signal printed a line of its own.
+    """
+    words = [word.replace("{new}", str(tmp_path / "new")) for word in WORDS[name]]
+    command = [sys.executable, "-m", f"dit_jax.cli.{name}", *words]
+    for i in range(60):
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(0.1 + 0.1 * i)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+        last = errors.strip().splitlines()[-1] if errors.strip() else ""
+        assert "Traceback" not in errors and "Exception ignored" not in errors, (i, errors)
+        if process.returncode in (42, 130):
+            assert re.search(r"interrupted|stopped after step \d+, which is saved", last), errors
+        else:
+            assert process.returncode in (0, 2), (i, process.returncode, errors)

@@ -23,6 +23,7 @@ from small_run import (
     wait_for_step,
 )
 
+from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps
 from dit_jax.cli import train
 from dit_jax.machine import disk
@@ -162,7 +163,10 @@ def test_a_wrong_field_or_a_corrupt_config_of_a_workdir_alone_is_refused(
     refuse, reference, tmp_path
 ):
     line = refuse(train, f"--workdir={reference}", "--config.run.total_step=5")
-    assert line == "dit-train: config has no field total_step; did you mean total_steps?"
+    assert line == (
+        "dit-train: config has no field run.total_step; did you mean --config.run.total_steps? "
+        "--help lists all fields"
+    )
     (tmp_path / "config.json").write_text("{")
     line = refuse(train, f"--workdir={tmp_path}")
     assert line.startswith(f"dit-train: {tmp_path}/config.json must be the config of a run, but it")
@@ -174,7 +178,10 @@ DIGITS = "--config=configs/digits.py"
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--config=configs/imagenet256.py:XXL/2"], "size must be one of Ti, S, B, L, XL, got"),
+        (
+            ["--config=configs/imagenet256.py:XXL/2"],
+            "model.size must be one of Ti, S, B, L, XL, got",
+        ),
         (
             ["--config=configs/imagenet256.py:XL2"],
             "a variant must be SIZE/PATCH, such as XL/2, got 'XL2'",
@@ -188,12 +195,26 @@ DIGITS = "--config=configs/digits.py"
         (["--config=README.md"], "config must be a Python file that runs, got README.md: "),
         (["--config="], "config must not be empty"),
         (["--config", "configs/digits.py", "--config.seed=-1"], "seed must be in 0 .. 4294967295"),
+        (["--config=digits"], "got digits; did you mean "),
+        (["--config=mine.py"], "configs has digits.py, "),
+        (["DiT-XL/2"], "data.path must be given"),
+        (["--config=xl/2", "--config.seed=-1"], "seed must be in 0 .. 4294967295, got -1"),
+        (["configs/imagenet256.py:dit-b/3"], "model.input_size must be divisible by patch_size 3"),
+        (
+            [DIGITS, "--run.total_steps=3"],
+            "is no flag --run.total_steps; did you mean --config.run",
+        ),
+        (
+            [DIGITS, DIGITS],
+            "config must be given once, got configs/digits.py and configs/digits.py",
+        ),
+        ([DIGITS, "a", "b", "c"], "takes CONFIG WORKDIR, got 'a b c'"),
         ([DIGITS, "--config.seed=4294967296"], "seed must be in 0 .. 4294967295, got 4294967296"),
-        ([DIGITS, "--config.model.depth=3"], "config has no field depth"),
+        ([DIGITS, "--config.model.depth=3"], "config has no field model.depth"),
         ([DIGITS, "--config.nothing.at=3"], "config has no field nothing"),
         (
             [DIGITS, "--config.run.total_step=3"],
-            "config has no field total_step; did you mean total_steps?",
+            "config has no field run.total_step; did you mean --config.run.total_steps?",
         ),
         ([DIGITS, "--config.model=S"], "config.model must be set field by field, as --config.mod"),
         ([DIGITS, "--config.model.null_label=maybe"], "null_label must be true or false, got 'ma"),
@@ -239,8 +260,8 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.diffusion.num_steps=1"], "num_steps must be at least 2, got 1"),
         ([DIGITS, "--config.sampling.num_steps=ten"], "num_steps must be a number, as"),
         ([DIGITS, "--config.data.source="], "config.data.source must not be empty"),
-        ([DIGITS, "stray"], "takes flags only, got 'stray'"),
-        ([DIGITS, "--steps=3"], "Unknown command line flag 'steps'"),
+        ([DIGITS, "stray"], "config must be given once, got the word stray and --config too"),
+        ([DIGITS, "--steps=3"], "there is no flag --steps; did you mean --config."),
         ([], "--config must be given"),
     ],
 )
@@ -347,5 +368,8 @@ def test_a_corrupt_config_or_record_is_refused(refuse, reference, tmp_path, name
 def test_help_shows_an_example_and_names_the_fields_file(call):
     code, out, _ = call(train, "--help")
     assert code == 0
-    assert "dit-train --config=configs/digits.py" in out and "--workdir" in out
+    assert "dit-train configs/digits.py runs/digits" in out and "--workdir" in out
     assert "configs/base.py explains every field" in out
+    for name in settings_lib.defaults():
+        assert f"--config.{name}=" in out
+    assert "None" not in out

@@ -44,7 +44,7 @@ def test_an_intact_run_has_no_damage_and_is_not_changed(call, run):
         *("config.json", "metrics.jsonl", "checkpoints/20", "checkpoints/30", "damaged/10")
     ]
     assert said.splitlines()[-1] == "no damage found"
-    assert "arrays of params, ema" in lines[3][1] and "1 records to step 30" in lines[1][1]
+    assert "arrays of params, ema" in lines[3][1] and "1 record to step 30" in lines[1][1]
 
 
 @pytest.mark.parametrize("inside", ["checkpoints", "checkpoints/30"])
@@ -79,7 +79,7 @@ def test_a_part_of_a_run_can_be_checked_alone(call, run, inside):
 def test_damage_is_reported(call, run, damage, message):
     damage(run)
     code, said, _ = call(verify, run)
-    assert code == 1 and said.splitlines()[-1] == "1 of 5 are damaged"
+    assert code == 1 and said.splitlines()[-1] == "1 of 5 is damaged"
     (line,) = (line for line in said.splitlines() if "DAMAGED" in line)
     assert message in line
 
@@ -179,7 +179,7 @@ def test_what_was_converted_for_pytorch_is_compared_with_its_digests(
     assert code == 0 and last == "no" and count == (4 if out.is_dir() else 1)
     flip(weights)
     code, said, _ = call(verify, out)
-    assert code == 1 and said.splitlines()[-1] == f"1 of {count} are damaged"
+    assert code == 1 and said.splitlines()[-1] == f"1 of {count} is damaged"
     assert f"DAMAGED: {weights} is not the file that was written: its sha256 is not" in said
     report = out / "parity.json" if out.is_dir() else tmp_path / "out.safetensors.parity.json"
     if out.is_dir():

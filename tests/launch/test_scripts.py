@@ -10,6 +10,7 @@ import pytest
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
 SETTINGS_OF = {
+    "common.sh": [],
     "environment.sh": ["EXTRAS", "PYTHON"],
     "quickstart.sh": ["WORKDIR", "PYTHON"],
     "slurm/train.sh": ["EXTRAS", "PYTHON"],
@@ -70,7 +71,7 @@ def test_shellcheck_finds_nothing():
 
 def test_help_is_tested_for_every_script():
     names = {str(script.relative_to(LAUNCH)) for script in SCRIPTS}
-    assert names - {"common.sh"} == set(SETTINGS_OF)  # common.sh only defines functions
+    assert names == set(SETTINGS_OF)
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["-h"]])
@@ -87,6 +88,26 @@ def test_help_prints_the_settings_and_does_nothing_else(clone, environment, tmp_
     for setting in SETTINGS_OF[name]:
         assert f"  {setting}" in done.stdout
     assert "shellcheck" not in done.stdout and "set -euo" not in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "name, rule",
+    [
+        ("common.sh", "common.sh: is for other scripts, which source it: see --help"),
+        ("environment.sh", "environment.sh: takes no arguments, got 'runs'"),
+        ("quickstart.sh", "quickstart.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
+        ("tpu.sh", "tpu.sh: the command must be one of create, setup, "),
+        ("tpu_worker.sh", "tpu_worker.sh: the command must be install, start, state or stop, "),
+        ("slurm/train.sh", "launch/slurm/train.sh: must be started by sbatch: "),
+        ("xpk/train.sh", "launch/xpk/train.sh: NAME must be set: see --help"),
+    ],
+)
+def test_an_unknown_argument_is_one_line_and_does_nothing(clone, run, tmp_path, name, rule):
+    before = sorted(tmp_path.rglob("*"))
+    done = run(clone / "launch" / name, "runs")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(rule) and done.stderr.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -116,11 +137,11 @@ def test_quickstart_trains_samples_and_evaluates_in_the_workdir(clone, run, tmp_
     done = run(clone / "launch" / "quickstart.sh", "--config.name='a b'", WORKDIR=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     train, sample, evaluate = read_calls(tmp_path)[-3:]
-    assert train == f"dit-train --config=configs/digits.py --workdir={tmp_path} --config.name='a b'"
-    assert sample.startswith(f"dit-sample --checkpoint={tmp_path} --out={tmp_path}/samples.png ")
-    assert evaluate == f"dit-evaluate --checkpoint={tmp_path}"
+    assert train == f"dit-train configs/digits.py {tmp_path} --config.name='a b'"
+    assert sample.startswith(f"dit-sample {tmp_path} {tmp_path}/samples.png ")
+    assert evaluate == f"dit-evaluate {tmp_path}"
     run(clone / "launch" / "quickstart.sh")
-    assert "dit-evaluate --checkpoint=runs/digits" in read_calls(tmp_path)
+    assert "dit-evaluate runs/digits" in read_calls(tmp_path)
 
 
 def test_package_is_installed_again_only_if_setup_py_changed(clone, run, tmp_path):

@@ -31,13 +31,14 @@ def job(put, run, tmp_path):
 
 
 def test_srun_starts_dit_train_with_the_flags(job, tmp_path):
-    done = job(0, "--config=configs/imagenet256.py:XL/2", "--config.name='a b'")
+    done = job(0, "configs/imagenet256.py:XL/2", "/shared/xl2", "--config.name='a b'")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "srun").read_text().splitlines() == [
         "--cpus-per-task=8",
         "--kill-on-bad-exit=0",
         "dit-train",
-        "--config=configs/imagenet256.py:XL/2",
+        "configs/imagenet256.py:XL/2",
+        "/shared/xl2",
         "--config.name='a b'",
     ]
     assert (tmp_path / "extras").read_text() == "cuda\n"
@@ -51,7 +52,7 @@ def test_extras_can_be_overridden_for_a_bucket(job, tmp_path):
 
 
 def test_exit_code_42_requeues_the_job(job, tmp_path):
-    done = job(42)
+    done = job(42, "/shared/xl2")
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
         "dit-train was preempted: the job is requeued\n",
@@ -59,17 +60,17 @@ def test_exit_code_42_requeues_the_job(job, tmp_path):
     )
     assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
     (tmp_path / "refused").touch()
-    done = job(42)
+    done = job(42, "/shared/xl2")
     assert (done.returncode, done.stdout) == (42, "")
     assert done.stderr == (
-        "train.sh: dit-train was preempted and scontrol could not requeue the job: "
+        "launch/slurm/train.sh: dit-train was preempted and scontrol could not requeue the job: "
         "submit it again\n"
     )
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 137])
 def test_other_exit_codes_end_the_job(job, tmp_path, code):
-    assert job(code).returncode == code
+    assert job(code, "/shared/xl2").returncode == code
     assert not (tmp_path / "scontrol").exists()
 
 
@@ -99,10 +100,22 @@ def test_help_shows_the_sbatch_command(run):
 
 
 def test_wrong_use_is_reported_in_one_line(run, tmp_path):
-    done = run("slurm/train.sh", "--config=configs/digits.py")
+    done = run("slurm/train.sh", "configs/digits.py", "/shared/x")
     assert done.returncode == 2
     assert done.stderr == (
-        "train.sh: must be started by sbatch: sbatch launch/slurm/train.sh FLAGS\n"
+        "launch/slurm/train.sh: must be started by sbatch: sbatch launch/slurm/train.sh FLAGS\n"
     )
-    done = run("slurm/train.sh", SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=str(tmp_path))
-    assert done.stderr == f"train.sh: the job must be submitted from the clone, got {tmp_path}\n"
+    done = run("slurm/train.sh", "/shared/x", SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=str(tmp_path))
+    assert done.stderr == (
+        f"launch/slurm/train.sh: the job must be submitted from the clone, got {tmp_path}\n"
+    )
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+@pytest.mark.parametrize("config", ["configs/digits.py:S/2", "--config=configs/digits.py"])
+def test_a_missing_workdir_is_one_line(run, flags, config):
+    done = run("slurm/train.sh", config, *flags, SLURM_JOB_ID="17")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "launch/slurm/train.sh: WORKDIR must be given, as CONFIG WORKDIR or as --workdir=WORKDIR\n"
+    )

@@ -169,8 +169,18 @@ def test_type_and_capacity_choose_the_image_and_the_price(run, kind, capacity, r
             {"WORKDIR": "runs/a"},
             "WORKDIR must be an absolute path or start with gs://BUCKET, got 'runs/a'",
         ),
-        (["run"], {"WORKDIR": "gs:///a"}, "or start with gs://BUCKET, got 'gs:///a'"),
-        (["run"], {"WORKDIR": "gs://my bucket/a"}, "gs://BUCKET, got 'gs://my bucket/a'"),
+        (["run"], {"WORKDIR": "gs:///a"}, "digits, -, _ and ., got 'gs:///a'"),
+        (
+            ["run"],
+            {"WORKDIR": "gs://My_Bucket/a"},
+            "WORKDIR must be in a bucket whose name has 3 or more lower-case letters, digits, -, _ "
+            "and ., got 'gs://My_Bucket/a'",
+        ),
+        (
+            ["status"],
+            {"ZONE": "europe-west4"},
+            "ZONE must be a zone, such as europe-west4-a, not a region, got 'europe-west4'",
+        ),
         (
             ["create"],
             {"NAME": "My pod"},

@@ -62,6 +62,10 @@ def test_worker_command_exits_with_the_code_of_dit_train(put, run, tmp_path, ins
     [
         ({"CLUSTER": ""}, "CLUSTER must be set: see --help"),
         (
+            {"ZONE": "us-east5"},
+            "ZONE must be a zone, such as europe-west4-a, not a region, got 'us-east5'",
+        ),
+        (
             {"WORKDIR": "s3://b/x"},
             "WORKDIR must be an absolute path or start with gs://BUCKET, got 's3://b/x'",
         ),
@@ -75,11 +79,15 @@ def test_worker_command_exits_with_the_code_of_dit_train(put, run, tmp_path, ins
 )
 def test_wrong_use_is_reported_in_one_line(run, settings, message):
     done = run("xpk/train.sh", FLAG, **{**SETTINGS, **settings})
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"train.sh: {message}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        f"launch/xpk/train.sh: {message}\n",
+    )
 
 
 def test_config_outside_the_commit_is_refused(run):
     done = run("xpk/train.sh", "--config=/tmp/mine.py:XL/2", "--dry-run", **SETTINGS)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("train.sh: config must be a file of commit ")
+    assert done.stderr.startswith("launch/xpk/train.sh: config must be a file of commit ")
     assert done.stderr.endswith(", got /tmp/mine.py\n")

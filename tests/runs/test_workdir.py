@@ -1,5 +1,6 @@
 import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +128,11 @@ def test_a_warning_names_a_share_that_cannot_lock(tmp_path, monkeypatch, caplog)
     with workdirs.held(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
     assert f"{tmp_path}/run cannot be locked, let no other run write to it: " in caplog.text
+
+
+def test_a_workdir_that_cannot_be_made_is_refused():
+    workdir = Path("/proc/none/run")  # root may write to /proc, but nothing can be made there
+    workdirs.check(workdir, settings_lib.Settings())
+    with pytest.raises(UserError, match="^workdir must be where a folder can be made, got /proc/"):
+        with workdirs.held(workdir):
+            pass

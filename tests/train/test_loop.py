@@ -1,4 +1,5 @@
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dit_jax.train import divergence, loop
@@ -124,3 +125,43 @@ def test_a_finished_run_does_nothing():
     run, events = train(total_steps=3, start=3)
     assert int(run().step) == 3
     assert events == []
+
+
+class Async:
+    """A loss that the devices have computed once it was waited for."""
+
+    def __init__(self, step, in_flight):
+        self.step, self.in_flight = step, in_flight
+
+    def block_until_ready(self):
+        self.in_flight[:] = [step for step in self.in_flight if step > self.step]
+        return self
+
+    def __array__(self, *_, **__):
+        return np.asarray(self.block_until_ready().step, np.float32)
+
+
+def test_at_most_two_steps_are_in_flight():
+    in_flight, most = [], []
+
+    def train_step(state, batch, key):
+        in_flight.append(batch + 1)
+        most.append(len(in_flight))
+        return state._replace(step=batch + 1), {"loss": Async(batch + 1, in_flight)}
+
+    loop.run(
+        TrainState(0, None, None, None),
+        train_step,
+        iter(range(100)),
+        None,
+        total_steps=20,
+        log_every=9,
+        checkpoint_every=100,
+        log=lambda *_: None,
+        spikes=divergence.Spikes(0),
+        save=lambda *_: None,
+        save_again=lambda: False,
+        hooks=[],
+        stop_requested=lambda: False,
+    )
+    assert max(most) == 2

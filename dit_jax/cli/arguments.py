@@ -1,0 +1,226 @@
+"""The arguments of a command: words, flags and a config, and one line for what is wrong.
+
+What a command reads and writes can be given as words or as flags: `dit-train CONFIG WORKDIR` is
+`dit-train --config=CONFIG --workdir=WORKDIR`.
+"""
+
+import itertools
+import os
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from dit_jax import compat
+from dit_jax import settings as settings_lib
+from dit_jax.errors import UserError
+
+PACKAGE = Path(__file__).parents[1]
+OWN_CONFIG = f"{PACKAGE}/runs/own_config.py"
+CONFIGS = PACKAGE.with_name("configs")
+VARIANT = re.compile(r"(?:dit-)?(ti|s|b|l|xl)/(\d+)", re.IGNORECASE)  # DiT-XL/2, xl/2
+HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
+
+
+def define_config(values):
+    """Defines the flag config, whose fields are flags too: --config.TOPIC.FIELD=VALUE."""
+    text = "PATH[:VARIANT] of a Python file, or DiT-XL/2 for the paper's config of that size."
+    config_flags.DEFINE_config_file("config", None, text, flag_values=values)
+
+
+def settings(values):
+    """The Settings of the config in the flags."""
+    return settings_lib.read(values.config.to_dict())
+
+
+def parse(values, *, required=(), words=(), takes=()):
+    """Parses sys.argv into the flags; returns the arguments that `takes` names.
+
+    words: flags that can be given as words, in this order, after those arguments. takes None: every
+    word is an argument. required: flags that must be given.
+    """
+    given, positional = _split(sys.argv[1:], values)
+    count = len(positional) if takes is None else len(takes)
+    positional, rest = positional[:count], positional[count:]
+    given += _name_words(rest, words, given, [*(takes or ()), *words])
+    for name in words:
+        texts = [flag.partition("=")[2] for flag in given if _name(flag) == name]
+        if len(texts) > 1:
+            raise UserError(f"{name} must be given once, got {' and '.join(texts)}")
+    if "config" in values:
+        _find_config(given, values)
+        _check_fields(given)
+    _parse_flags(values, given)
+    if takes is not None and len(positional) != len(takes):
+        raise UserError(f"takes {' '.join(takes)}, got {' '.join(positional)!r}")
+    if takes and "" in positional:
+        raise UserError(f"{takes[positional.index('')]} must not be empty")
+    _check_values(values, required)
+    return positional
+
+
+def _split(arguments, values):
+    """(the flags, each as [name, text], the words) of the arguments, in their order."""
+    given, words = [], []
+    rest = iter(arguments)
+    for each in rest:
+        if each == "--":
+            words += rest
+        elif each == "-" or not each.startswith("-"):
+            words.append(each)
+        elif "=" in each or not _takes_value(_name(each), values):
+            given.append(each)
+        else:
+            given += [f"{each}={value}" for value in itertools.islice(rest, 1)] or [each]
+    return given, words
+
+
+def _name(argument):
+    """The name of a flag, without dashes and value."""
+    return argument.lstrip("-").partition("=")[0]
+
+
+def _takes_value(name, values):
+    if name in values:
+        return not values[name].boolean
+    return type(settings_lib.defaults().get(name.removeprefix("config."), False)) is not bool
+
+
+def _name_words(found, words, given, usage):
+    """The words as flags: those that are not given as flags, in order."""
+    names = [_name(flag) for flag in given]
+    free = [name for name in words if name not in names]
+    if len(found) == 1 and free[:2] == ["config", "workdir"] and not _is_config(found[0]):
+        free = ["workdir"]  # of a run, which resumes with its own config
+    if len(found) > len(words):
+        rule = " ".join(usage).upper() or "flags only"
+        raise UserError(f"takes {rule}, got {' '.join(found)!r}")
+    if len(found) > len(free):
+        name, word = next(pair for pair in zip(words, found, strict=False) if pair[0] in names)
+        raise UserError(f"{name} must be given once, got the word {word} and --{name} too")
+    return [f"--{name}={word}" for name, word in zip(free, found, strict=False)]
+
+
+def _is_config(word):
+    return bool(VARIANT.fullmatch(word)) or word.partition(":")[0].endswith(".py")
+
+
+def _find_config(given, values):
+    """Moves --config to the front, as ml_collections wants it, with the path of its file.
+
+    A command with --workdir that is given no --config takes the config of the run in workdir.
+    """
+    texts = {_name(flag): flag.partition("=")[2] for flag in given}
+    given[:] = [flag for flag in given if _name(flag) != "config"]
+    if "config" in texts:
+        given.insert(0, f"--config={_locate(texts['config'])}")
+    elif "workdir" in values and texts.get("workdir"):
+        given.insert(0, f"--config={OWN_CONFIG}:{texts['workdir']}")
+
+
+def _locate(text):
+    """PATH[:VARIANT] of a config that is given as such or as a size of the paper."""
+    if size := VARIANT.fullmatch(text):
+        return f"{CONFIGS}/imagenet256.py:{_spell(size)}"
+    path, colon, variant = text.partition(":")
+    if not path:
+        raise UserError("config must not be empty")
+    path = Path(os.path.expanduser(path))  # unlike a shell, which leaves ~ alone after --config=
+    if not path.is_file():
+        raise UserError(f"config must be a Python file that exists, got {path}{_offer(path)}")
+    # The file may say `from configs import base`, so the parent of its folder is importable.
+    sys.path.insert(0, str(path.resolve().parent.parent))
+    size = VARIANT.fullmatch(variant)
+    return f"{path}{colon}{_spell(size) if size else variant}"
+
+
+def _spell(size):
+    """SIZE/PATCH as configs write it."""
+    letters = size[1].upper()
+    return f"{'Ti' if letters == 'TI' else letters}/{size[2]}"
+
+
+def _offer(path):
+    """What could be meant by a path that is no file."""
+    names = sorted(each.stem for each in CONFIGS.glob("[a-z]*.py") if each.stem != "base")
+    if path.stem in names:
+        return f"; did you mean {CONFIGS / path.stem}.py?"
+    found = ", ".join(f"{name}.py" for name in names)
+    return f"; {CONFIGS} has {found}, and DiT-XL/2 stands for imagenet256.py:XL/2" if names else ""
+
+
+def _check_fields(given):
+    """UserError for --config.X=... without a field X."""
+    for flag in given:
+        topic, dot, name = _name(flag).partition(".")
+        known = settings_lib.defaults()
+        if topic in ("config", "noconfig") and dot and name not in known:
+            if not any(field.startswith(f"{name}.") for field in known):
+                raise UserError(f"config has no field {name}{_suggest(name)}")
+
+
+def _suggest(name):
+    near = [f"--config.{field}" for field in settings_lib.nearest(name)]
+    return (f"; did you mean {' or '.join(near)}?" if near else ";") + " --help lists all fields"
+
+
+def _parse_flags(values, given):
+    argv, sys.argv = sys.argv, [sys.argv[0], *given]  # where ml_collections looks for fields
+    try:
+        values(sys.argv)
+    except (SyntaxError, ImportError) as error:
+        path = given[0].partition("=")[2].partition(":")[0]
+        raise UserError(f"config must be a Python file that runs, got {path}: {error}") from error
+    except (KeyError, AttributeError) as error:
+        path = given[0].partition("=")[2].partition(":")[0]
+        field = compat.unknown_config_field(error)
+        if not field:
+            line = f"config must be a Python file with a get_config(), got {path}"
+            raise UserError(line) from error
+        near = settings_lib.nearest(field)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"config has no field {field}{hint}") from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(compat.explain_flag_error(error)) from error
+    except flags.UnrecognizedFlagError as error:
+        is_like_a_flag = "Did you mean" in str(error)
+        if is_like_a_flag or "config" not in values or not settings_lib.nearest(error.flagname):
+            raise
+        raise UserError(f"there is no flag --{error.flagname}{_suggest(error.flagname)}") from error
+    finally:
+        sys.argv = argv
+
+
+def _check_values(values, required):
+    for name in required:
+        if values[name].value is None:
+            raise UserError(f"--{name} must be given")
+    for name in values:
+        value = values[name].value
+        if value in ("", []):
+            raise UserError(f"{name} must not be empty")
+        if isinstance(value, str) and value.startswith("--"):  # `--vae --labels=1`
+            raise UserError(f"{name} must have a value, got {value}")
+    if "config" in values and values.config:
+        settings(values)  # checks them
+
+
+def describe(values):
+    """The flags for --help, and the fields of a config if there is one."""
+    lines = ["Flags:", *(_describe_flag(values[name]) for name in values if "." not in name)]
+    if "config" in values:
+        lines += ["", "Fields of a config, with the value that a config without the field has:"]
+        for name, default in settings_lib.defaults().items():
+            rule = settings_lib.rule(name)
+            lines.append(f"  --config.{name}={default}".ljust(44) + rule)
+    return "\n".join(lines)
+
+
+def _describe_flag(flag):
+    choices = getattr(flag.parser, "enum_values", None)
+    text = flag.help + (f" One of {', '.join(choices)}." if choices else "")
+    if flag.default not in (None, "", False):
+        text += f" Default: {flag.default}."
+    return f"  --{flag.name}".ljust(24) + text

@@ -1,0 +1,107 @@
+import sys
+
+import pytest
+from absl import flags
+
+from dit_jax.cli import arguments, bench, evaluate, plan, sample, train
+from dit_jax.errors import UserError
+
+CONFIG = "configs/digits.py"
+
+
+def define(values):
+    flags.DEFINE_string("source", None, "What is read.", flag_values=values)
+    flags.DEFINE_string("out", "out.png", "What is written.", flag_values=values)
+    flags.DEFINE_boolean("fast", False, "Not slow.", flag_values=values)
+    flags.DEFINE_enum("size", "S", ["S", "L"], "Of it.", flag_values=values)
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """parse(*arguments) -> source, out, fast, size of a command SOURCE OUT."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["command", *words])
+        values = flags.FlagValues()
+        define(values)
+        assert arguments.parse(values, required=["source"], words=["source", "out"]) == []
+        return values.source, values.out, values.fast, values.size
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        (["a", "b"], ("a", "b", False, "S")),
+        (["--source=a", "--out=b"], ("a", "b", False, "S")),
+        (["-source", "a", "--out", "b"], ("a", "b", False, "S")),
+        (["--out=b", "a"], ("a", "b", False, "S")),
+        (["a", "--out", "b"], ("a", "b", False, "S")),
+        (["--source=a", "b"], ("a", "b", False, "S")),
+        (["--fast", "a"], ("a", "out.png", True, "S")),
+        (["--nofast", "--size", "L", "a", "b"], ("a", "b", False, "L")),
+        (["--fast", "--", "-a", "b"], ("-a", "b", True, "S")),
+        (["-", "b"], ("-", "b", False, "S")),
+    ],
+)
+def test_words_stand_for_flags_in_their_order(parse, words, found):
+    assert parse(*words) == found
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["a", "b", "c"], "takes SOURCE OUT, got 'a b c'"),
+        (["a", "b", "--out=c"], "out must be given once, got the word b and --out too"),
+        (["a", "b", "--source=c"], "source must be given once, got the word a and --source too"),
+        (["--source=a", "--source=b"], "source must be given once, got a and b"),
+        (["a", "--out", "b", "--out=c"], "out must be given once, got b and c"),
+        ([""], "source must not be empty"),
+        ([], "--source must be given"),
+        (["a", "--size=M"], "flag --size=M: value should be one of <S|L>"),
+        (["a", "--sizes=M"], "Unknown command line flag 'sizes'"),
+    ],
+)
+def test_wrong_words_are_refused(parse, words, message):
+    with pytest.raises((UserError, flags.Error)) as caught:
+        parse(*words)
+    assert message in str(caught.value)
+
+
+def test_help_has_the_flags_without_noise():
+    values = flags.FlagValues()
+    define(values)
+    assert [line.split(None, 1) for line in arguments.describe(values).splitlines()] == [
+        ["Flags:"],
+        ["--fast", "Not slow."],
+        ["--out", "What is written. Default: out.png."],
+        ["--size", "Of it. One of S, L. Default: S."],
+        ["--source", "What is read."],
+    ]
+
+
+@pytest.mark.parametrize(
+    "module, words, message",
+    [
+        (train, [CONFIG, "{new}", "--config.seed=-1"], "seed must be in 0 .. 4294967295, got -1"),
+        (train, ["--config.seed=-1", CONFIG, "{new}"], "seed must be in 0 .. 4294967295, got -1"),
+        (train, ["--config.seed", "-1", CONFIG, "{new}"], "seed must be in 0 .. 4294967295, "),
+        (train, ["--config.data.flip", CONFIG, "{new}"], "data.flip must be False for digits"),
+        (train, ["--config.seed=-1", f"--config={CONFIG}", "{new}"], "seed must be in 0 .. 42"),
+        (train, ["--workdir={new}", CONFIG, "--config.seed=-1"], "seed must be in 0 .. 42949672"),
+        (train, [CONFIG], "--workdir must be given"),
+        (train, ["{new}"], "--config must be given for a new run, and there is none in {new}"),
+        (sample, ["{new}", "{new}", "--labels=1"], "checkpoint must be"),
+        (sample, ["{new}", "a/b/c.png", "--labels=1"], "out must be in a directory that exists"),
+        (evaluate, ["{new}"], "checkpoint must be"),
+        (plan, [CONFIG, "a/b/c.json", "--topology=v3:2x2"], "out must be in a directory that"),
+        (bench, ["train", CONFIG, "a/b/c.json"], "out must be in a directory that exists, got a"),
+        (bench, [CONFIG, "train"], "must be train, sample or data, got 'configs/digits.py'"),
+    ],
+)
+def test_commands_take_what_they_read_and_write_as_words(refuse, tmp_path, module, words, message):
+    new = str(tmp_path / "new")
+    line = refuse(module, *(word.replace("{new}", new) for word in words))
+    assert message.replace("{new}", new) in line
+    assert not (tmp_path / "new").exists()
