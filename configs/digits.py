@@ -1,6 +1,6 @@
 """A small DiT on scikit-learn's digits: 1,500 real 8x8 images, no download.
 
-dit-train --config=configs/digits.py --workdir=runs/digits
+dit-train configs/digits.py runs/digits
 """
 
 from configs import base

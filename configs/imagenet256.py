@@ -2,7 +2,7 @@ r"""DiT on ImageNet 256x256, as in the paper: latents of 32x32x4.
 
     dit-prepare ILSVRC2012_img_train.tar data/imagenet
     dit-convert vae runs/vae --from_hub=stabilityai/sd-vae-ft-ema
-    dit-train --config=configs/imagenet256.py:XL/2 --workdir=runs/xl2 \
+    dit-train configs/imagenet256.py:XL/2 runs/xl2 \
         --config.data.path=data/imagenet --config.data.vae=runs/vae
 
 Variants: S, B, L, XL with patch 2, 4, 8. The paper's FID-50K at 400K steps without guidance: XL/2

@@ -1,6 +1,6 @@
 r"""DiT on ImageNet 512x512, as in the paper: latents of 64x64x4.
 
-    dit-train --config=configs/imagenet512.py:XL/2 --workdir=runs/xl2-512 \
+    dit-train configs/imagenet512.py:XL/2 runs/xl2-512 \
         --config.data.path=data/imagenet --config.data.vae=runs/vae
 
 The paper's FID-50K of XL/2 after 3M steps: 11.93 without guidance, 3.04 with guidance 1.5.

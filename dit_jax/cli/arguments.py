@@ -41,10 +41,13 @@ def parse(values, *, required=(), words=(), takes=()):
     words: flags that can be given as words, in this order, after those arguments. takes None: every
     word is an argument. required: flags that must be given.
     """
-    given, positional = _split(sys.argv[1:], values)
-    count = len(positional) if takes is None else len(takes)
-    positional, rest = positional[:count], positional[count:]
-    given += _name_words(rest, words, given, [*(takes or ()), *words])
+    given, found = _split(sys.argv[1:], values)
+    count = len(found) if takes is None else len(takes)
+    if len(found) > count + len(words):
+        rule = " ".join([*takes, *(name.upper() for name in words)]) or "flags only"
+        raise UserError(f"takes {rule}, got {' '.join(found)!r}")
+    positional = found[:count]
+    given += _name_words(found[count:], words, given)
     for name in words:
         texts = [flag.partition("=")[2] for flag in given if _name(flag) == name]
         if len(texts) > 1:
@@ -62,7 +65,7 @@ def parse(values, *, required=(), words=(), takes=()):
 
 
 def _split(arguments, values):
-    """(the flags, each as [name, text], the words) of the arguments, in their order."""
+    """(the flags, each with its value, the words) of the arguments, in their order."""
     given, words = [], []
     rest = iter(arguments)
     for each in rest:
@@ -88,15 +91,12 @@ def _takes_value(name, values):
     return type(settings_lib.defaults().get(name.removeprefix("config."), False)) is not bool
 
 
-def _name_words(found, words, given, usage):
+def _name_words(found, words, given):
     """The words as flags: those that are not given as flags, in order."""
     names = [_name(flag) for flag in given]
     free = [name for name in words if name not in names]
     if len(found) == 1 and free[:2] == ["config", "workdir"] and not _is_config(found[0]):
         free = ["workdir"]  # of a run, which resumes with its own config
-    if len(found) > len(words):
-        rule = " ".join(usage).upper() or "flags only"
-        raise UserError(f"takes {rule}, got {' '.join(found)!r}")
     if len(found) > len(free):
         name, word = next(pair for pair in zip(words, found, strict=False) if pair[0] in names)
         raise UserError(f"{name} must be given once, got the word {word} and --{name} too")

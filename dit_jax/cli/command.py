@@ -35,10 +35,10 @@ def run(name, define, main, *, required=(), words=(), takes=(), stopped=130, use
     compat.hide_harmless_exceptions()
     values = flags.FlagValues()
     define(values)
-    if arguments.HELP & set(sys.argv[1:]):
-        print(f"{sys.modules[main.__module__].__doc__}\n{arguments.describe(values)}")
-        return 0
     try:
+        if arguments.HELP & set(sys.argv[1:]):
+            print(f"{sys.modules[main.__module__].__doc__}\n{arguments.describe(values)}")
+            return 0
         return _run(name, values, main, uses_jax, required=required, words=words, takes=takes)
     except KeyboardInterrupt:
         interrupt.arrived()
