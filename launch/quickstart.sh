@@ -4,8 +4,8 @@
 #
 #   bash launch/quickstart.sh [--config.TOPIC.FIELD=VALUE ...]
 #
-# The flags go to dit-train, which lists the fields with --help. The first start installs the package into .venv; the printed time
-# excludes this.
+# The flags go to dit-train, whose --help lists the fields. The first start installs the package
+# into .venv; the printed time excludes this.
 #
 # Settings, from the environment:
 #   WORKDIR  the directory of the run, on a local disk; default: runs/digits

@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from absl import flags
@@ -219,8 +220,7 @@ def describe(values):
 
 
 def _describe_flag(flag):
-    choices = getattr(flag.parser, "enum_values", None)
-    text = flag.help + (f" One of {', '.join(choices)}." if choices else "")
-    if flag.default not in (None, "", False):
-        text += f" Default: {flag.default}."
-    return f"  --{flag.name}".ljust(24) + text
+    has_default = flag.default not in (None, "") and flag.default is not False
+    text = flag.help + (f" Default: {flag.default}." if has_default else "")
+    first, *more = textwrap.wrap(text, 76)
+    return "\n".join([f"  --{flag.name}".ljust(24) + first, *(" " * 24 + line for line in more)])

@@ -35,19 +35,17 @@ def run(
 
     train_step(state, batch, key) -> state, metrics. log(step, means, seconds) gets the means of
     the metrics since the last log and the seconds of a step; the metric data_wait is the share of
-    time spent waiting for batches. Raises divergence.Diverged if a metric of a step is not finite,
-    or if `spikes`, a divergence.Spikes, finds a spike of the loss.
+    time spent waiting for batches. Raises divergence.Diverged if a metric is not finite, or if
+    `spikes`, a divergence.Spikes, finds a spike of the loss.
 
-    save(step, state, loss, last) is called only after all metrics up to that step were checked;
-    loss is the mean since the last call. last: the final save, so wait for it. save_again() says at
-    every log whether to save again because a save failed. hooks: (every, hook); hook(step, state)
-    is called every `every` steps and at the end. stop_requested() is asked after each step is
-    started. At most two steps are in flight, so that little is left to do when it turns true.
+    save(step, state, loss, last) is called after all metrics up to that step were checked; loss is
+    the mean since the last call. last: the final save, so wait for it. save_again() says at every
+    log whether to repeat a save that failed. hooks: (every, hook); hook(step, state) is called
+    every `every` steps and at the end. stop_requested() is asked with at most two steps in flight.
     """
     step = int(state.step)
     recent, started = [], time.perf_counter()  # metrics since the last log, on the device
-    losses = []  # since the last save
-    waited = 0.0
+    losses, waited = [], 0.0  # losses: since the last save
     while step < total_steps:
         asked = time.perf_counter()
         batch = next(batches)

@@ -74,10 +74,10 @@ def test_help_has_the_flags_without_noise():
     define(values)
     assert [line.split(None, 1) for line in arguments.describe(values).splitlines()] == [
         ["Flags:"],
-        ["--fast", "Not slow."],
-        ["--out", "What is written. Default: out.png."],
-        ["--size", "Of it. One of S, L. Default: S."],
         ["--source", "What is read."],
+        ["--out", "What is written. Default: out.png."],
+        ["--fast", "Not slow."],
+        ["--size", "<S|L>: Of it. Default: S."],
     ]
 
 

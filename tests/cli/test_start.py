@@ -1,5 +1,7 @@
 """How commands start: --help and a wrong flag are answered before anything large is imported."""
 
+import glob
+import os
 import re
 import resource
 import signal
@@ -15,7 +17,8 @@ from dit_jax.cli import encode
 from dit_jax.data import latents
 from dit_jax.diffusion import samplers
 
-CLI = Path(__file__).parents[2] / "dit_jax" / "cli"
+ROOT = Path(__file__).parents[2]
+CLI = ROOT / "dit_jax" / "cli"
 COMMANDS = sorted(set(path.stem for path in CLI.glob("*.py")) - {"__init__", "command"})
 LARGE = {"jax", "numpy", "flax", "optax", "orbax", "grain", "torch", "sklearn", "scipy", "PIL"}
 
@@ -58,7 +61,7 @@ def interrupt(name, workdir, *, after, signum=signal.SIGINT, delay=0.0):
     words = [word.replace("{new}", str(workdir)) for word in WORDS[name]]
     command = [sys.executable, "-X", "importtime", "-m", f"dit_jax.cli.{name}", *words]
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         kept, timer = [], threading.Timer(delay, process.send_signal, [signum])
         for line in process.stderr:
@@ -68,6 +71,29 @@ def interrupt(name, workdir, *, after, signum=signal.SIGINT, delay=0.0):
                 timer.start()
         timer.cancel()
     return process.returncode, "".join(kept)
+
+
+CONFIG = ["configs/digits.py:Ti/4", "--config.mesh.fsdp=3"]
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"JAX_PLATFORMS": "tpu"}, "JAX_PLATFORMS must name devices that this machine has, and "),
+        ({"JAX_PLATFORMS": "gpu"}, "JAX_PLATFORMS must name devices that this machine has, and "),
+        ({"XLA_FLAGS": "--xla_none=1"}, "XLA_FLAGS must be flags that this XLA knows, got '--xla_"),
+        ({}, "mesh must be of 1 device, got "),  # libtpu, which is installed, prints nothing
+    ],
+)
+@pytest.mark.skipif(bool(glob.glob("/dev/accel*") + glob.glob("/dev/nvidia*")), reason="a TPU, GPU")
+def test_an_environment_that_jax_cannot_use_is_one_line(tmp_path, variables, message):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TPU_"))}
+    kept |= {"TF_CPP_MIN_LOG_LEVEL": "1"} | variables
+    command = [sys.executable, "-m", "dit_jax.cli.train", *CONFIG, tmp_path / "new"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=kept)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"dit-train: {message}") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 WORDS = {
