@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import traceback
+from logging import getLogger
 
 from absl import flags, logging
 
@@ -118,8 +119,9 @@ def quiet_libtpu():
     """Keeps libtpu from printing errors on a machine without a TPU.
 
     libtpu 0.0.41. jax loads it wherever it is installed; it complains that it cannot find out which
-    TPU this is, whatever its log level, unless these variables say so.
+    TPU this is, whatever its log level, unless these variables say so. jax 0.7.2 logs the failure.
     """
+    getLogger("jax._src.xla_bridge").setLevel("WARNING")
     if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
         for name, value in {
             "TPU_ACCELERATOR_TYPE": "v3-8",  # any type
