@@ -24,7 +24,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["dit_jax", "dit_jax.*"]),
+    # configs too, so that a config in any folder may say `from configs import base`. It is a
+    # namespace package: a user's own folder of that name hides none of its files.
+    packages=[*find_packages(include=["dit_jax", "dit_jax.*"]), "configs"],
     install_requires=[
         f"jax{JAX}",
         f"jaxlib{JAX}",

@@ -41,7 +41,8 @@ def get_config():
     config.data = ConfigDict()
     config.data.source = "images"  # digits, images, latents or synthetic
     config.data.space = "latents"  # what the model generates: pixels or latents
-    config.data.path = ""  # output of dit-prepare (or tensorflow-datasets) or of dit-encode
+    config.data.path = ""  # of dit-prepare (or tensorflow-datasets) or dit-encode; may be gs://
+    config.data.cache = ""  # folder for copies of data in a bucket; "": ~/.cache/dit_jax
     config.data.split = "train"
     config.data.classes = ()  # train on these only, as labels 0, 1, ...; (): on all; digits only
     config.data.flip = True  # flip half of the images, drawn anew in every epoch

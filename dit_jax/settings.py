@@ -14,7 +14,11 @@ from dit_jax.errors import UserError
 
 SAMPLERS = ("ddpm", "ddim")  # as diffusion.samplers, which needs jax
 # What may differ when a run is resumed: nothing of it changes what is learned.
-FREE = ("mesh", "run", "sampling", "compute.attention", "compute.remat", "compute.unroll")
+FREE = (
+    *("mesh", "run", "sampling", "compute.attention", "compute.remat", "compute.unroll"),
+    "data.cache",
+)
+MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
 
 
 def at_least(least, default):
@@ -97,6 +101,7 @@ class Data:
     source: str = "images"
     space: str = one_of(("pixels", "latents"), "latents")
     path: str = ""
+    cache: str = ""
     split: str = "train"
     classes: tuple = tuple_of("whole numbers of at least 0", lambda x: type(x) is int and x >= 0)
     flip: bool = True
@@ -207,12 +212,17 @@ def rule(name):
 def nearest(name):
     """The fields, as TOPIC.FIELD, that may be meant by a name with a wrong topic or spelling."""
     topic, _, field = name.rpartition(".")
-    fields = {each: each.rpartition(".")[2] for each in defaults()}
-    close = difflib.get_close_matches(field, sorted(set(fields.values())), 3) if field[2:] else []
-    close = close[:1] if field in close else close
-    found = [each for near in close for each in fields if fields[each] == near]
-    same = [each for each in found if each.startswith(f"{topic}.")]
-    return (same if topic and same else found)[:3]
+    scores = {}
+    for each in defaults():
+        scores[each] = difflib.SequenceMatcher(None, field, each.rpartition(".")[2]).ratio()
+    best = max(scores.values())
+    if best < 0.6 or len(field) < 3:
+        return []
+    found = [
+        each for each, score in scores.items() if score == 1 or best < 1 and score > best - 0.1
+    ]
+    same = [each for each in found if topic and each.startswith(f"{topic}.")]
+    return sorted(same or found, key=scores.get, reverse=True)[:3]
 
 
 def read_topic(kind, fields):
@@ -280,4 +290,4 @@ def differences(old, new):
             found += [(topic, before, after)]
         elif topic not in FREE:
             found += [(f"{topic}.{k}", x, getattr(after, k)) for k, x in vars(before).items()]
-    return [each for each in found if each[0] not in FREE and each[1] != each[2]]
+    return [each for each in found if each[0] not in FREE + MOVABLE and each[1] != each[2]]

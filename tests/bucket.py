@@ -40,6 +40,7 @@ class Storage:
     def __init__(self):
         self.objects, self.sessions, self.lock = {}, {}, threading.Lock()
         self.numbers = itertools.count(1)
+        self.cuts = set()  # names of objects, of which the next reply with content is cut
         self.allow()
 
     def allow(self, read=lambda name: True, write=lambda name: True):
@@ -133,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             content = json.dumps(content).encode()
             headers["Content_Type"] = "application/json"
         self.send_response(status)
-        for name, value in (headers | {"Content_Length": len(content)}).items():
+        for name, value in ({"Content_Length": len(content)} | headers).items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         self.wfile.write(content)
@@ -185,6 +186,10 @@ class Handler(BaseHTTPRequestHandler):
                 return 416
             headers["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
             status, content = 206, content[int(first) : last + 1]
+        if key[1] in self.storage.cuts:
+            self.storage.cuts.remove(key[1])
+            headers["Content_Length"] = len(content)
+            content, self.close_connection = content[: len(content) // 2], True
         self.reply(status, content, **headers)
 
     def delete(self, body, *key):

@@ -32,16 +32,16 @@ CONFIG = {
 }
 
 
-def save(path, config=CONFIG, step=30, model=None):
+def save(path, config=CONFIG, step=30, model=None, **meta):
     """Writes one step to path/checkpoints and returns its parameters and EMA, which differ.
 
-    model: a DiTConfig; None: that of MODEL.
+    model: a DiTConfig; None: that of MODEL. meta: more that the checkpoint remembers.
     """
     key, model = jax.random.key(0), model or dit.configure(**MODEL)
     params = dit.init(model, key)
     params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
     ema = jax.tree.map(lambda x: 0.9 * x, params)
     with store.open_writer(background=False) as writer:
-        meta = {"model": model._asdict(), "config": config}
+        meta |= {"model": model._asdict(), "config": config}
         store.save(writer, path / "checkpoints", step, {"params": params, "ema": ema}, meta)
     return params, ema

@@ -79,7 +79,7 @@ def test_sync_processes_returns_in_a_process_that_is_alone():
 )
 def test_unusable_xla_flags_says_what_xla_would_abort_with(text, reason):
     code = "from dit_jax import compat; print(compat.unusable_xla_flags())"
-    environment = os.environ | {"XLA_FLAGS": text}
+    environment = os.environ | {"XLA_FLAGS": text, "TF_CPP_MIN_LOG_LEVEL": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )

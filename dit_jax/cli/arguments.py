@@ -49,10 +49,6 @@ def parse(values, *, required=(), words=(), takes=()):
         raise UserError(f"takes {rule}, got {' '.join(found)!r}")
     positional = found[:count]
     given += _name_words(found[count:], words, given)
-    for name in words:
-        texts = [flag.partition("=")[2] for flag in given if _name(flag) == name]
-        if len(texts) > 1:
-            raise UserError(f"{name} must be given once, got {' and '.join(texts)}")
     if "config" in values:
         _find_config(given, values)
         _check_fields(given)
@@ -114,6 +110,9 @@ def _find_config(given, values):
     A command with --workdir that is given no --config takes the config of the run in workdir.
     """
     texts = {_name(flag): flag.partition("=")[2] for flag in given}
+    configs = [flag.partition("=")[2] for flag in given if _name(flag) == "config"]
+    if len(configs) > 1:
+        raise UserError(f"config must be given once, got {' and '.join(configs)}")
     given[:] = [flag for flag in given if _name(flag) != "config"]
     if "config" in texts:
         given.insert(0, f"--config={_locate(texts['config'])}")
@@ -129,6 +128,9 @@ def _locate(text):
     if not path:
         raise UserError("config must not be empty")
     path = Path(os.path.expanduser(path))  # unlike a shell, which leaves ~ alone after --config=
+    installed = CONFIGS.parent / path  # configs/ is beside the package
+    if not path.is_file() and installed.is_file():
+        path = installed
     if not path.is_file():
         raise UserError(f"config must be a Python file that exists, got {path}{_offer(path)}")
     # The file may say `from configs import base`, so the parent of its folder is importable.

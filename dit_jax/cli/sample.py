@@ -2,12 +2,19 @@
 
     dit-sample runs/digits samples.png --labels=3,1,4
     dit-sample runs/xl2 grid.png --vae=runs/vae --labels=207,360 --cfg_scale=4
+    dit-sample runs/shapes --labels="red circle,blue square" --num_samples=20
+    dit-sample runs/xl2 samples.npz --labels=all --num_samples=50000
 
 CHECKPOINT and OUT can also be given as --checkpoint and --out. The checkpoint is a training run,
 one step in its `checkpoints`, or a converted checkpoint. Options that are not given come from the
 run's config. --vae, a checkpoint of `dit-convert vae`, decodes latents. An .npz holds arr_0: uint8
 (N, H, W, C), as ADM's evaluation reads it, or, without a vae, float32 latents in model units. A
 folder holds 00000.png, 00001.png, ...
+
+--labels takes numbers, ranges (0-9, both ends included), names of classes, and `all`, separated by
+commas. A name in double quotes may hold commas: --labels='"red, round",blue'. A number is always a
+label; for a class whose name is a number, quote it. --labels_file has one of these a line, and
+there a name needs no quotes. --num_samples=N repeats the labels in turn until there are N.
 """
 
 import sys
@@ -28,7 +35,16 @@ def define(values):
     flags.DEFINE_string(
         "checkpoint", None, "A run's directory or a converted checkpoint.", **options
     )
-    flags.DEFINE_list("labels", None, "Classes, separated by commas.", **options)
+    text = "Classes, separated by commas: numbers, ranges as 0-9, names, or all."
+    flags.DEFINE_string("labels", None, text, **options)
+    flags.DEFINE_string("labels_file", None, "A file with a label or a name a line.", **options)
+    flags.DEFINE_integer(
+        "num_samples",
+        None,
+        "Repeat the labels in turn up to this number.",
+        lower_bound=1,
+        **options,
+    )
     flags.DEFINE_string(
         "out", "samples.png", "A .png (small images enlarged), an .npz or a new folder.", **options
     )
@@ -60,7 +76,9 @@ def main(values):
     out = command.output_path(values.out)
     if out.suffix not in (".png", ".npz", ""):
         raise UserError(f"out must end with .png or .npz, or be a new folder, got {out}")
-    labels = [parse_label(text) for text in values.labels]
+    if (values.labels is None) == (values.labels_file is None):
+        given = "both" if values.labels else "neither"
+        raise UserError(f"--labels must be given, or --labels_file instead of it, got {given}")
     import numpy as np
 
     from dit_jax.sampling import pictures
@@ -68,6 +86,7 @@ def main(values):
     dit = dit_jax.load(
         values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
     )
+    labels = read_labels(values, dit)
     if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
         raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
     given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
@@ -82,14 +101,27 @@ def main(values):
         pictures.write_all(images, out)
     else:
         scale = pictures.grid_scale(images.shape[1:3])
-        pictures.grid(images, columns=values.columns, scale=scale).save(out)
+        names = dit.class_names
+        options = {"columns": values.columns, "scale": scale}
+        pictures.grid_of_classes(images, labels, names, **options).save(out)
     logging.info("%s of step %d: %s", words.count(len(images), "image"), dit.step, out)
 
 
-def parse_label(text):
-    if not text.strip().removeprefix("-").isdecimal():
-        raise UserError(f"labels must be whole numbers separated by commas, got {text!r}")
-    return int(text)
+def read_labels(values, dit):
+    """The labels of the flags for a LoadedDiT, a list of numbers."""
+    import numpy as np
+
+    from dit_jax.sampling import labels as labels_lib
+
+    classes = dit.class_names, dit.config.num_classes
+    if values.labels_file is not None:
+        path = command.expand(values.labels_file)
+        if not path.is_file():
+            raise UserError(f"labels_file must be a file that exists, got {path}")
+        labels = labels_lib.read_file(path, *classes)
+    else:
+        labels = labels_lib.parse(values.labels, *classes)
+    return np.resize(labels, values.num_samples or len(labels)).tolist()
 
 
 def parse_interval(texts):
@@ -101,7 +133,7 @@ def parse_interval(texts):
 
 
 def entry():
-    options = {"required": ["checkpoint", "labels"], "words": ["checkpoint", "out"]}
+    options = {"required": ["checkpoint"], "words": ["checkpoint", "out"]}
     sys.exit(command.run("dit-sample", define, main, **options))
 
 

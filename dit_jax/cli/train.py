@@ -6,8 +6,9 @@
 
 CONFIG and WORKDIR can also be given as --config and --workdir. configs/base.py explains every
 field. With its workdir alone, a run resumes with its own config. A resumed run may change run.*,
-mesh.*, sampling.* and compute.attention, remat and unroll. --init_from starts a new run from the
-EMA of another run or of a checkpoint of dit-convert; a resumed run ignores it.
+mesh.*, sampling.*, compute.attention, remat and unroll, and the paths of the same data. --init_from
+starts a new run from the EMA of another run or of a checkpoint of dit-convert; a resumed run
+ignores it. Data may be in a bucket: see data.cache.
 
 On a TPU pod or in a Slurm job, start the command on every host: the processes find each other.
 Elsewhere give --coordinator, --num_processes and --process_id. All processes use one workdir, on a

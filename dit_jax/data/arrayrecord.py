@@ -5,6 +5,8 @@ each shard: {"file_bytes": size in bytes, "sha256": hex digest, ...}.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 
@@ -42,9 +44,15 @@ def seal(partial, path):
     return entry
 
 
+def content_sha256(entries, *more):
+    """A hex digest of the contents of the shards {name: entry}, in order, and of JSON values."""
+    shards = [[name, entry["sha256"]] for name, entry in entries.items()]
+    return hashlib.sha256(json.dumps([shards, *more], sort_keys=True).encode()).hexdigest()
+
+
 def is_whole(path, entry):
     """Whether a shard exists with the size of its entry. Its content is not read."""
-    return path.is_file() and path.stat().st_size == entry["file_bytes"]
+    return disk.size(path) == entry["file_bytes"]
 
 
 def check_files(folder, entries):
@@ -52,9 +60,10 @@ def check_files(folder, entries):
     for name, entry in entries.items():
         path = folder / name
         if not is_whole(path, entry):
-            size = f"{path.stat().st_size}" if path.is_file() else "no file"
+            size = disk.size(path)
             raise UserError(
-                f"{path} must have {entry['file_bytes']} bytes, got {size}: "
+                f"{path} must have {entry['file_bytes']} bytes, "
+                f"got {'no file' if size is None else size}: "
                 "repeat the command that wrote it, or copy it again"
             )
 

@@ -1,28 +1,15 @@
 """The digits of scikit-learn: 1,797 scanned 8x8 digits in 10 classes, in a fixed random split."""
 
-from typing import NamedTuple
-
 import numpy as np
+
+from dit_jax.data.arrays import Arrays
 
 NUM_TRAIN = 1500
 NUM_CLASSES = 10
 
 
-class Digits(NamedTuple):
-    """Example i: {"image": uint8 (8, 8, 1), "label": int32}."""
-
-    image: np.ndarray  # (N, 8, 8, 1)
-    label: np.ndarray  # (N,)
-
-    def __len__(self):
-        return len(self.label)
-
-    def __getitem__(self, index):
-        return {"image": self.image[index], "label": self.label[index]}
-
-
 def load(classes=()):
-    """(train, held_out): always the same 1,500 and 297 digits, or those of some classes.
+    """(train, held_out): always the same 1,500 and 297 digits, or those of some classes, as Arrays.
 
     classes: digits, which become the labels 0, 1, ... in this order; (): all of them. The split is
     random because the last digits of the file come from other writers than the first.
@@ -33,7 +20,8 @@ def load(classes=()):
     image = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     order = np.random.default_rng(0).permutation(len(label))
     parts = np.split(order, [NUM_TRAIN])
-    splits = (Digits(image[part], label[part].astype(np.int32)) for part in parts)
+    names = tuple(str(digit) for digit in range(NUM_CLASSES))
+    splits = (Arrays(image[part], label[part].astype(np.int32), names) for part in parts)
     return tuple(_select(split, classes) if classes else split for split in splits)
 
 
@@ -42,4 +30,5 @@ def _select(split, classes):
     chosen = np.isin(split.label, classes)
     labels = np.zeros(NUM_CLASSES, np.int32)
     labels[list(classes)] = np.arange(len(classes))
-    return Digits(split.image[chosen], labels[split.label[chosen]])
+    names = tuple(split.class_names[digit] for digit in classes)
+    return Arrays(split.image[chosen], labels[split.label[chosen]], names)

@@ -79,7 +79,7 @@ def encode_all(model, source, plan, out):
         logging.info("encoded %s, each with its mirror image, %.1f images/s", text, rate)
     barrier("encoded")
     if jax.process_index() == 0:
-        latents.finish(out, plan, ranges)
+        latents.finish(out, plan, ranges, source.class_names)
         logging.info("finished %s: %s", out, words.count(len(source), "example"))
 
 

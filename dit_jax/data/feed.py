@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import jax
 
-from dit_jax.data import digits, latents, prepared, synthetic
+from dit_jax.data import digits, fashion, latents, mirror, prepared, synthetic
 from dit_jax.errors import UserError
+from dit_jax.machine import cluster, disk
 from dit_jax.models import vae
 from dit_jax.sampling import autoencoder
 
@@ -24,6 +25,8 @@ class Feed(NamedTuple):
     prepare: Callable  # batch on the devices -> {"image", "x0" or "posterior"; "label"}
     decoder: autoencoder.Autoencoder | None = None  # makes images of latents
     vae_digests: dict | None = None  # of the autoencoder that encoded the latents
+    sha256: str | None = None  # of what data.path holds, None if it has no digests
+    class_names: Sequence[str] = ()  # the name of label i; () if there are no names
 
 
 def make(settings, mesh=None):
@@ -31,18 +34,19 @@ def make(settings, mesh=None):
     data = settings.data
     if data.source not in FEEDS:
         raise UserError(f"data.source must be one of {', '.join(FEEDS)}, got {data.source!r}")
-    if data.source in ("images", "latents") and not data.path:
+    if data.source in STORED and not data.path:
         raise UserError(
             "data.path must be given: what dit-prepare or dit-encode wrote; "
             "or train on random latents with --config.data.source=synthetic"
         )
-    if "://" in data.path:
-        raise UserError(f"data.path must be on a disk, got {data.path}: mount the bucket")
-    if data.vae and (data.source not in ("images", "latents") or data.space == "pixels"):
+    if data.vae and (data.source not in STORED or data.space == "pixels"):
         raise UserError(f"data.vae must be '' where there are no latents, got {data.vae!r}")
     if data.classes and data.source != "digits":
         raise UserError(f"data.classes must be () for {data.source}, got {data.classes}")
-    return FEEDS[data.source](settings, mesh)
+    fed = FEEDS[data.source](settings, mesh)
+    if data.source in STORED and not disk.is_on_disk(disk.path(data.path)):
+        return fed._replace(source=mirror.Watched(fed.source, fed.source.path))
+    return fed
 
 
 def _of_digits(settings, mesh):
@@ -51,13 +55,24 @@ def _of_digits(settings, mesh):
         last = digits.NUM_CLASSES - 1
         raise UserError(f"data.classes must be different digits in 0 .. {last}, got {classes}")
     train, _ = digits.load(classes)
+    return _of_arrays(settings, train)
+
+
+def _of_fashion(settings, mesh):
+    return _of_arrays(settings, fashion.load(settings.data.path, settings.data.split))
+
+
+def _of_arrays(settings, source):
+    """The Feed of Arrays."""
     _check(
         settings,
-        input_size_and_channels=train.image.shape[1:],
-        num_classes=len(classes) or digits.NUM_CLASSES,
+        input_size_and_channels=source.image.shape[1:],
+        num_classes=len(source.class_names),
         space="pixels",
     )
-    return Feed(train, prepared.flip_at_random if settings.data.flip else None, _same)
+    augment = prepared.flip_at_random if settings.data.flip else None
+    names = source.class_names
+    return Feed(source, augment, _same, sha256=source.sha256, class_names=names)
 
 
 def _of_synthetic(settings, mesh):
@@ -71,7 +86,7 @@ def _of_images(settings, mesh):
     encoder = _load_vae(settings, mesh) if data.space == "latents" else None
     factor = encoder.config.downsampling if encoder else 1
     size = model.input_size[0] * factor
-    source = prepared.open_images(data.path, data.split, size)
+    source = _open(data, lambda path: prepared.open_images(path, data.split, size))
     channels = model.in_channels if encoder else 3
     _check(
         settings,
@@ -80,14 +95,16 @@ def _of_images(settings, mesh):
     )
     prepared.warn_of_small(source)
     augment = prepared.flip_at_random if data.flip else None
+    names = source.class_names
     if not encoder:
-        return Feed(source, augment, _same)
-    return Feed(source, augment, encoder.encode_batch, encoder, autoencoder.read_digests(data.vae))
+        return Feed(source, augment, _same, sha256=source.sha256, class_names=names)
+    digests = autoencoder.read_digests(data.vae)
+    return Feed(source, augment, encoder.encode_batch, encoder, digests, source.sha256, names)
 
 
 def _of_latents(settings, mesh):
     data = settings.data
-    source = latents.open_latents(data.path)
+    source = _open(data, latents.open_latents)
     config = vae.VAEConfig.from_json(source.vae)
     height, width, channels = source.shape[1:]
     _check(
@@ -98,7 +115,7 @@ def _of_latents(settings, mesh):
     )
     if data.split != source.split:
         raise UserError(f"data.split must be {source.split}, as in {data.path}, got {data.split}")
-    digests = latents.read_manifest(data.path)["vae_digests"]
+    digests = latents.read_manifest(source.path)["vae_digests"]
     if data.vae and not autoencoder.encodes_alike(digests, autoencoder.read_digests(data.vae)):
         raise UserError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
     decoder = _load_vae(settings, mesh) if data.vae else None
@@ -109,15 +126,27 @@ def _of_latents(settings, mesh):
         return {"posterior": posterior, "label": batch["label"]}
 
     augment = latents.pick_at_random if data.flip else latents.pick_first
-    return Feed(source, augment, prepare, decoder, digests)
+    names = source.class_names
+    return Feed(source, augment, prepare, decoder, digests, source.sha256, names)
 
 
 FEEDS = {
     "digits": _of_digits,
+    "fashion": _of_fashion,
     "images": _of_images,
     "latents": _of_latents,
     "synthetic": _of_synthetic,
 }
+STORED = ("images", "latents")  # what dit-prepare and dit-encode write, also in a bucket
+
+
+def _open(data, open_folder):
+    """open_folder(path) of a data set; if it fails on one process, all raise.
+
+    The path is that of this host's copy if data.path is in a bucket.
+    """
+    with cluster.together():
+        return open_folder(mirror.local(data.path, data.split, data.cache))
 
 
 def _same(batch):
@@ -145,4 +174,6 @@ def _check(settings, *, input_size_and_channels, num_classes, space=None):
         ("data.space", data.space, space or data.space),
     ):
         if value != rule:
-            raise UserError(f"{name} must be {rule} for {data.source}, got {value}")
+            own = data.source in ("images", "latents")
+            hint = f"; --config=configs/folder.py:{data.path} takes it from the data" if own else ""
+            raise UserError(f"{name} must be {rule} for {data.source}, got {value}{hint}")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dit_jax.errors import UserError
+from dit_jax.machine import disk
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -50,7 +50,7 @@ class File(NamedTuple):
 def scan(path):
     """The Listing of a folder or of a tar; UserError if a class has no images.
 
-    Names that begin with a dot and folders of operating systems (`SYSTEM`) are ignored.
+    Hidden names and those of operating systems (`disk.is_clutter`) are ignored.
     """
     path = Path(path)
     if path.is_dir():
@@ -80,12 +80,8 @@ def scan(path):
 def is_image(file):
     """Whether a File exists, is in a class and has the suffix of an image."""
     suffix = Path(file.name).suffix.lower()
-    in_class = "/" in file.name and not any(map(_is_hidden, file.name.split("/")))
+    in_class = "/" in file.name and not any(map(disk.is_clutter, file.name.split("/")))
     return file.size >= 0 and in_class and suffix in SUFFIXES
-
-
-def _is_hidden(name):
-    return name.startswith(".") or name in SYSTEM
 
 
 def _check_names(path, images):
@@ -145,5 +141,5 @@ def _all_classes(path, files):
     """The names of all classes, including those without files in a folder tree."""
     if path.is_dir():
         folders = (child.name for child in path.iterdir() if child.is_dir())
-        return {name for name in folders if not _is_hidden(name)}
+        return {name for name in folders if not disk.is_clutter(name)}
     return {file.name.split("/")[0] for file in files if "/" in file.name}

@@ -1,8 +1,8 @@
 """A cache of latents: the moments of every image and of its mirror image, in shards.
 
 A directory holds ArrayRecord shards and manifest.json: the architecture and the digests of the
-autoencoder, the crop size, the dtype, the number of classes and the sha256 of every shard. Record i
-is example i of the encoded dataset: a little-endian int32 label, then the moments.
+autoencoder, the crop size, the dtype, the classes and the sha256 of every shard. Record i is
+example i of the encoded dataset: a little-endian int32 label, then the moments.
 
 Shapes: H W latent grid, C latent channels. `moments` (2, H, W, 2C): mean and log variance of the
 image and of its mirror image, in VAE units.
@@ -33,6 +33,8 @@ class Latents(NamedTuple):
     dtype: str  # of the moments on disk
     num_classes: int
     vae: dict  # the fields of a VAEConfig
+    sha256: str  # of the content, from the digests of the shards
+    class_names: tuple[str, ...]  # the name of label i; () in a cache that an older version wrote
 
     def __len__(self):
         return len(self.records)
@@ -75,13 +77,21 @@ def open_latents(path):
         manifest["dtype"],
         manifest["num_classes"],
         manifest["vae"],
+        content_sha256(manifest),
+        tuple(manifest.get("class_names", ())),
     )
 
 
 def read_manifest(path):
     """The manifest of a finished cache, else None."""
-    manifest = disk.read_json(Path(path) / "manifest.json")
+    manifest = disk.read_json(disk.path(path) / "manifest.json")
     return manifest if "vae" in manifest else None
+
+
+def content_sha256(manifest):
+    """A hex digest of all that a manifest's cache gives to a training run."""
+    how = {name: manifest[name] for name in ("dtype", "shape", "vae")}
+    return arrayrecord.content_sha256(manifest["shards"], how)
 
 
 def shard_ranges(num_examples, examples_per_shard):
@@ -105,7 +115,7 @@ def claim(out, plan):
         check_plan(out, existing, plan)
         notes.mkdir(exist_ok=True)
         return
-    foreign = sorted(path.name for path in Path(out).iterdir() if path.name[0] != ".")
+    foreign = sorted(x.name for x in Path(out).iterdir() if not disk.is_clutter(x.name))
     if foreign:
         raise UserError(
             f"OUT must be new, empty or written by dit-encode, got {out} with {foreign[0]}"
@@ -150,10 +160,14 @@ def write_shard(out, name, examples, dtype):
     disk.write_text(path.parent / arrayrecord.PROGRESS / f"{name}.json", json.dumps(entry))
 
 
-def finish(out, plan, names):
-    """Writes the manifest. Every shard must have been written."""
+def finish(out, plan, names, class_names):
+    """Writes the manifest. Every shard must have been written.
+
+    The names of the classes are no part of the plan, since older caches lack them.
+    """
     out = Path(out)
     written = find_written(out)
-    manifest = plan | {"shards": {name: written[name] for name in names}}
+    manifest = plan | {"class_names": list(class_names)}
+    manifest |= {"shards": {name: written[name] for name in names}}
     disk.write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     arrayrecord.remove_notes(out)

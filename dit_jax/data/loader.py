@@ -11,6 +11,8 @@ import grain
 import jax
 import numpy as np
 
+from dit_jax.errors import UserError
+from dit_jax.machine import devices
 from dit_jax.machine import sharding as sharding_lib
 
 EPOCHS = 2**31  # more than any run needs; grain's endless repeat overflows at batch size 1
@@ -29,10 +31,37 @@ def batches(source, *, batch_size, seed, start, sharding, augment=None):
     def to_global(x):
         return sharding_lib.from_local_rows(np.asarray(x), rows, batch_size, sharding)
 
-    threads = max(2, os.cpu_count() or 1)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    options = _read_options(len(rows) * example_bytes(source, augment))
     for batch in local.to_iter_dataset(options):
         yield jax.tree.map(to_global, batch)
+
+
+def _read_options(batch_bytes):
+    """How many batches to load ahead: two per core, but at most a quarter of the host's memory."""
+    threads = max(2, os.cpu_count() or 1)
+    ahead = max(1, min(2 * threads, devices.host_memory() // 4 // batch_bytes))
+    return grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+
+
+def example_bytes(source, augment):
+    """The bytes that an example takes in a batch."""
+    example = source[0]
+    if augment:
+        example = augment(example, np.random.default_rng(0))
+    return sum(np.asarray(x).nbytes for x in example.values())
+
+
+def check_fits(source, *, augment, num_rows):
+    """UserError if num_rows examples, a batch or this process's share, are too large for a host.
+
+    The loader holds at least two batches, and one more is on its way to the devices.
+    """
+    needed, memory = 3 * num_rows * example_bytes(source, augment), devices.host_memory()
+    if needed > memory:
+        raise UserError(
+            f"train.batch_size must fit into the memory of a host, {memory / 1e9:.3g} GB, got "
+            f"{num_rows} examples on a host, which take {needed / 1e9:.3g} GB"
+        )
 
 
 def part(source, *, batch_size, seed, start, augment, rows):

@@ -62,7 +62,7 @@ def write(out, split, listing, *, num_shards=0, processes=1, max_corrupt=0.001, 
             _check_classes(summary)
             manifest["classes"] = listing.classes
             manifest["splits"][split] = {"source": source, **summary}
-            _finish(out, manifest)
+            finish(out, manifest)
         return manifest["splits"][split]
 
 
@@ -82,13 +82,13 @@ def _repair(out, manifest, finished, jobs, pool):
         if shard["sha256"] != entries[name]["sha256"]:
             raise UserError(f"source must be the images of {out}, got others: {name} has changed")
     if names or not _opens(out):
-        _finish(out, manifest)
+        finish(out, manifest)
     arrayrecord.remove_notes(out)
 
 
 def read_manifest(out):
     """The manifest of a directory; {"classes": [], "splits": {}} if no split is finished."""
-    return {"classes": [], "splits": {}} | disk.read_json(Path(out) / "manifest.json")
+    return {"classes": [], "splits": {}} | disk.read_json(disk.path(out) / "manifest.json")
 
 
 def shard_name(split, i, num_shards):
@@ -118,8 +118,7 @@ def _check_folder(out, manifest, source):
     """UserError if the folder holds foreign files or an unfinished run with other images."""
     note = out / arrayrecord.PROGRESS / "source"
     if not manifest["splits"] and not note.exists():
-        ours = (".lock", arrayrecord.PROGRESS)
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in ours)
+        foreign = sorted(path.name for path in out.iterdir() if not disk.is_clutter(path.name))
         if foreign:
             raise UserError(
                 f"OUT must be new, empty or written by dit-prepare, got {out} with {foreign[0]}"
@@ -294,7 +293,7 @@ def _check_classes(summary):
             )
 
 
-def _finish(out, manifest):
+def finish(out, manifest):
     """Writes the metadata of tensorflow-datasets, then the manifest, and removes the notes."""
     import tensorflow_datasets as tfds
 

@@ -16,8 +16,13 @@ class Images(NamedTuple):
     path: Path
     records: Any  # sequence of {"image": bytes, "label": int}
     size: int  # of the crop, in pixels
-    num_classes: int
+    class_names: tuple[str, ...]  # the name of label i
     short_sides: dict[int, int]  # {pixels: number of images}; {} if unavailable
+    sha256: str | None  # of the content, from the digests of the shards; None if unavailable
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
 
     def __len__(self):
         return len(self.records)
@@ -49,10 +54,13 @@ def open_images(path, split, size):
     if split not in splits:
         raise UserError(f"split must be one of {', '.join(splits)}, got {split!r}")
     manifest = prepare.read_manifest(path)["splits"].get(split, {"shards": {}, "short_sides": {}})
-    arrayrecord.check_files(path, manifest["shards"])
+    shards = manifest["shards"]
+    arrayrecord.check_files(path, shards)
     sides = {int(side): count for side, count in manifest["short_sides"].items()}
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    return Images(path, records, size, builder.info.features["label"].num_classes, sides)
+    class_names = tuple(builder.info.features["label"].names)
+    sha256 = arrayrecord.content_sha256(shards) if shards else None
+    return Images(path, records, size, class_names, sides, sha256)
 
 
 def _check_format(path, builder):

@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -31,6 +32,7 @@ NOTICES = {  # keys of Google's metadata server: the values that announce the en
     "preempted": ("TRUE",),
 }
 POLL_SECONDS = 5  # between two reads of these keys
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAG = 1  # steps between a reduction over all processes and the read of its result
 CONNECT_SECONDS = 300  # a process waits this long for the coordinator
 _task_numbers = itertools.count()
@@ -86,6 +88,7 @@ def _is_on_pod():
 
 
 def _initialize(*address):
+    handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     try:
         # In a thread, since jax waits in C++, where Python's signal handlers do not run.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -93,6 +96,9 @@ def _initialize(*address):
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"coordinator must be reachable from all processes: {reason}") from error
+    finally:  # jax sets one of its own for SIGTERM
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def check_same(**values):

@@ -1,6 +1,10 @@
-"""Facts about the devices: their peak FLOP/s, their names, and the memory used so far."""
+"""Facts about the devices: their peak FLOP/s, their names, and their memory."""
 
+import contextlib
+import math
+import os
 import resource
+from pathlib import Path
 
 import jax
 
@@ -23,6 +27,12 @@ PEAK_FLOPS = {
     "H100": 989e12,
     "H200": 989e12,
 }
+
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+LESS_MEMORY = (
+    "lower train.batch_size, raise train.accumulation_steps, or set compute.remat to dots or full"
+)
 
 
 def peak_flops(kind):
@@ -64,3 +74,48 @@ def peak_memory():
     if all(stats):
         return max(entry["peak_bytes_in_use"] for entry in stats)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
+
+
+def host_memory():
+    """The memory of this host in bytes, or what its control group may use, if that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return total
+
+
+def memory_limit():
+    """The memory of the smallest local device in bytes; CPU devices share that of the host."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return min(entry.get("bytes_limit", math.inf) for entry in stats)
+    return host_memory() // jax.local_device_count()
+
+
+def check_memory(compiled):
+    """UserError if a compiled program needs more memory than a device has."""
+    stats, limit = compiled.memory_analysis(), memory_limit()
+    if stats is None:  # unavailable
+        return
+    needed = stats.argument_size_in_bytes + stats.temp_size_in_bytes
+    needed += stats.output_size_in_bytes - stats.alias_size_in_bytes  # donated inputs are reused
+    if needed > limit:
+        raise UserError(
+            f"a step must fit into the memory of a device, {limit / 1e9:.3g} GB, got "
+            f"{needed / 1e9:.3g} GB: {LESS_MEMORY}"
+        )
+
+
+@contextlib.contextmanager
+def explained_memory():
+    """A context in which a lack of the devices' memory is a UserError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"a step must fit into the memory of a device: {LESS_MEMORY}: {reason}"
+        ) from error

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 from absl import logging
@@ -19,6 +20,10 @@ from dit_jax import compat
 from dit_jax.errors import UserError
 
 BUCKETS = "gs://"
+CLUTTER = {  # folders and files that systems and file managers make
+    *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"),
+    *("lost+found", "Thumbs.db", "desktop.ini"),
+}
 compat.keep_etils_off_tensorflow()
 
 
@@ -63,6 +68,11 @@ def is_refusal(error):
         or str(error).startswith(compat.TENSORSTORE_REFUSALS)
         or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
     )
+
+
+def is_clutter(name):
+    """Whether a name is hidden, as .DS_Store and .nfs0001, or that of a system's own file."""
+    return name.startswith(".") or name in CLUTTER
 
 
 @contextlib.contextmanager
@@ -160,9 +170,43 @@ def read_json(file):
     return content
 
 
-def sha256(path):
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def size(path):
+    """The bytes of a file, None if it does not exist; raises if a bucket does not answer."""
+    if is_on_disk(path):
+        return path.stat().st_size if path.is_file() else None
+    try:
+        return path.stat().length
+    except FileNotFoundError:
+        return None
+
+
+def read_range(path, start, end):
+    """The bytes start .. end - 1 of an object in a bucket."""
+    import fsspec  # here, since only buckets need it
+
+    return fsspec.filesystem("gcs").cat_file(str(path), start=start, end=end)
+
+
+def sha256(file):
+    with path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def turn(folder, on_wait):
+    """A context that one process at a time enters; calls on_wait() every second until then.
+
+    A killed process leaves it at once. OSError if the disk cannot lock.
+    """
+    with (Path(folder) / ".lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                on_wait()
+                time.sleep(1)
+        yield
 
 
 @contextlib.contextmanager

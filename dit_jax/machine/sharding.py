@@ -175,8 +175,17 @@ def abstract(tree, shardings):
 
 def local_rows(sharding, count):
     """The rows of a batch of `count` that are on this process's devices, ascending."""
+    return sorted(row for rows in _local_ranges(sharding, count) for row in rows)
+
+
+def count_local_rows(sharding, count):
+    """The number of `local_rows`, also where a list of them would not fit into memory."""
+    return sum(map(len, _local_ranges(sharding, count)))
+
+
+def _local_ranges(sharding, count):
     indices = sharding.addressable_devices_indices_map((count,)).values()
-    return sorted({row for (rows,) in indices for row in range(*rows.indices(count))})
+    return {range(*rows.indices(count)) for (rows,) in indices}
 
 
 def to_global(x, sharding):

@@ -33,9 +33,10 @@ def measure(settings, what, *, repeats, warmup, peer):
     if peer:
         files.require("torch")
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
-    ours = (prepare_train if what == "train" else prepare_sample)(settings)
-    runs = {"dit_jax": ours.run} | (make_peers(settings, what) if peer else {})
-    seconds, first = time_in_turn(runs, repeats, warmup)
+    with devices.explained_memory():
+        ours = (prepare_train if what == "train" else prepare_sample)(settings)
+        runs = {"dit_jax": ours.run} | (make_peers(settings, what) if peer else {})
+        seconds, first = time_in_turn(runs, repeats, warmup)
     figures = {
         "what": what,
         "model": f"{settings.model.size}/{settings.model.patch_size} {settings.model.conditioning}",
@@ -56,6 +57,7 @@ def measure(settings, what, *, repeats, warmup, peer):
 def measure_data(settings, repeats, warmup):
     """The figures of the host's part of a batch, on one core."""
     fed, size = feed.make(settings), settings.train.batch_size
+    loader.check_fits(fed.source, augment=fed.augment, num_rows=size)
     share = loader.part(
         fed.source,
         batch_size=size,
@@ -161,13 +163,16 @@ def random_batch(settings, mesh):
         x0 = jax.random.normal(prng.key(2), shape, jnp.float32)
         return {"x0": x0, "label": jnp.arange(size, dtype=jnp.int32) % model.num_classes}
 
-    return jax.jit(make, out_shardings=sharding.of_batch(mesh))()
+    make, _ = compile_timed(jax.jit(make, out_shardings=sharding.of_batch(mesh)))
+    return make()
 
 
 def compile_timed(jitted, *args):
     started = time.perf_counter()
     compiled = jitted.lower(*args).compile()
-    return compiled, time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    devices.check_memory(compiled)
+    return compiled, seconds
 
 
 def time_in_turn(runs, repeats, warmup):

@@ -84,8 +84,11 @@ def _open(path):
     return directory, store.read_meta(directory, step, of="model")
 
 
-def create_state(origin, settings, parts):
-    """The TrainState at step 0 that starts from an origin, and logs what it took and changed."""
+def create_state(origin, settings, parts, class_names=()):
+    """The TrainState at step 0 that starts from an origin, and logs what it took and changed.
+
+    class_names: of the new run's labels; () if they have none.
+    """
     directory, step = steps.locate(origin["path"])[0], origin["step"]
     with cluster.together(store.Damaged):
         meta = store.read_meta(directory, step, of="model")
@@ -100,7 +103,11 @@ def create_state(origin, settings, parts):
         )
     store.compare(directory / str(step), {WEIGHTS: params}, meta["digests"])
     before = settings_lib.read(meta["config"])
-    rows = _rows(before, source, settings, parts.model)
+    if class_names and "class_names" in meta:
+        rows = _match(meta["class_names"], class_names)
+    else:
+        classes = before.data.classes or range(source.num_classes)
+        rows = _match(classes, settings.data.classes or range(parts.model.num_classes))
     logging.info("starting from step %d of %s (%s):", step, origin["path"], WEIGHTS)
     for line in transfer.describe(source, parts.model, rows) + _differences(before, settings):
         logging.info("  %s", line)
@@ -110,10 +117,11 @@ def create_state(origin, settings, parts):
     )
 
 
-def _rows(before, source, settings, model):
-    """For each label of the new model the old label of the same class, or None."""
-    old = before.data.classes or range(source.num_classes)
-    new = settings.data.classes or range(model.num_classes)
+def _match(old, new):
+    """For each label of the new model the old label of the same class, or None.
+
+    old, new: the class of each label, by its name or its number.
+    """
     labels = {each: label for label, each in enumerate(old)}
     return [labels.get(each) for each in new]
 

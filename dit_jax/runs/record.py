@@ -74,22 +74,42 @@ def _parse(line, where):
 
 
 def plot_losses(metrics_path, png_path):
-    """Plots the noise MSE and the variational bound over the steps."""
+    """Plots the noise MSE and the variational bound over the steps, and smoothed."""
     from matplotlib.figure import Figure  # here, since it takes half a second
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     records = read(metrics_path)
     names = [name for name in ("mse", "vb") if records and name in records[0]]
     if not names:  # before the first log
         return
     titles = {"mse": "noise MSE", "vb": "variational bound (bits)"}
-    figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
+    figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
+    figure.suptitle(f"{disk.path(metrics_path).parent.name}: loss to step {records[-1]['step']}")
     for i, name in enumerate(names):
+        steps, means = curve(records, name)
         axes = figure.add_subplot(1, len(names), i + 1)
-        axes.plot(*curve(records, name))
-        axes.set(title=titles[name], xlabel="step", yscale="log")
-        axes.grid(alpha=0.3, which="both")
+        axes.plot(steps, means, color="tab:blue", alpha=0.3, label="mean since the last log")
+        axes.plot(steps, smooth(means), color="tab:blue", label="smoothed")
+        axes.set(title=titles[name], xlabel="step", ylabel=titles[name], yscale="log")
+        axes.set_xlim(0, steps[-1])
+        axes.yaxis.set_major_locator(_ticks(max(means) / min(means)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
     with disk.path(png_path).open("wb") as file:
         figure.savefig(file, dpi=120, format="png")
+
+
+def _ticks(ratio):
+    """The ticks of a logarithmic axis whose ends have this ratio: enough to read values off."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if ratio < 2:
+        return MaxNLocator(6)
+    return LogLocator(subs=(1, 2, 5) if ratio > 10 else (1, 1.5, 2, 3, 4, 6, 8))
 
 
 def curve(records, name):
@@ -108,3 +128,14 @@ def curve(records, name):
             means.append(total / joined)
             total = joined = 0
     return steps, means
+
+
+def smooth(means):
+    """Medians over a window of a tenth of the values, then their means over the same window.
+
+    At the ends the window is cut off. The median removes single spikes.
+    """
+    half = len(means) // 20
+    for reduce in (np.median, np.mean):
+        means = [float(reduce(means[max(0, i - half) : i + half + 1])) for i in range(len(means))]
+    return means

@@ -17,7 +17,7 @@ from dit_jax.data import feed, loader
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, devices, disk, prng, sharding
 from dit_jax.models import flops
-from dit_jax.runs import build, keep, record
+from dit_jax.runs import build, keep, moved, outline, record
 from dit_jax.runs import origin as origins
 from dit_jax.runs import workdir as workdirs
 from dit_jax.sampling import generate, pictures
@@ -40,7 +40,6 @@ def run(settings, workdir, listen_for_stop, init_from=None):
     if there was one divergence too many, or OSError if the last save failed.
     """
     parts = build.parts(settings)
-    fed = feed.make(settings, parts.mesh)
     if not disk.is_on_disk(workdir):
         logging.info("opening %s", workdir)  # a bucket that does not answer takes long
     with cluster.together():
@@ -53,18 +52,32 @@ def run(settings, workdir, listen_for_stop, init_from=None):
             workdir=[str(workdir), steps.latest(workdir / "checkpoints")],
             init_from=origin,
         )
-    with workdirs.held(workdir):
-        _start(settings, parts, fed, workdir, origin, listen_for_stop)
+    step = steps.latest(workdir / "checkpoints")
+    if step and step >= settings.run.total_steps:
+        logging.info("%s", _explain_end(settings, workdir, step))
+        return
+    with devices.explained_memory():
+        fed = _open_data(settings, parts, workdir)
+        with workdirs.held(workdir):
+            _start(settings, parts, fed, workdir, origin, listen_for_stop)
+
+
+def _open_data(settings, parts, workdir):
+    """The Feed of the run; UserError if it is not what the run in workdir was fed with."""
+    fed, batch = feed.make(settings, parts.mesh), sharding.of_batch(parts.mesh)
+    with cluster.together():
+        moved.check(workdir, settings, fed)
+        num_rows = sharding.count_local_rows(batch, settings.train.batch_size)
+        loader.check_fits(fed.source, augment=fed.augment, num_rows=num_rows)
+    if jax.process_count() > 1:
+        cluster.check_same(data=[fed.sha256, fed.vae_digests])
+    return fed
 
 
 def _start(settings, parts, fed, workdir, origin, listen_for_stop):
     directory, limits = workdir / "checkpoints", settings.run
-    step = steps.latest(directory)
-    if step and step >= limits.total_steps:
-        logging.info("%s", _explain_end(settings, workdir, step))
-        return
     _set_incomplete_steps_aside(directory)
-    state, past = resume(settings, parts, directory, origin)
+    state, past = resume(settings, parts, fed, directory, origin)
     with cluster.together():
         if jax.process_index() == 0:
             workdirs.claim(workdir, settings, origin)
@@ -72,6 +85,7 @@ def _start(settings, parts, fed, workdir, origin, listen_for_stop):
         logging.info("resuming %s from step %d", workdir, state.step)
     if settings.train.frozen:
         logging.info("%s", frozen_lib.describe(state.params, settings.train.frozen))
+    outline.log(settings, parts, state.params, len(fed.source))
     jitted, stop_requested = parts.jit_step(), listen_for_stop()
     while True:
         try:
@@ -86,7 +100,7 @@ def _start(settings, parts, fed, workdir, origin, listen_for_stop):
             kept = "nothing was saved before" if good is None else f"step {good} is kept"
             raise divergence.Diverged(f"{message}; {kept}", bad)
         state = None  # frees its memory
-        state, saved = resume(settings, parts, directory, origin)
+        state, saved = resume(settings, parts, fed, directory, origin)
         past = saved._replace(rollbacks=[*past.rollbacks, [bad, int(state.step)]])
         logging.warning(
             "%s: rolled back to step %d, skipping the %d batches since; rollback %d of %d",
@@ -170,6 +184,10 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
             meta["init_from"] = past.init_from
         if fed.vae_digests:
             meta["vae_digests"] = fed.vae_digests
+        if fed.sha256:
+            meta["data_sha256"] = fed.sha256
+        if fed.class_names:
+            meta["class_names"] = list(fed.class_names)
         (keeper.save_now if last else keeper.save)(step, items, meta)
 
     with keeper:  # waits for a save in progress, also if an exception passes
@@ -185,7 +203,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
             log=log,
             save=save,
             save_again=keeper.poll,
-            hooks=[(limits.sample_every, _make_hook(settings, parts, fed.decoder, workdir))],
+            hooks=[(limits.sample_every, _make_hook(settings, parts, fed, workdir))],
             stop_requested=cluster.agree(stop_requested),
         )
     return keeper.failure
@@ -231,7 +249,7 @@ def _make_batches(settings, parts, fed, start):
     return map(fed.prepare, batches)
 
 
-def resume(settings, parts, directory, origin):
+def resume(settings, parts, fed, directory, origin):
     """(TrainState, Past) of the newest step that can be read, or of a new run if none is saved.
 
     origin: of `origins.choose`, what a new run starts from. A corrupt step is set aside, unless it
@@ -240,7 +258,7 @@ def resume(settings, parts, directory, origin):
     while True:
         step = steps.latest(directory)
         if step is None:
-            return _create_state(settings, parts, origin), Past([], [], origin)
+            return _create_state(settings, parts, fed, origin), Past([], [], origin)
         try:
             return _restore(settings, parts, directory, step)
         except store.Damaged as damage:
@@ -255,9 +273,9 @@ def resume(settings, parts, directory, origin):
             logging.warning("%s", damage)
 
 
-def _create_state(settings, parts, origin):
+def _create_state(settings, parts, fed, origin):
     if origin:
-        return origins.create_state(origin, settings, parts)
+        return origins.create_state(origin, settings, parts, fed.class_names)
     return parts.create_state(jax.random.split(prng.key(settings.seed))[0])
 
 
@@ -288,16 +306,20 @@ def _compile(jitted, state, batch, key):
     """The step, compiled before the first step is timed."""
     started = time.perf_counter()
     step = jitted.lower(state, batch, key).compile()
+    devices.check_memory(step)
     logging.info("compiled the step in %.1f s", time.perf_counter() - started)
     return step
 
 
-def _make_hook(settings, parts, decoder, workdir):
+def _make_hook(settings, parts, fed, workdir):
     """hook(step, state): draws the loss curve, and samples with the same noise and labels always.
 
     Samples are drawn if they are images: of a grid with two axes, and decoded if they are latents.
+    There is a column for each class if there are samples for all.
     """
-    labels = [i % settings.model.num_classes for i in range(settings.run.num_samples)]
+    count, num_classes, decoder = settings.run.num_samples, parts.model.num_classes, fed.decoder
+    labels = [i % num_classes for i in range(count)]
+    columns = num_classes if 1 < num_classes <= count else 0
 
     def hook(step, state):
         if jax.process_index() == 0:
@@ -312,7 +334,9 @@ def _make_hook(settings, parts, decoder, workdir):
             logging.warning("samples could not be drawn: %s", error)
             return
         images = decoder.decode(images) if decoder else images
-        grid = pictures.grid(images, scale=pictures.grid_scale(images.shape[1:3]))
+        scale = pictures.grid_scale(images.shape[1:3])
+        options = {"columns": columns, "scale": scale}
+        grid = pictures.grid_of_classes(images, labels, fed.class_names, **options)
         if jax.process_index() == 0:
             path = workdir / "samples" / f"{step:07d}.png"
             with disk.only_warned("samples could not be written"):

@@ -17,6 +17,7 @@ from dit_jax.machine import cluster, disk
 from dit_jax.runs import own_config, record
 
 ORIGIN = "init_from.json"
+LOGS = (".log", ".out", ".err")  # of Slurm, nohup and tee
 
 
 def check(workdir, settings):
@@ -29,8 +30,10 @@ def check(workdir, settings):
         raise UserError(
             f"workdir must not have lost its config.json, got {workdir}: restore it or use another"
         )
-    elif any(not _is_left_over(path) for path in disk.children(workdir)):
-        raise UserError(f"workdir must be new, empty or a run of dit-train, got {workdir}")
+    elif foreign := [path.name for path in disk.children(workdir) if not _is_nothing(path.name)]:
+        raise UserError(
+            f"workdir must be new, empty or a run of dit-train, got {workdir} with {foreign[0]}"
+        )
 
 
 @contextlib.contextmanager
@@ -41,7 +44,7 @@ def held(workdir):
     """
     with contextlib.ExitStack() as stack:
         with cluster.together():
-            workdir.mkdir(parents=True, exist_ok=True)
+            _make(workdir)
             if jax.process_index() == 0 and disk.is_on_disk(workdir):
                 stack.enter_context(disk.locked(workdir, "workdir"))
         yield
@@ -74,9 +77,21 @@ def _check_path(workdir):
         raise UserError(f"workdir must be where you may write, got {workdir}")
 
 
-def _is_left_over(path):
-    """Whether a run that was killed at its start left this file."""
-    return path.name in (".lock", ORIGIN) or path.name.startswith(".partial-")
+def _make(workdir):
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"workdir must be where a folder can be made, got {workdir}: {error.strerror}"
+        ) from error
+
+
+def _is_nothing(name):
+    """Whether a file of this name may be in the workdir of a new run.
+
+    It is of a run that was killed at its start, of the system, or a log of the run to come.
+    """
+    return name == ORIGIN or disk.is_clutter(name) or name.endswith(LOGS)
 
 
 def check_same(workdir, old, new):
@@ -89,8 +104,8 @@ def check_same(workdir, old, new):
         raise UserError(
             f"workdir must not hold a run of another config: {workdir} has "
             f"{name} {before!r}, got {after!r}{more}; only {', '.join(free)} may change when a run "
-            "is resumed: use another --workdir, and to start from what this run has learned, "
-            f"--init_from={workdir}"
+            f"is resumed, and {' and '.join(settings_lib.MOVABLE)} if they hold the same: use "
+            f"another --workdir, and to start from what this run has learned, --init_from={workdir}"
         )
 
 

@@ -3,27 +3,78 @@
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 GREY = 96  # of the lines between the images of a grid
+WHITE = 255  # of titles
+TITLE_HEIGHT = 16  # pixels
+MAX_COLUMNS = 20  # that `grid_of_classes` chooses
+CUT = "..."  # ends a title that was too long
 
 
-def grid(images, *, columns=0, scale=1):
+def grid(images, *, columns=0, scale=1, titles=()):
     """The images side by side, each pixel repeated `scale` times: a PIL image.
 
     columns 0 makes the grid about square. Grey lines of max(2, scale) pixels separate the images.
+    titles: text above image 0, 1, ..., cut to its width; a row of images without has no space for
+    it.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    rows = -(-len(images) // columns)
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     line = max(2, scale)
+    _, height, width, channels = images.shape
+    rows = []
+    for start in range(0, len(images), columns):
+        if above := titles[start : start + columns]:
+            rows.append(_title_row(above, columns, width, line, channels))
+        rows.append(_image_row(images[start : start + columns], columns, line))
+    return to_pil(np.concatenate(rows)[:-line, :-line])
+
+
+def _image_row(images, columns, line):
+    """Images (N, H, W, C) side by side with grey lines, (H + line, columns * (W + line), C)."""
     images = np.pad(images, ((0, 0), (0, line), (0, line), (0, 0)), constant_values=GREY)
     _, height, width, channels = images.shape
-    canvas = np.full((rows * columns, height, width, channels), GREY, np.uint8)
-    canvas[: len(images)] = images
-    canvas = canvas.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    canvas = canvas.reshape(rows * height, columns * width, channels)[:-line, :-line]
-    return to_pil(canvas)
+    row = np.full((columns, height, width, channels), GREY, np.uint8)
+    row[: len(images)] = images
+    return row.swapaxes(0, 1).reshape(height, columns * width, channels)
+
+
+def _title_row(titles, columns, width, line, channels):
+    """Texts above columns of a width, (TITLE_HEIGHT, columns * (width + line), C)."""
+    font = ImageFont.load_default()
+    strip = Image.new("L", (columns * (width + line), TITLE_HEIGHT), GREY)
+    draw = ImageDraw.Draw(strip)
+    for column, title in enumerate(titles):
+        text = _fit(title, font, width)
+        left = column * (width + line) + (width - font.getlength(text)) / 2
+        draw.text((left, TITLE_HEIGHT / 2), text, fill=WHITE, font=font, anchor="lm")
+    return np.asarray(strip)[..., None].repeat(channels, axis=-1)
+
+
+def _fit(text, font, width):
+    """The text, or as much of its beginning as is at most `width` pixels wide."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + CUT) > width:
+        text = text[:-1]
+    return text.rstrip() + CUT if text else ""
+
+
+def grid_of_classes(images, labels, class_names, *, columns=0, scale=1):
+    """The `grid` with the name of each image's class above it, or once above a column of one class.
+
+    columns 0: a column for each class if the labels are a cycle of at most MAX_COLUMNS classes,
+    else about square. class_names () draws no names.
+    """
+    labels = list(labels)
+    longest = min(max(columns, MAX_COLUMNS), len(labels) - 1)
+    period = next((i for i in range(1, longest + 1) if labels[i:] == labels[:-i]), 0)
+    columns = columns or (period if period > 1 else math.ceil(math.sqrt(len(labels))))
+    titles = [class_names[label] for label in labels] if class_names else []
+    if period and columns % period == 0:
+        titles = titles[:columns]
+    return grid(images, columns=columns, scale=scale, titles=titles)
 
 
 def grid_scale(size):

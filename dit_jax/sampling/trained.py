@@ -45,7 +45,11 @@ def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtyp
     compute["attention"] = devices.resolve_attention(attention, settings.compute.dtype)
     apply = dit.make_apply(config, **compute)
     return LoadedDiT(
-        config, params, apply, settings, mesh, step=step, weights=weights, decoder=decoder
+        *(config, params, apply, settings, mesh),
+        step=step,
+        weights=weights,
+        decoder=decoder,
+        class_names=tuple(meta.get("class_names", ())),
     )
 
 
@@ -60,11 +64,27 @@ def _load_decoder(path, dtype, config, space):
 
 
 class LoadedDiT:
-    """A trained DiT: its config, its parameters, its forward pass and its samples."""
+    """A trained DiT: its config, its parameters, its forward pass and its samples.
 
-    def __init__(self, config, params, apply, settings, mesh, *, step, weights, decoder=None):
+    class_names: the name of label 0, 1, ...; () if the checkpoint has none, as converted ones.
+    """
+
+    def __init__(
+        self,
+        config,
+        params,
+        apply,
+        settings,
+        mesh,
+        *,
+        step,
+        weights,
+        decoder=None,
+        class_names=(),
+    ):
         self.config, self.params, self.settings = config, params, settings
         self.step, self.weights, self.decoder = step, weights, decoder
+        self.class_names = class_names
         self.process = process = processes.make(settings.diffusion)
         self._apply = jax.jit(apply)
         self._make = functools.cache(

@@ -17,6 +17,8 @@ from dit_jax.cli import convert, evaluate, prepare, sample, train
 from dit_jax.machine import disk
 from dit_jax.sampling import trained
 
+PIXELS = ("--config=configs/imagenet256.py", "--config.data.space=pixels")
+
 
 def kill_at(storage, workers, name):
     """Kills the processes when one begins to write an object of this name; refuses the write."""
@@ -120,8 +122,18 @@ def test_sample_and_evaluate_read_a_checkpoint_in_a_bucket(
         ),
         (
             train,
-            ["--config=configs/imagenet256.py", "--config.data.path=gs://tests/data"],
-            "data.path must be on a disk, got gs://tests/data: mount the bucket",
+            [*PIXELS, "--config.data.path=gs://tests/data"],
+            "data.path must be an output of dit-prepare or dit-encode, whose manifest.json has",
+        ),
+        (
+            train,
+            [*PIXELS, "--config.data.path=gs://nowhere/data"],
+            "dit-encode, whose manifest.json has digests, got gs://nowhere/data: mount other",
+        ),
+        (
+            train,
+            [*PIXELS, "--config.data.path=s3://tests/data"],
+            "a path must be on a disk or start with gs://BUCKET, got s3://tests/data",
         ),
         (
             sample,

@@ -68,6 +68,7 @@ def test_cache_matches_encoding_in_the_loop(call, root, tmp_path, dtype, bound):
     source = prepared.open_images(root / "data", "train", 16)
     model = autoencoder.load(root / "vae")
     assert len(cache) == len(source) == 24 and cache.num_classes == 3
+    assert cache.class_names == source.class_names == ("c0", "c1", "c2")
     for i in range(24):
         example, cached = source[i], cache[i]
         image = example["image"]

@@ -10,10 +10,12 @@ import pictures
 import pytest
 from PIL import Image
 
+import dit_jax
 from dit_jax.cli import prepare, sample, train
 from dit_jax.data import latents, loader
 from dit_jax.models import vae
 from dit_jax.sampling import autoencoder
+from dit_jax.sampling import pictures as pictures_lib
 from dit_jax.train import step as steps
 
 NARROW = vae.VAEConfig(channels=(8, 16, 16), num_resnets=1, num_groups=4, scale=(1.0,))
@@ -51,8 +53,10 @@ def test_files_to_decoded_samples_with_one_command_each(call, caplog, root):
     assert [line["step"] for line in lines] == [2, 4]
     assert all(0 <= line["data_wait"] <= 1 for line in lines)
     with Image.open(run / "samples" / "0000004.png") as image:
-        assert image.mode == "RGB"
-    common = (f"--checkpoint={run}", "--labels=0,1,2", encoder)
+        size = 3 * (64 + 4) - 4, 64 + pictures_lib.TITLE_HEIGHT  # a column for each class
+        assert image.mode == "RGB" and image.size == size
+    assert dit_jax.load(run).class_names == ("c0", "c1", "c2")  # of the folders
+    common = (f"--checkpoint={run}", "--labels=c0,c1,c2", encoder)
     assert call(sample, *common, f"--out={root}/x.npz")[0] == 0
     images = np.load(root / "x.npz")["arr_0"]
     assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8

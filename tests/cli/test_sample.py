@@ -6,7 +6,7 @@ from PIL import Image
 
 from dit_jax.cli import sample
 from dit_jax.models import vae
-from dit_jax.sampling import autoencoder, trained
+from dit_jax.sampling import autoencoder, pictures, trained
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,42 @@ def test_a_folder_has_one_png_per_image(call, refuse, tmp_path, checkpoint):
 
 
 @pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A run whose classes have names."""
+    path = tmp_path_factory.mktemp("named")
+    random_run.save(path, class_names=["a b", "c, d", *"efghijkl"])
+    return path
+
+
+def test_labels_are_numbers_ranges_names_or_lines_of_a_file(call, tmp_path, named):
+    def draw(*options):
+        usual = (f"--checkpoint={named}", f"--out={tmp_path}/x.npz")
+        assert call(sample, *usual, *options)[0] == 0
+        return np.load(tmp_path / "x.npz")["arr_0"]
+
+    images = draw("--labels=0,1,2,3,0,1,2,3,0")
+    np.testing.assert_array_equal(images, draw("--labels=0-3", "--num_samples=9"))
+    np.testing.assert_array_equal(images, draw('--labels=a b,"c, d",e,f', "--num_samples=9"))
+    (tmp_path / "labels.txt").write_text("a b\nc, d\n2\nf\n")
+    options = (f"--labels_file={tmp_path}/labels.txt", "--num_samples=9")
+    np.testing.assert_array_equal(images, draw(*options))
+    assert len(draw("--labels=all")) == 10 and len(draw("--labels=all", "--num_samples=3")) == 3
+
+
+def test_a_grid_shows_the_names_of_the_classes(call, tmp_path, named):
+    options = (
+        f"--checkpoint={named}",
+        "--labels=all",
+        "--num_samples=20",
+        f"--out={tmp_path}/x.png",
+    )
+    assert call(sample, *options)[0] == 0
+    with Image.open(tmp_path / "x.png") as image:  # a column for each class, once its name
+        assert image.size == (10 * 72 - 8, 2 * 72 - 8 + pictures.TITLE_HEIGHT)
+        assert np.asarray(image)[: pictures.TITLE_HEIGHT, :64].max() > 200
+
+
+@pytest.fixture(scope="module")
 def latents(tmp_path_factory):
     """A run whose model generates latents, with an autoencoder of as many channels in vae/."""
     path = tmp_path_factory.mktemp("latents")
@@ -133,7 +169,7 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
             ["--labels=1,10000000000000000000000"],
             "labels must be in 0 .. 9, got 100000000000000000",
         ),
-        (["--labels=--1"], "labels must be whole numbers separated by commas, got '--1'"),
+        (["--labels=--1"], "labels must have a value, got --1"),
         (["--labels="], "labels must not be empty"),
         (["--labels=3", "--checkpoint="], "checkpoint must not be empty"),
         (["--labels=3", "--out="], "out must not be empty"),
@@ -141,9 +177,13 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels=3", "--cfg_scale=nan"], "cfg_scale must be finite, got nan"),
         (["--labels=3", "--eta=inf"], "eta must be finite, got inf"),
         (["--labels=3", "--eta=1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none"),
-        ([], "--labels must be given"),
+        ([], "--labels must be given, or --labels_file instead of it, got neither"),
+        (["--labels=3", "--labels_file=x"], "or --labels_file instead of it, got both"),
+        (["--labels_file=nowhere.txt"], "labels_file must be a file that exists, got nowhere.txt"),
+        (["--labels_file="], "labels_file must not be empty"),
+        (["--labels=3", "--num_samples=0"], "--num_samples=0"),
         (["--labels=3", "--weights", "--seed=1"], "--weights=--seed=1: value should be one of"),
-        (["--vae", "--labels=3"], "--labels must be given"),
+        (["--vae", "--labels=3"], "vae must have a value, got --labels=3"),
         (["--labels=3", "--vae", "--seed=1"], "vae must have a value, got --seed=1"),
         (
             ["--labels=3", "--out=images.jpg"],
@@ -158,7 +198,7 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels=3", "--cfg_interval=a,b"], "cfg_interval must be two numbers, as 0,500, got"),
         (
             ["--labels=3", "--cfg_interval=9,1000"],
-            "cfg_interval must be first, last in 0 .. 999, got",
+            "cfg_interval must be first <= last in 0 .. 999, got",
         ),
         (["--labels=3", "--clip_x0=maybe"], "clip_x0 must be true or false, got 'maybe'"),
         (["--labels=3", "--cfg_scale=1e38", "--noclip_x0"], "samples must be finite, got NaN"),

@@ -26,6 +26,7 @@ def test_some_classes_get_new_labels_in_their_order():
         np.testing.assert_array_equal(part.image, whole.image[chosen])
         np.testing.assert_array_equal(np.array([7, 0, 3])[part.label], whole.label[chosen])
         assert part.label.dtype == np.int32
+        assert part.class_names == ("7", "0", "3") and whole.class_names == tuple("0123456789")
 
 
 def test_example_is_an_image_and_its_label():

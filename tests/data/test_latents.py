@@ -7,6 +7,7 @@ from dit_jax.data import arrayrecord, latents
 from dit_jax.errors import UserError
 
 SHAPE = (2, 3, 4, 6)
+NAMES = ("a", "b", "c d", "e,f", "g", "h", "i")
 PLAN = {
     **{"vae": {"channels": [8]}, "vae_digests": {"conv": "x" * 100}, "split": "train", "size": 16},
     **{"dtype": "float16", "examples_per_shard": 4, "num_examples": 10, "num_classes": 7},
@@ -26,7 +27,7 @@ def write(out, plan, examples):
     ranges = latents.shard_ranges(len(examples), plan["examples_per_shard"])
     for name, indices in ranges.items():
         latents.write_shard(out, name, [examples[i] for i in indices], plan["dtype"])
-    latents.finish(out, plan, ranges)
+    latents.finish(out, plan, ranges, NAMES)
 
 
 @pytest.fixture
@@ -43,11 +44,21 @@ def test_examples_are_read_as_written(tmp_path, dtype, rtol):
     source = latents.open_latents(tmp_path / "cache")
     assert len(source) == 10 and source.num_classes == 7 and source.split == "train"
     assert source.shape == SHAPE and source.dtype == dtype and source.vae == PLAN["vae"]
+    assert source.class_names == NAMES
     for i, (label, moments) in enumerate(examples):
         example = source[i]
         assert example["label"] == label and example["label"].dtype == np.int32
         assert example["moments"].dtype == np.float32
         np.testing.assert_allclose(example["moments"], moments, rtol=rtol, atol=3e-8)
+
+
+def test_a_cache_without_class_names_opens_and_gets_them_when_it_is_written_again(cache):
+    manifest = json.loads((cache / "manifest.json").read_text())
+    del manifest["class_names"]  # as older versions wrote it
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    assert latents.open_latents(cache).class_names == ()
+    write(cache, PLAN, make_examples())
+    assert latents.open_latents(cache).class_names == NAMES
 
 
 def test_record_is_a_little_endian_label_then_the_moments(tmp_path):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dit_jax.data import loader
-from dit_jax.machine import sharding
+from dit_jax.errors import UserError
+from dit_jax.machine import devices, sharding
 
 
 class Numbers:
@@ -83,3 +84,27 @@ def test_augmentation_differs_in_every_epoch():
     drawn = np.concatenate([share[i]["random"] for i in range(500)])  # 100 epochs
     assert len(np.unique(drawn)) == len(drawn)
     assert abs(drawn.mean() - 0.5) < 0.03  # mean of 2,000 draws
+
+
+def test_batches_ahead_take_at_most_a_quarter_of_the_memory(monkeypatch):
+    monkeypatch.setattr(devices, "host_memory", lambda: 4_000)
+    monkeypatch.setattr(loader.os, "cpu_count", lambda: 4)
+    for batch_bytes, threads, ahead in ((1, 4, 8), (200, 4, 5), (500, 2, 2), (3_000, 1, 1)):
+        options = loader._read_options(batch_bytes)
+        assert (options.num_threads, options.prefetch_buffer_size) == (threads, ahead)
+    everything = numbers(take(5))  # read one at a time
+    monkeypatch.undo()
+    assert everything == numbers(take(5))
+
+
+def test_a_batch_that_cannot_fit_into_memory_is_refused(monkeypatch):
+    assert loader.example_bytes(Numbers(), None) == 4
+    assert loader.example_bytes(Numbers(), jitter) == 8
+    monkeypatch.setattr(devices, "host_memory", lambda: 96)
+    loader.check_fits(Numbers(), augment=None, num_rows=8)
+    with pytest.raises(
+        UserError, match="train.batch_size must fit into the memory of a host, .*9 "
+    ):
+        loader.check_fits(Numbers(), augment=None, num_rows=9)
+    with pytest.raises(UserError, match="got 8 examples on a host, which take 1.92e-07 GB$"):
+        loader.check_fits(Numbers(), augment=jitter, num_rows=8)

@@ -23,7 +23,7 @@ def dataset(tmp_path_factory):
 def test_example_is_the_crop_of_its_file(dataset):
     path, files = dataset
     source = prepared.open_images(path, "train", 16)
-    assert len(source) == 18 and source.num_classes == 3
+    assert len(source) == 18 and source.class_names == ("c0", "c1", "c2")
     for i in range(18):
         name = source.records[i]["file_name"].decode()
         with Image.open(io.BytesIO(files[name])) as image:

@@ -10,7 +10,7 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 # All that the scripts and the stand-ins may call: any fresh Linux machine with git has these.
 TOOLS = (
     *("basename", "bash", "cat", "cksum", "cp", "date", "dirname", "env", "head"),
-    *("mkdir", "mktemp", "nohup", "realpath", "rm", "sh", "sleep", "sort", "tail"),
+    *("mkdir", "mktemp", "mv", "nohup", "realpath", "rm", "sh", "sleep", "sort", "tail"),
     *("git", "grep", "gzip", "sed", "tar", "touch", "wc"),
 )
 

@@ -1,4 +1,7 @@
-"""All scripts of launch/: lint and help. quickstart.sh and test.sh with a Python of the tests."""
+"""All scripts of launch/: lint and help.
+
+quickstart.sh, fashion.sh and test.sh with a Python of the tests, and without a network.
+"""
 
 import shutil
 import subprocess
@@ -12,6 +15,7 @@ SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
 SETTINGS_OF = {
     "common.sh": [],
     "environment.sh": ["EXTRAS", "PYTHON"],
+    "fashion.sh": ["DATA", "WORKDIR", "PYTHON"],
     "quickstart.sh": ["WORKDIR", "PYTHON"],
     "slurm/train.sh": ["EXTRAS", "PYTHON"],
     "test.sh": ["PYTHON"],
@@ -111,7 +115,7 @@ def test_an_unknown_argument_is_one_line_and_does_nothing(clone, run, tmp_path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
+@pytest.mark.parametrize("name", ["quickstart.sh", "fashion.sh", "test.sh"])
 def test_an_old_or_missing_python_is_reported(tmp_path, name):
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" && exit 0\nexit 1\n')
@@ -142,6 +146,79 @@ def test_quickstart_trains_samples_and_evaluates_in_the_workdir(clone, run, tmp_
     assert evaluate == f"dit-evaluate {tmp_path}"
     run(clone / "launch" / "quickstart.sh")
     assert "dit-evaluate runs/digits" in read_calls(tmp_path)
+
+
+FILES = [
+    f"{split}-{kind}-ubyte.gz"
+    for split in ("train", "t10k")
+    for kind in ("images-idx3", "labels-idx1")
+]
+APT = '[ "$*" = "download dataset-fashion-mnist" ] && touch fashion.deb\n'
+DPKG = f"""
+folder="$3/usr/share/datasets/fashion-mnist"
+mkdir -p "$folder"
+for name in {" ".join(FILES)}; do echo debian > "$folder/$name"; done
+"""
+CURL = 'echo "$*" >> "$FAKE/fetched"; while [ "$1" != --output ]; do shift; done; echo web > "$2"\n'
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_fashion_downloads_the_package_of_debian_then_trains_and_samples(clone, put, run, tmp_path):
+    put("apt-get", APT)
+    put("dpkg", DPKG)
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    settings = {"DATA": str(data), "WORKDIR": str(workdir)}
+    done = run(clone / "launch" / "fashion.sh", "--config.name='a b'", **settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"samples: {workdir}/samples.png " in done.stdout
+    assert names(data) == sorted(FILES) and not (tmp_path / "data.partial").exists()
+    train, sample = read_calls(tmp_path)[-2:]
+    data_path = f"--config.data.path={data}"
+    assert train == f"dit-train configs/fashion.py {workdir} {data_path} --config.name='a b'"
+    assert sample.startswith(f"dit-sample {workdir} {workdir}/samples.png ")
+    put("apt-get", "exit 1")
+    assert "downloading" not in run(clone / "launch" / "fashion.sh", **settings).stdout  # only once
+
+
+@pytest.mark.parametrize("apt", ["exit 100", None])
+def test_fashion_without_the_package_downloads_the_published_files(clone, put, run, tmp_path, apt):
+    if apt:
+        put("apt-get", apt)
+    put("curl", CURL)
+    done = run(clone / "launch" / "fashion.sh")
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = clone / "runs" / "fashion-mnist"
+    assert names(folder) == sorted(FILES)
+    assert {(folder / name).read_text() for name in FILES} == {"web\n"}
+    fetched = (tmp_path / "fetched").read_text()
+    assert all(f"fashion-mnist.s3-website.eu-central-1.amazonaws.com/{x}" in fetched for x in FILES)
+    assert "dit-train configs/fashion.py" in read_calls(tmp_path)[-2]
+
+
+def test_fashion_takes_files_that_are_there_and_not_compressed(clone, run, tmp_path):
+    for name in FILES:
+        (tmp_path / name.removesuffix(".gz")).touch()
+    done = run(clone / "launch" / "fashion.sh", DATA=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "") and "downloading" not in done.stdout
+
+
+def test_fashion_says_what_is_missing_if_nothing_can_be_downloaded(clone, put, run, tmp_path):
+    script = clone / "launch" / "fashion.sh"
+    done = run(script)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "fashion.sh: curl must be on the PATH: or set DATA to a folder with"
+    )
+    put("curl", "exit 22")
+    done = run(script)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "train-images-idx3-ubyte.gz cannot be downloaded: set DATA to a folder" in done.stderr
+    assert names(clone / "runs" / "fashion-mnist") == []  # no part of a file
+    done = run(script, DATA="gs://my-bucket/x")
+    assert done.stderr == "fashion.sh: DATA must be on a local disk, got gs://my-bucket/x\n"
 
 
 def test_package_is_installed_again_only_if_setup_py_changed(clone, run, tmp_path):

@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import pytest
 
 from dit_jax.errors import UserError
@@ -55,3 +57,32 @@ def test_attention_on_a_gpu(monkeypatch):
 def test_description_and_peak_memory():
     assert devices.describe() == "8 x cpu"
     assert 50e6 < devices.peak_memory() < 1e12
+
+
+def test_the_limit_of_the_control_group_counts_if_it_is_lower(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "CGROUP_LIMIT", tmp_path / "memory.max")
+    total = devices.host_memory()
+    assert 2**28 < total < 2**50
+    for text, expected in (("max\n", total), (f"{2**60}\n", total), ("1000000\n", 1_000_000)):
+        (tmp_path / "memory.max").write_text(text)
+        assert devices.host_memory() == expected
+    assert devices.memory_limit() == 1_000_000 // 8
+
+
+def test_a_program_that_needs_more_memory_than_a_device_has_is_refused(monkeypatch):
+    step = jax.jit(lambda x: x @ x, donate_argnums=0)
+    compiled = step.lower(jax.ShapeDtypeStruct((1000, 1000), jnp.float32)).compile()
+    devices.check_memory(compiled)
+    monkeypatch.setattr(devices, "memory_limit", lambda: 3_000_000)
+    message = "a step must fit into the memory of a device, 0.003 GB, got .* GB: lower train.batch_"
+    with pytest.raises(UserError, match=message):
+        devices.check_memory(compiled)
+
+
+def test_a_lack_of_memory_is_a_user_error_and_another_failure_is_not():
+    with pytest.raises(UserError, match="compute.remat to dots or full: RESOURCE_EXHAUSTED: Out "):
+        with devices.explained_memory():
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 GB")
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        with devices.explained_memory():
+            raise jax.errors.JaxRuntimeError("INTERNAL: something")

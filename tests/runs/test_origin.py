@@ -37,9 +37,9 @@ def make_settings(**changes):
     )
 
 
-def start(origin, settings):
+def start(origin, settings, *names):
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        return origins.create_state(origin, settings, build.parts(settings))
+        return origins.create_state(origin, settings, build.parts(settings), *names)
 
 
 def flat(tree):
@@ -108,6 +108,20 @@ def test_classes_are_found_again_by_their_data_not_by_their_number(tmp_path, cap
     assert f"starting from step 4 of {tmp_path}/three (ema):" in caplog.text
     assert "label table: 2 labels taken, 1 left out, 2 new from the null label" in caplog.text
     assert "diffusion.schedule: linear before, squared_cosine now" in caplog.text
+
+
+def test_classes_with_names_are_found_again_by_these(tmp_path):
+    """A folder of pictures that got another class has other labels."""
+    model = MODEL._replace(num_classes=3)
+    _, ema = random_run.save(tmp_path / "three", model=model, class_names=["bee", "cat", "dog"])
+    old = np.asarray(flat(ema)[LABELS])
+    settings = make_settings(model={"num_classes": 4})
+    model = MODEL._replace(num_classes=4)
+    origin = origins.choose(tmp_path / "run", tmp_path / "three", model)
+    state = start(origin, settings, ["ant", "bee", "cow", "dog"])
+    np.testing.assert_array_equal(flat(state.params)[LABELS], old[[3, 0, 3, 2, 3]])
+    state = start(origin, settings)  # without names: by their numbers
+    np.testing.assert_array_equal(flat(state.params)[LABELS], old[[0, 1, 2, 3, 3]])
 
 
 def test_a_converted_checkpoint_starts_a_run(tmp_path):

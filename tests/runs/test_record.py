@@ -2,6 +2,7 @@ import json
 import resource
 
 import pytest
+from matplotlib import figure
 from PIL import Image
 
 from dit_jax.errors import UserError
@@ -106,3 +107,31 @@ def test_the_loss_curve_is_drawn(tmp_path):
     with Image.open(tmp_path / "loss.png") as image:
         assert image.width > image.height > 200
         assert image.convert("L").getextrema()[0] < 100
+
+
+def test_the_loss_curve_has_a_title_axes_that_can_be_read_and_a_smoothed_line(
+    tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    log = make_log(tmp_path / "m")
+    for step in range(10, 401, 10):
+        log(step, MEANS | {"mse": 2 / step, "vb": 0.5 + 1 / step}, 0.5)
+    record.plot_losses(tmp_path / "m", tmp_path / "loss.png")
+    (shown,) = drawn
+    assert shown.get_suptitle() == f"{tmp_path.name}: loss to step 400"
+    for axes, title in zip(shown.axes, ("noise MSE", "variational bound (bits)"), strict=True):
+        assert axes.get_title() == axes.get_ylabel() == title and axes.get_xlabel() == "step"
+        assert [text.get_text() for text in axes.get_legend().get_texts()][1] == "smoothed"
+        low, high = axes.get_ylim()
+        ticks = [value for value in axes.yaxis.get_majorticklocs() if low <= value <= high]
+        labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
+        assert len(ticks) >= 4 and all(float(text) for text in labels)  # 0.05, not 5 x 10^-2
+
+
+def test_smoothing_removes_a_spike_and_keeps_a_slope():
+    slope = [float(i) for i in range(100)]
+    spiked = [*slope[:50], 1000.0, *slope[51:]]
+    assert record.smooth(slope)[10:90] == pytest.approx(slope[10:90])
+    assert record.smooth(spiked) == pytest.approx(slope, abs=5)
+    assert record.smooth([3.0, 1.0]) == [3.0, 1.0]  # too few to smooth

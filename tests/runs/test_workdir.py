@@ -50,6 +50,7 @@ def change(fields):
         {"mesh": {"fsdp": 8, "shard_optimizer": False}},
         {"sampling": {"sampler": "ddim", "num_steps": "50", "cfg_interval": [0, 500]}},
         {"compute": {"attention": "xla", "remat": "full", "unroll": True}},
+        {"data": {"cache": "/mnt/disk"}},
     ],
 )
 def test_a_resumed_run_may_change_what_does_not_change_its_result(tmp_path, fields):
@@ -136,3 +137,20 @@ def test_a_workdir_that_cannot_be_made_is_refused():
     with pytest.raises(UserError, match="^workdir must be where a folder can be made, got /proc/"):
         with workdirs.held(workdir):
             pass
+
+
+NOTHING = [".DS_Store", "._4", ".gitkeep", ".nfs0000000001", "lost+found", "Thumbs.db"]
+NOTHING += ["slurm-123.out", "dit-7.err", "train.log", "@eaDir", "$RECYCLE.BIN"]
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_files_of_systems_and_logs_may_be_in_a_new_workdir(tmp_path, name):
+    (tmp_path / name).touch()
+    assert_accepted_untouched(tmp_path)
+
+
+def test_a_refused_workdir_names_the_file_in_the_way(tmp_path):
+    for name in (".DS_Store", "slurm-123.out", "letters.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"run of dit-train, got {tmp_path} with letters.txt$"):
+        workdirs.check(tmp_path, SETTINGS)

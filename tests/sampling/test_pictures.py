@@ -14,6 +14,48 @@ def test_a_grid_shows_every_image_in_order():
     assert np.asarray(pictures.grid(images, columns=9)).shape == (2, 5 * 3 + 4 * 2)  # one full row
 
 
+def is_title(picture, left, right, top=0):
+    """Whether there is text between two columns of pixels of a title row that begins at `top`."""
+    return bool((picture[top : top + pictures.TITLE_HEIGHT, left:right] > 200).any())
+
+
+def draw(labels, names, **options):
+    """The grid of black images of 30 pixels, as an array; lines are 2 pixels wide."""
+    images = np.zeros((len(labels), 30, 30, 1), np.uint8)
+    return np.asarray(pictures.grid_of_classes(images, labels, names, **options))
+
+
+def test_the_name_of_a_class_stands_once_above_its_column():
+    title, names = pictures.TITLE_HEIGHT, ("ant", "", "cat")
+    picture = draw([0, 1, 2, 0, 1, 2, 0], names)
+    assert picture.shape == (title + 3 * 32 - 2, 3 * 32 - 2)
+    assert [is_title(picture, 32 * i, 32 * i + 30) for i in range(3)] == [True, False, True]
+    assert (picture[title : title + 30, :30] == 0).all()  # no text in an image
+    assert draw([0, 1, 2, 0, 1, 2, 0], ()).shape == (3 * 32 - 2, 3 * 32 - 2)
+    assert draw([2] * 4, names).shape == (title + 2 * 32 - 2, 2 * 32 - 2)  # one class: a square
+    assert draw([0, 1, 2], names, columns=3).shape == (title + 30, 3 * 32 - 2)
+    colour = pictures.grid(np.zeros((1, 30, 30, 3), np.uint8), titles=["ant"])
+    assert colour.mode == "RGB" and colour.size == (30, title + 30)
+
+
+def test_names_stand_above_each_image_where_a_column_has_several_classes():
+    title, names = pictures.TITLE_HEIGHT, ("ant", "bee", "cat")
+    picture = draw([0, 1, 2, 2, 0], names, columns=2)
+    assert picture.shape == (3 * (title + 32) - 2, 2 * 32 - 2)
+    tops = [0, title + 32, 2 * (title + 32)]
+    assert all(is_title(picture, 0, 30, top) for top in tops)
+    assert [is_title(picture, 32, 62, top) for top in tops] == [True, True, False]
+
+
+def test_a_long_name_is_cut_to_its_column():
+    picture = draw([0, 1], ("a very long name of a class", "b"), columns=2)
+    assert is_title(picture, 0, 30) and not is_title(picture, 30, 32)
+    font = pictures.ImageFont.load_default()
+    assert pictures._fit("short", font, 60) == "short"
+    assert pictures._fit("a very long name", font, 60).endswith(pictures.CUT)
+    assert pictures._fit("long", font, 2) == ""  # not even the dots fit
+
+
 def test_every_image_is_written_to_a_file_of_its_own(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 1)).astype(np.uint8)
     pictures.write_all(images, tmp_path / "new")

@@ -1,0 +1,53 @@
+"""What a run will do, logged before its first step."""
+
+import math
+
+import jax
+from absl import logging
+
+from dit_jax.machine import devices
+from dit_jax.models import flops
+
+
+def log(settings, parts, params, num_examples):
+    """Logs the devices, the model, the work of a step and the data, and warns of odd sizes."""
+    for line in describe(settings, parts, params, num_examples):
+        logging.info("%s", line)
+    if jax.process_index() == 0:
+        for line in warnings(settings, parts.model, num_examples):
+            logging.warning("%s", line)
+
+
+def describe(settings, parts, params, num_examples):
+    """The lines of text about a run with these parameters, arrays or their shapes."""
+    model, batch_size = parts.model, settings.train.batch_size
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    mesh = ", ".join(f"{name} {size}" for name, size in parts.mesh.shape.items())
+    name = f"{settings.model.size}/{model.patch_size}"
+    work = batch_size * flops.train_flops(model)
+    total_steps = settings.run.total_steps
+    return [
+        f"devices: {devices.describe()}; mesh: {mesh}",
+        f"model: {name}, {count:,} parameters, {model.num_tokens} tokens",
+        f"step: {batch_size} examples, {work / 1e12:.4g} TFLOP",
+        f"data: {num_examples:,} examples, {num_examples / batch_size:,.1f} batches per epoch, "
+        f"{total_steps * batch_size / num_examples:,.1f} epochs in {total_steps:,} steps",
+    ]
+
+
+def warnings(settings, model, num_examples):
+    """What is allowed and probably not meant, as lines of text."""
+    lines, batch_size = [], settings.train.batch_size
+    if batch_size > num_examples:
+        lines.append(
+            f"train.batch_size is {batch_size}, but there are {num_examples} examples: a batch "
+            "repeats examples"
+        )
+    numbers = model.patch_area * model.in_channels
+    if numbers > model.hidden_size:
+        lines.append(
+            f"a patch has {numbers} numbers, but model.size {settings.model.size} has only "
+            f"{model.hidden_size} per token and cannot keep them all: take a smaller "
+            "model.patch_size or a larger model.size"
+        )
+    return lines
