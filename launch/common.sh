@@ -16,6 +16,13 @@ print_help() {  # the comment at the top of the script
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }
 
+check_fields() {  # ARGUMENT...
+  local word
+  for word; do
+    [[ $word =~ ^--(no)?config\. ]] || fail "takes flags --config.TOPIC.FIELD=VALUE, got '$word'"
+  done
+}
+
 must_match() {  # SETTING PATTERN RULE
   [[ ${!1} =~ ^($2)$ ]] || fail "$1 must be $3, got '${!1}'"
 }

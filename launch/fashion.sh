@@ -2,7 +2,7 @@
 # Trains a small DiT on Fashion-MNIST, 60,000 pictures of clothes, and draws samples: about
 # half an hour on two cores. After a crash or Ctrl-C, start it again: it resumes the run.
 #
-#   bash launch/fashion.sh [--config.field=value ...]
+#   bash launch/fashion.sh [--config.TOPIC.FIELD=VALUE ...]
 #
 # The flags go to dit-train. The first start installs the package into .venv and downloads the data
 # set, 31 MB: Debian's package dataset-fashion-mnist where apt-get offers it (it is unpacked, not
@@ -19,6 +19,7 @@ set -euo pipefail
 start_dir=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
+check_fields "$@"
 for setting in DATA WORKDIR; do
   [[ ${!setting:-} != *://* ]] || fail "$setting must be on a local disk, got ${!setting}"
 done
@@ -38,7 +39,7 @@ has_all() {
   done
 }
 
-download() {  # into a folder of its own first, so that a part of a file never gets to $data
+download() {  # first into another folder, so that $data never has half a file
   local partial=$data.partial file
   rm -rf "$partial"
   mkdir -p "$partial" "$data"

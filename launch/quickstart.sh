@@ -15,9 +15,7 @@ set -euo pipefail
 start_dir=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
-for word; do
-  [[ $word =~ ^--(no)?config\. ]] || fail "takes flags --config.TOPIC.FIELD=VALUE, got '$word'"
-done
+check_fields "$@"
 [[ ${WORKDIR:-} != *://* ]] || fail "WORKDIR must be on a local disk, got $WORKDIR"
 source "$root/launch/environment.sh"
 workdir=${WORKDIR:+$(cd "$start_dir" && realpath -m "$WORKDIR")}

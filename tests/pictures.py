@@ -31,7 +31,7 @@ SHAPES = {"blue square": 0.6, "green star": 0.33, "red circle": 0.0}  # hue
 
 
 def draw_shapes(root, *, per_class=200):
-    """Writes root/CLASS/000.png, ...: shapes of varied place, size and shade on a light ground."""
+    """Writes root/CLASS/000.png, ...: shapes on a light ground; place, size and shade vary."""
     rng = np.random.default_rng(0)
     for name, hue in SHAPES.items():
         (root / name).mkdir(parents=True)

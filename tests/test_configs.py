@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import folder
+from dit_jax import settings as settings_lib
 from dit_jax.errors import UserError
 from dit_jax.models import dit
 from dit_jax.runs import build
@@ -50,7 +51,8 @@ def encoded(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_is_complete_without_a_variant(name):
     settings = build.read(importlib.import_module(f"configs.{name}").get_config())
-    dit.configure(**vars(settings.model))
+    assert settings_lib.read(settings_lib.to_json(settings)) == settings
+    assert dit.configure(**vars(settings.model)).num_classes == settings.model.num_classes
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"base", "folder"}))

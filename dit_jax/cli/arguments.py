@@ -4,7 +4,6 @@ What a command reads and writes can be given as words or as flags: `dit-train CO
 `dit-train --config=CONFIG --workdir=WORKDIR`.
 """
 
-import itertools
 import os
 import re
 import sys
@@ -72,8 +71,10 @@ def _split(arguments, values):
             words.append(each)
         elif "=" in each or not _takes_value(_name(each), values):
             given.append(each)
+        elif (value := next(rest, None)) is None:
+            raise UserError(f"{_name(each)} must have a value, got none")
         else:
-            given += [f"{each}={value}" for value in itertools.islice(rest, 1)] or [each]
+            given.append(f"{each}={value}")
     return given, words
 
 

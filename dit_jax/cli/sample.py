@@ -79,6 +79,8 @@ def main(values):
     if (values.labels is None) == (values.labels_file is None):
         given = "both" if values.labels else "neither"
         raise UserError(f"--labels must be given, or --labels_file instead of it, got {given}")
+    if values.labels_file and not command.expand(values.labels_file).is_file():
+        raise UserError(f"labels_file must be a file that exists, got {values.labels_file}")
     import numpy as np
 
     from dit_jax.sampling import pictures
@@ -111,17 +113,17 @@ def read_labels(values, dit):
     """The labels of the flags for a LoadedDiT, a list of numbers."""
     import numpy as np
 
+    from dit_jax.sampling import arguments
     from dit_jax.sampling import labels as labels_lib
 
     classes = dit.class_names, dit.config.num_classes
     if values.labels_file is not None:
-        path = command.expand(values.labels_file)
-        if not path.is_file():
-            raise UserError(f"labels_file must be a file that exists, got {path}")
-        labels = labels_lib.read_file(path, *classes)
+        labels = labels_lib.read_file(command.expand(values.labels_file), *classes)
     else:
         labels = labels_lib.parse(values.labels, *classes)
-    return np.resize(labels, values.num_samples or len(labels)).tolist()
+    count = values.num_samples or len(labels)
+    arguments.check_room("num_samples", count, dit.config)
+    return np.resize(labels, count).tolist()
 
 
 def parse_interval(texts):

@@ -39,6 +39,10 @@ def make(settings, mesh=None):
             "data.path must be given: what dit-prepare or dit-encode wrote; "
             "or train on random latents with --config.data.source=synthetic"
         )
+    if data.path and data.source not in (*STORED, "fashion"):
+        raise UserError(
+            f"data.path must be '' for {data.source}, which reads none, got {data.path}"
+        )
     if data.vae and (data.source not in STORED or data.space == "pixels"):
         raise UserError(f"data.vae must be '' where there are no latents, got {data.vae!r}")
     if data.classes and data.source != "digits":

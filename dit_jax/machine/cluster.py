@@ -96,7 +96,7 @@ def _initialize(*address):
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"coordinator must be reachable from all processes: {reason}") from error
-    finally:  # jax sets one of its own for SIGTERM
+    finally:  # jax has replaced the handler of SIGTERM
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
 

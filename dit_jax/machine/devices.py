@@ -86,7 +86,7 @@ def host_memory():
 
 
 def memory_limit():
-    """The memory of the smallest local device in bytes; CPU devices share that of the host."""
+    """The memory of the smallest local device in bytes. CPU devices share the host's memory."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):
         return min(entry.get("bytes_limit", math.inf) for entry in stats)

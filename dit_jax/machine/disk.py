@@ -71,7 +71,7 @@ def is_refusal(error):
 
 
 def is_clutter(name):
-    """Whether a name is hidden, as .DS_Store and .nfs0001, or that of a system's own file."""
+    """Whether a file is hidden (.DS_Store, .nfs0001), or made by the system (lost+found)."""
     return name.startswith(".") or name in CLUTTER
 
 

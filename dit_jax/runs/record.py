@@ -88,8 +88,9 @@ def plot_losses(metrics_path, png_path):
     for i, name in enumerate(names):
         steps, means = curve(records, name)
         axes = figure.add_subplot(1, len(names), i + 1)
-        axes.plot(steps, means, color="tab:blue", alpha=0.3, label="mean since the last log")
-        axes.plot(steps, smooth(means), color="tab:blue", label="smoothed")
+        style = {"color": "tab:blue", "marker": "o" if len(steps) == 1 else None}  # else invisible
+        axes.plot(steps, means, **style, alpha=0.3, label="mean since the last log")
+        axes.plot(steps, smooth(means), **style, label="smoothed")
         axes.set(title=titles[name], xlabel="step", ylabel=titles[name], yscale="log")
         axes.set_xlim(0, steps[-1])
         axes.yaxis.set_major_locator(_ticks(max(means) / min(means)))

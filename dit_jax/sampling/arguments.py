@@ -4,6 +4,7 @@ Values that jit traces are converted but not checked. Shapes: N batch, H W grid,
 labels with the null label.
 """
 
+import math
 import numbers
 import reprlib
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.errors import UserError
+from dit_jax.machine import devices
 
 WHOLE = "a list of whole numbers"
 
@@ -22,6 +24,17 @@ def check_whole(name, value, first, last=None):
     if not is_whole or value < first or (last is not None and value > last):
         rule = f"of at least {first}" if last is None else f"in {first} .. {last}"
         raise UserError(f"{name} must be a whole number {rule}, got {value!r}")
+
+
+def check_room(name, count, config):
+    """UserError if so many images, with a byte a number, do not fit into the host's memory."""
+    needed = count * math.prod(config.input_size) * config.in_channels
+    memory = devices.host_memory()
+    if needed > memory:
+        raise UserError(
+            f"{name} must be of images that fit into the memory of this host, {memory / 1e9:.3g} "
+            f"GB, got {count}, which take {needed / 1e9:.3g} GB or more"
+        )
 
 
 def of_call(x, t, y, *, config, last_time):

@@ -142,6 +142,10 @@ def test_training_commands_import_neither_torch_nor_tensorflow(root):
             "model.input_size and in_channels must be (4, 4, 3) for images, got (4, 4, 4)",
         ),
         (
+            ["--config.data.source=synthetic", "--config.data.path={data}"],
+            "data.path must be '' for synthetic, which reads none, got",
+        ),
+        (
             ["--config.data.source=synthetic", "--config.data.vae={vae}"],
             "data.vae must be '' where there are no latents, got",
         ),

@@ -182,6 +182,10 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels_file=nowhere.txt"], "labels_file must be a file that exists, got nowhere.txt"),
         (["--labels_file="], "labels_file must not be empty"),
         (["--labels=3", "--num_samples=0"], "--num_samples=0"),
+        (
+            ["--labels=3", "--num_samples=99999999999999"],
+            "num_samples must be of images that fit into the memory of this host, ",
+        ),
         (["--labels=3", "--weights", "--seed=1"], "--weights=--seed=1: value should be one of"),
         (["--vae", "--labels=3"], "vae must have a value, got --labels=3"),
         (["--labels=3", "--vae", "--seed=1"], "vae must have a value, got --seed=1"),

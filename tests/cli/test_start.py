@@ -75,21 +75,21 @@ def interrupt(name, workdir, *, after, signum=signal.SIGINT, delay=0.0):
 
 
 CONFIG = ["configs/digits.py:Ti/4", "--config.mesh.fsdp=3"]
+ABSENT = "rocm" if glob.glob("/dev/accel*") else "tpu"  # devices that this machine lacks
 
 
 @pytest.mark.parametrize(
     "variables, message",
     [
-        ({"JAX_PLATFORMS": "tpu"}, "JAX_PLATFORMS must name devices that this machine has, and "),
+        ({"JAX_PLATFORMS": ABSENT}, "JAX_PLATFORMS must name devices that this machine has, and "),
         ({"JAX_PLATFORMS": "gpu"}, "JAX_PLATFORMS must name devices that this machine has, and "),
         ({"XLA_FLAGS": "--xla_none=1"}, "XLA_FLAGS must be flags that this XLA knows, got '--xla_"),
-        ({}, "mesh must be of 1 device, got "),  # libtpu, which is installed, prints nothing
+        ({}, "mesh must be of "),  # libtpu, which is installed, prints nothing
     ],
 )
-@pytest.mark.skipif(bool(glob.glob("/dev/accel*") + glob.glob("/dev/nvidia*")), reason="a TPU, GPU")
 def test_an_environment_that_jax_cannot_use_is_one_line(tmp_path, variables, message):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TPU_"))}
-    kept |= {"TF_CPP_MIN_LOG_LEVEL": "1"} | variables
+    kept |= {"TF_CPP_MIN_LOG_LEVEL": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
     command = [sys.executable, "-m", "dit_jax.cli.train", *CONFIG, tmp_path / "new"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=kept)
     assert (done.returncode, done.stdout) == (2, "")

@@ -101,6 +101,7 @@ def test_help_prints_the_settings_and_does_nothing_else(clone, environment, tmp_
         ("common.sh", "common.sh: is for other scripts, which source it: see --help"),
         ("environment.sh", "environment.sh: takes no arguments, got 'runs'"),
         ("quickstart.sh", "quickstart.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
+        ("fashion.sh", "fashion.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
         ("tpu.sh", "tpu.sh: the command must be one of create, setup, "),
         ("tpu_worker.sh", "tpu_worker.sh: the command must be install, start, state or stop, "),
         ("slurm/train.sh", "launch/slurm/train.sh: must be started by sbatch: "),

@@ -48,8 +48,10 @@ def test_the_same_content_at_other_paths_is_accepted_and_said(run, caplog):
     assert not caplog.messages
 
 
-def test_another_decoder_is_accepted(run):
+def test_another_decoder_is_accepted(run, caplog):
+    caplog.set_level(logging.INFO)
     moved.check(run, make_settings(vae="ft-mse"), make_feed(vae=VAE | {"['decoder']": "3"}))
+    assert "data.vae was 'vae' and is 'ft-mse': the same content" in caplog.text
 
 
 @pytest.mark.parametrize("path", ["data", "elsewhere"])
@@ -79,12 +81,18 @@ def test_data_without_digests_must_stay(run):
         moved.check(run, make_settings("x"), make_feed(None))
 
 
-def test_the_step_before_decides_if_the_newest_cannot_be_read(run):
+def test_the_step_before_decides_if_the_newest_cannot_be_read(run, caplog):
+    caplog.set_level(logging.INFO)
     with store.open_writer(background=False) as writer:
         store.save(writer, run / "checkpoints", 4, {"params": {"w": jnp.zeros(2)}}, {})
     (run / "checkpoints" / "4" / "meta" / "metadata").write_text("{")
     moved.check(run, make_settings("elsewhere"), make_feed())
+    assert "data.path was 'data' and is 'elsewhere': the same content" in caplog.text
+    with pytest.raises(UserError, match="^data.path must hold what the run in "):
+        moved.check(run, make_settings("elsewhere"), make_feed("b"))
 
 
-def test_a_new_run_has_nothing_to_compare(tmp_path):
-    moved.check(tmp_path / "new", make_settings(), make_feed())
+def test_a_new_run_has_nothing_to_compare(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    moved.check(tmp_path / "new", make_settings("elsewhere"), make_feed("b"))
+    assert not caplog.messages and not (tmp_path / "new").exists()

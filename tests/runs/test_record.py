@@ -109,6 +109,15 @@ def test_the_loss_curve_is_drawn(tmp_path):
         assert image.convert("L").getextrema()[0] < 100
 
 
+def test_the_loss_curve_of_one_log_shows_a_point(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    make_log(tmp_path / "m")(20, MEANS, 0.5)
+    record.plot_losses(tmp_path / "m", tmp_path / "loss.png")
+    lines = [line for axes in drawn[0].axes for line in axes.lines]
+    assert lines and all(line.get_marker() == "o" for line in lines)
+
+
 def test_the_loss_curve_has_a_title_axes_that_can_be_read_and_a_smoothed_line(
     tmp_path, monkeypatch
 ):
