@@ -10,6 +10,7 @@ from pathlib import Path
 
 import diffusers
 import pictures
+import pytest
 import stable_diffusion
 import torch
 from PIL import Image
@@ -63,6 +64,7 @@ def test_the_commands_of_the_readme_work_in_any_folder(tmp_path):
     assert len(list((tmp_path / "runs/shapes/samples").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_commands_for_latents_work_with_an_autoencoder_of_stable_diffusion(tmp_path):
     pictures.draw_shapes(tmp_path / "pictures", per_class=4)
     torch.manual_seed(0)

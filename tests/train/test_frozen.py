@@ -37,8 +37,9 @@ def init(key):
 
 @functools.cache
 def train_once(patterns, *, accumulation_steps=1, **sizes):
-    """(state before, state after, metrics) of one step on a mesh of these sizes."""
-    mesh, key = sharding.make_mesh(**sizes), jax.random.key(0)
+    """(state before, state after, metrics) of one step on a mesh of these sizes, {}: one device."""
+    devices = jax.devices() if sizes else jax.devices()[:1]
+    mesh, key = sharding.make_mesh(**sizes, devices=devices), jax.random.key(0)
     optimizer = frozen.leave_out(SGD, patterns)
     step = steps.make_train_step(
         dit.make_apply(CONFIG, gather=sharding.make_gather(mesh)),
@@ -94,7 +95,7 @@ def test_without_patterns_the_state_is_the_optimizers_own():
     assert wrapped == jax.eval_shape(adamw.init, SHAPES)
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 4])
+@pytest.mark.parametrize("accumulation_steps", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_gradient_norm_is_of_the_trained_parameters(accumulation_steps):
     before, after, usual = train_once(())
     grads = flat(jax.tree.map(lambda x, y: (x - y) / RATE, before.params, after.params))
