@@ -17,6 +17,7 @@ from dit_jax.runs import record
 
 ROOT = Path(__file__).parents[1]
 LAST = 60  # steps: two epochs and a half of 1,500 digits
+EVERY = 14  # steps between two saves
 SMALL = (
     "--config=configs/digits.py:Ti/4",
     "--config.train.batch_size=64",
@@ -24,7 +25,7 @@ SMALL = (
     "--config.sampling.num_steps=ddim5",
     f"--config.run.total_steps={LAST}",
     "--config.run.log_every=1",
-    "--config.run.checkpoint_every=8",
+    f"--config.run.checkpoint_every={EVERY}",
     "--config.run.sample_every=30",
     "--config.run.num_samples=10",
 )

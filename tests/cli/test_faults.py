@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from small_run import (
+    EVERY,
     LAST,
     ROOT,
     SMALL,
@@ -79,11 +80,11 @@ def test_a_rollback_skips_the_batches_also_when_the_run_is_stopped(
     bad, good = meta["rollbacks"][0]
     rolled_back = f": rolled back to step {good}, skipping the {bad - good} batches since"
     assert f"at step {bad}{rolled_back}" in errors
-    assert good % 8 == 0 and 0 < good < bad
+    assert good % EVERY == 0 and 0 < good < bad
     run = tmp_path / "run"
     process = start(run, *SPIKES)
     if moment == "after it":
-        wait_for_step(process, run, min(bad + 8, LAST - 1))
+        wait_for_step(process, run, min(bad + EVERY, LAST - 1))
     else:
         read_until(process, rolled_back)
     process.send_signal(signum)
