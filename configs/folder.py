@@ -72,7 +72,7 @@ def of_pixels(config, manifest):
     """Sets what differs for pixels, from the manifest of dit-prepare; {}: it is not given."""
     config.model.patch_size = PATCH
     config.model.in_channels = 3
-    # schedule stays linear: plain shapes show through much noise, where squared_cosine seldom is
+    # The linear schedule has many steps with much noise, where the place of a shape is decided.
     config.data.space = "pixels"
     config.sampling.clip_x0 = True
     config.model.input_size = (MAX_PIXELS, MAX_PIXELS)
