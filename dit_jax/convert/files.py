@@ -128,6 +128,31 @@ def _is_pickle(path):
     return Path(path).suffix not in (".safetensors", ".json")
 
 
+def check(command, source, out, options):
+    """UserError if a command of dit-convert cannot write to `out` or has a wrong --weights.
+
+    source: the path that it reads, None if it is downloaded. options: the flags of dit-convert.
+    """
+    folder = command != "to-torch" or options.bundle
+    if folder:
+        check_folder(out)
+    elif not out.suffix:
+        raise UserError(
+            f"OUT must end with {', '.join(SUFFIXES)}, or --bundle must be given, got {out}"
+        )
+    else:
+        check_suffix(out)
+    if command.startswith("to-"):
+        check_weights(options.weights)
+    check_output(out, source=source, folder=folder, overwrite=options.overwrite)
+
+
+def check_weights(weights):
+    """UserError unless it is a set of parameters that a run has."""
+    if weights not in ("ema", "params"):
+        raise UserError(f"weights must be ema or params, got {weights!r}")
+
+
 def check_suffix(path):
     """UserError unless the path ends like a state dict."""
     if Path(path).suffix not in SUFFIXES:
@@ -169,9 +194,9 @@ def temporary_output(path, *, source, folder, overwrite):
 
 
 def check_output(path, *, source, folder, overwrite):
-    """UserError unless a conversion of `source` may write to `path`."""
-    target, read = path.resolve(), Path(source).resolve()
-    if target.is_relative_to(read) or read.is_relative_to(target):
+    """UserError unless a conversion of `source`, which may be None, may write to `path`."""
+    target, read = path.resolve(), source and Path(source).resolve()
+    if read and (target.is_relative_to(read) or read.is_relative_to(target)):
         raise UserError(f"output must be separate from the input {source}, got {path}")
     if not path.parent.is_dir():
         raise UserError(f"output must be in an existing directory, got {path}")

@@ -1,8 +1,8 @@
 """Builds what feeds the training step from the settings' topic `data`.
 
 To add a data set, write its source (`__len__`, `__getitem__` -> {"image" or "x0", "label"}) and a
-function here that returns a Feed, and list it in `FEEDS`. A value that does not fit is a UserError
-that names its field.
+function here that returns a Feed, and list it in `FEEDS` and `fields.SOURCES`. A value that does
+not fit is a UserError that names its field.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from dit_jax.data import digits, fashion, latents, mirror, prepared, synthetic
+from dit_jax.data import digits, fashion, fields, latents, mirror, prepared, synthetic
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk
 from dit_jax.models import vae
@@ -32,23 +32,9 @@ class Feed(NamedTuple):
 def make(settings, mesh=None):
     """The Feed of Settings; mesh: the devices on which an autoencoder runs."""
     data = settings.data
-    if data.source not in FEEDS:
-        raise UserError(f"data.source must be one of {', '.join(FEEDS)}, got {data.source!r}")
-    if data.source in STORED and not data.path:
-        raise UserError(
-            "data.path must be given: what dit-prepare or dit-encode wrote; "
-            "or train on random latents with --config.data.source=synthetic"
-        )
-    if data.path and data.source not in (*STORED, "fashion"):
-        raise UserError(
-            f"data.path must be '' for {data.source}, which reads none, got {data.path}"
-        )
-    if data.vae and (data.source not in STORED or data.space == "pixels"):
-        raise UserError(f"data.vae must be '' where there are no latents, got {data.vae!r}")
-    if data.classes and data.source != "digits":
-        raise UserError(f"data.classes must be () for {data.source}, got {data.classes}")
+    fields.check(data)
     fed = FEEDS[data.source](settings, mesh)
-    if data.source in STORED and not disk.is_on_disk(disk.path(data.path)):
+    if data.source in fields.STORED and not disk.is_on_disk(disk.path(data.path)):
         return fed._replace(source=mirror.Watched(fed.source, fed.source.path))
     return fed
 
@@ -141,7 +127,6 @@ FEEDS = {
     "latents": _of_latents,
     "synthetic": _of_synthetic,
 }
-STORED = ("images", "latents")  # what dit-prepare and dit-encode write, also in a bucket
 
 
 def _open(data, open_folder):
@@ -159,8 +144,6 @@ def _same(batch):
 
 def _load_vae(settings, mesh):
     data, model = settings.data, settings.model
-    if not data.vae:
-        raise UserError("data.vae must be given: what `dit-convert vae` wrote")
     loaded = autoencoder.load(data.vae, dtype=data.vae_dtype, mesh=mesh)
     channels = loaded.config.latent_channels
     if channels != model.in_channels:
