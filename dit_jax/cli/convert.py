@@ -126,10 +126,10 @@ def main(values, name, *paths):
     paths = [str(command.expand(path)) for path in paths]
     if values.vae:
         values.vae = str(command.expand(values.vae))
-    from dit_jax.convert import commands
+    from dit_jax.convert import commands, files
 
     commands.return_freed_memory()
-    interrupt.raise_from_here()  # an exception, unlike a signal, deletes the temporary output
+    interrupt.clean_at_the_end(files.remove_unfinished)
     return getattr(commands, name.replace("-", "_"))(values, *paths)
 
 

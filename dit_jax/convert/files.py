@@ -25,6 +25,7 @@ from dit_jax.machine import disk
 # Added to names by parallel wrappers, torch.compile, Lightning and libraries of averages.
 PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model)\.)+")
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_unfinished = []  # folders of `temporary_output`
 INDEX = ".index.json"  # ends the name of the list of the files of a sharded state dict
 SETS = {  # --weights: the keys under which training scripts save that set
     "ema": ("ema", "state_dict_ema", "model_ema", "ema_state_dict"),
@@ -182,6 +183,7 @@ def temporary_output(path, *, source, folder, overwrite):
         raise UserError(
             f"output must be in a writable directory, got {path}: {error.strerror}"
         ) from error
+    _unfinished.append(parent)
     try:
         yield parent / path.name
         # Check again: another conversion may have written `path` in the meantime.
@@ -191,6 +193,13 @@ def temporary_output(path, *, source, folder, overwrite):
             new.rename(path.parent / new.name)
     finally:
         _remove(parent)
+        _unfinished.remove(parent)
+
+
+def remove_unfinished():
+    """Removes what `temporary_output` holds, for a process that ends without an exception."""
+    for parent in _unfinished:
+        shutil.rmtree(parent, ignore_errors=True)
 
 
 def check_output(path, *, source, folder, overwrite):

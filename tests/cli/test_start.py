@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import random_run
 import small_run
 
 from dit_jax import settings
@@ -202,12 +203,32 @@ def assert_interrupted(name, code, errors):
     assert code == (42 if name == "train" else 130)
 
 
+LONG = WORDS | {  # {run} has a checkpoint
+    "sample": ["{run}", "{new}.png", "--labels=all", "--num_samples=2000"],
+    "convert": ["to-torch", "{run}", "{new}.pt"],
+}
+
+
+def test_ctrl_c_during_a_conversion_leaves_nothing(tmp_path, monkeypatch):
+    """When XLA and PyTorch have threads, and the temporary output exists."""
+    random_run.save(tmp_path / "run")
+    monkeypatch.setitem(WORDS, "convert", ["to-torch", str(tmp_path / "run"), "{new}.pt"])
+    (tmp_path / "out").mkdir()
+    code, errors = interrupt("convert", tmp_path / "out" / "x", after="torch", delay=0.1)
+    assert (code, errors.splitlines()[-1]) == (130, "dit-convert: interrupted")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(WORDS))
-def test_ctrl_c_at_any_moment_is_one_line(tmp_path, name):
+@pytest.mark.parametrize("name", list(LONG))
+def test_ctrl_c_at_any_moment_is_one_line(tmp_path, monkeypatch, name):
+    random_run.save(tmp_path / "run")
+    words = [word.replace("{run}", str(tmp_path / "run")) for word in LONG[name]]
+    monkeypatch.setitem(WORDS, name, words)
     for i in range(24):
         workdir = tmp_path / str(i)
         code, errors = interrupt(name, workdir, after="dit_jax.cli", delay=0.25 * i)
+        assert not list(tmp_path.glob(".partial*")), i
         assert "Traceback" not in errors and "Exception ignored" not in errors, (i, errors)
         if code in (42, 130):
             last = errors.splitlines()[-1]
