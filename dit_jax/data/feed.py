@@ -76,13 +76,18 @@ def _of_images(settings, mesh):
     encoder = _load_vae(settings, mesh) if data.space == "latents" else None
     factor = encoder.config.downsampling if encoder else 1
     size = model.input_size[0] * factor
-    source = _open(data, lambda path: prepared.open_images(path, data.split, size))
     channels = model.in_channels if encoder else 3
-    _check(
-        settings,
-        input_size_and_channels=(size // factor, size // factor, channels),
-        num_classes=source.num_classes,
+
+    def check(num_classes):
+        shape = (size // factor, size // factor, channels)
+        _check(settings, input_size_and_channels=shape, num_classes=num_classes)
+
+    source = _open(
+        data,
+        lambda path: prepared.open_images(path, data.split, size),
+        lambda manifest: check(len(manifest["classes"])),
     )
+    check(source.num_classes)
     prepared.warn_of_small(source)
     augment = prepared.flip_at_random if data.flip else None
     names = source.class_names
@@ -94,20 +99,25 @@ def _of_images(settings, mesh):
 
 def _of_latents(settings, mesh):
     data = settings.data
-    source = _open(data, latents.open_latents)
-    config = vae.VAEConfig.from_json(source.vae)
-    height, width, channels = source.shape[1:]
-    _check(
-        settings,
-        input_size_and_channels=(height, width, channels // 2),
-        num_classes=source.num_classes,
-        space="latents",
-    )
-    if data.split != source.split:
-        raise UserError(f"data.split must be {source.split}, as in {data.path}, got {data.split}")
-    digests = latents.read_manifest(source.path)["vae_digests"]
-    if data.vae and not autoencoder.encodes_alike(digests, autoencoder.read_digests(data.vae)):
-        raise UserError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
+
+    def check(manifest):
+        height, width, channels = manifest["shape"][1:]
+        _check(
+            settings,
+            input_size_and_channels=(height, width, channels // 2),
+            num_classes=manifest["num_classes"],
+            space="latents",
+        )
+        split, digests = manifest["split"], manifest["vae_digests"]
+        if data.split != split:
+            raise UserError(f"data.split must be {split}, as in {data.path}, got {data.split}")
+        if data.vae and not autoencoder.encodes_alike(digests, autoencoder.read_digests(data.vae)):
+            raise UserError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
+
+    source = _open(data, latents.open_latents, check)
+    manifest = latents.read_manifest(source.path)
+    check(manifest)
+    config, digests = vae.VAEConfig.from_json(source.vae), manifest["vae_digests"]
     decoder = _load_vae(settings, mesh) if data.vae else None
 
     @jax.jit
@@ -129,13 +139,13 @@ FEEDS = {
 }
 
 
-def _open(data, open_folder):
+def _open(data, open_folder, check):
     """open_folder(path) of a data set; if it fails on one process, all raise.
 
-    The path is that of this host's copy if data.path is in a bucket.
+    If data.path is in a bucket, check(manifest) comes first, and the path is of this host's copy.
     """
     with cluster.together():
-        return open_folder(mirror.local(data.path, data.split, data.cache))
+        return open_folder(mirror.local(data.path, data.split, data.cache, check))
 
 
 def _same(batch):
