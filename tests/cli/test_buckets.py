@@ -123,12 +123,12 @@ def test_sample_and_evaluate_read_a_checkpoint_in_a_bucket(
         (
             train,
             [*PIXELS, "--config.data.path=gs://tests/data"],
-            "data.path must be an output of dit-prepare or dit-encode, whose manifest.json has",
+            "data.path must exist, got gs://tests/data",
         ),
         (
             train,
             [*PIXELS, "--config.data.path=gs://nowhere/data"],
-            "dit-encode, whose manifest.json has digests, got gs://nowhere/data: mount other",
+            "data.path must exist, got gs://nowhere/data",
         ),
         (
             train,
