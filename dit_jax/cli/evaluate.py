@@ -24,16 +24,24 @@ def define(values):
     flags.DEFINE_string("checkpoint", None, "A run or a checkpoint.", **options)
     flags.DEFINE_string("out", None, "A JSON file; default: judgments.json in the run.", **options)
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
-    flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
+    command.define_seed(values)
     flags.DEFINE_integer("batch_size", 500, "Images at a time.", lower_bound=1, **options)
 
 
-def main(values):
-    directory, _ = steps.locate(values.checkpoint)
-    home = directory.parent if directory.name == "checkpoints" else directory
-    out = disk.path(values.out or home / "judgments.json")
+def check(values):
+    out = output_path(values)
     if disk.is_on_disk(out):
         command.output_path(out)
+
+
+def output_path(values):
+    directory, _ = steps.locate(values.checkpoint)
+    home = directory.parent if directory.name == "checkpoints" else directory
+    return disk.path(values.out or home / "judgments.json")
+
+
+def main(values):
+    out = output_path(values)
     from dit_jax.evals import digits
     from dit_jax.machine import devices
 
@@ -67,7 +75,7 @@ def main(values):
 
 def entry():
     options = {"required": ["checkpoint"], "words": ["checkpoint", "out"]}
-    sys.exit(command.run("dit-evaluate", define, main, **options))
+    sys.exit(command.run("dit-evaluate", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

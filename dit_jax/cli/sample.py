@@ -23,9 +23,11 @@ from absl import flags, logging
 
 import dit_jax
 from dit_jax import settings
+from dit_jax.checkpoint import steps
 from dit_jax.cli import command
 from dit_jax.errors import UserError
 from dit_jax.machine import words
+from dit_jax.sampling import labels as labels_lib
 
 SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 
@@ -53,7 +55,7 @@ def define(values):
         "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
     )
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
-    flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
+    command.define_seed(values)
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
     flags.DEFINE_enum("sampler", None, settings.SAMPLERS, "The sampler.", **options)
@@ -69,7 +71,7 @@ def define(values):
     )
 
 
-def main(values):
+def check(values):
     out = command.expand(values.out)
     if not out.suffix and out.exists():
         raise UserError(f"out must be a new folder, got {out}, which exists")
@@ -79,8 +81,20 @@ def main(values):
     if (values.labels is None) == (values.labels_file is None):
         given = "both" if values.labels else "neither"
         raise UserError(f"--labels must be given, or --labels_file instead of it, got {given}")
-    if values.labels_file and not command.expand(values.labels_file).is_file():
+    if values.labels:
+        labels_lib.split(values.labels)
+    elif not command.expand(values.labels_file).is_file():
         raise UserError(f"labels_file must be a file that exists, got {values.labels_file}")
+    else:
+        labels_lib.read_lines(command.expand(values.labels_file))
+    settings.read_topic(settings.Sampling, read_options(values))
+    steps.locate(values.checkpoint)
+    if values.vae:
+        steps.locate(values.vae, name="vae")
+
+
+def main(values):
+    out = command.output_path(values.out)
     import numpy as np
 
     from dit_jax.sampling import pictures
@@ -91,12 +105,8 @@ def main(values):
     labels = read_labels(values, dit)
     if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
         raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
-    given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
-    if "cfg_interval" in given:
-        given["cfg_interval"] = parse_interval(given["cfg_interval"])
-    images = dit.sample(
-        labels, seed=values.seed, batch_size=values.batch_size, progress=True, **given
-    )
+    options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
+    images = dit.sample(labels, **options, **read_options(values))
     if out.suffix == ".npz":
         np.savez(out, images)
     elif not out.suffix:
@@ -109,12 +119,19 @@ def main(values):
     logging.info("%s of step %d: %s", words.count(len(images), "image"), dit.step, out)
 
 
+def read_options(values):
+    """{name: value} of the options of sampling that were given."""
+    given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
+    if "cfg_interval" in given:
+        given["cfg_interval"] = parse_interval(given["cfg_interval"])
+    return given
+
+
 def read_labels(values, dit):
     """The labels of the flags for a LoadedDiT, a list of numbers."""
     import numpy as np
 
     from dit_jax.sampling import arguments
-    from dit_jax.sampling import labels as labels_lib
 
     classes = dit.class_names, dit.config.num_classes
     if values.labels_file is not None:
@@ -136,7 +153,7 @@ def parse_interval(texts):
 
 def entry():
     options = {"required": ["checkpoint"], "words": ["checkpoint", "out"]}
-    sys.exit(command.run("dit-sample", define, main, **options))
+    sys.exit(command.run("dit-sample", define, main, check=check, **options))
 
 
 if __name__ == "__main__":
