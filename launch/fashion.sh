@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a small DiT on Fashion-MNIST, 60,000 pictures of clothes, and draws samples: about
-# half an hour on two cores. After a crash or Ctrl-C, start it again: it resumes the run.
+# a quarter of an hour on two cores. After a crash or Ctrl-C, start it again: it resumes the run.
 #
 #   bash launch/fashion.sh [--config.TOPIC.FIELD=VALUE ...]
 #
