@@ -1,8 +1,9 @@
 """Checkpoints: Orbax step directories that hold trees of arrays and one JSON item, `meta`.
 
 DIR/STEP/ has one item for every tree and `meta`. The caller gives `model`, the architecture, and
-`config`, the settings; or `vae`, the architecture of an autoencoder. This module adds the step, the
-versions of the packages, a digest of every leaf, and a digest of meta itself.
+`config`, the settings; or `vae`, the architecture of an autoencoder; or `inception`, the origin of
+its weights. This module adds the step, the versions of the packages, a digest of every leaf, and a
+digest of meta itself.
 """
 
 import hashlib
@@ -22,7 +23,11 @@ from dit_jax.errors import UserError
 from dit_jax.machine import disk, sharding
 
 ITEMS = ("params", "ema", "opt_state")  # the trees
-KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # what meta can describe
+KINDS = {
+    "model": "a DiT",
+    "vae": "an autoencoder",
+    "inception": "an Inception",
+}  # what meta can describe
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

@@ -1,0 +1,87 @@
+"""Inception, opened from its checkpoint: images to the features that scores compare.
+
+Shapes: N batch, H W grid. Images are uint8 (N, H, W, 3).
+"""
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dit_jax.checkpoint import steps, store
+from dit_jax.errors import UserError
+from dit_jax.machine import sharding
+from dit_jax.models import inception
+
+PER_DEVICE = 8  # images at once
+
+
+def describe(path):
+    """{"sha256": of the converted file, "published": whether it is the one FID is defined by}."""
+    return store.read_meta(*_locate(path), of="inception")["inception"]
+
+
+def read_digests(path):
+    """{leaf: digest} of the parameters of a checkpoint."""
+    return store.read_meta(*_locate(path), of="inception")["digests"]["params"]
+
+
+def _locate(path):
+    try:
+        directory, step = steps.locate(path)
+        store.read_meta(directory, step, of="inception")
+        return directory, step
+    except store.Damaged:
+        raise
+    except UserError as error:
+        raise UserError(
+            f"inception must be a folder that `dit-convert inception` wrote, got {path}"
+        ) from error
+
+
+def load(path, *, mesh=None, per_device=PER_DEVICE):
+    """The Extractor of a checkpoint of `dit-convert inception`.
+
+    mesh: its devices share the work; None: all devices. UserError if path is no such checkpoint.
+    """
+    mesh = mesh or sharding.make_mesh()
+    params = store.restore_params(*_locate(path), inception.init, weights="params", mesh=mesh)
+    return Extractor(params, mesh, per_device=per_device)
+
+
+def save(path, params, *, sha256, published):
+    """Writes the checkpoint that `load` opens; the keywords are those of `describe`."""
+    meta = {"inception": {"sha256": sha256, "published": published}}
+    with store.open_writer(background=False) as writer:
+        store.save(writer, path, 0, {"params": params}, meta)
+
+
+class Extractor:
+    """Computes Features of images, always `per_device` of them at once on each device.
+
+    So the features of an image depend neither on how many images a call has nor on the number of
+    devices, bit for bit on one kind of device.
+    """
+
+    def __init__(self, params, mesh, *, per_device=PER_DEVICE):
+        self.params, self._batch = params, sharding.of_batch(mesh)
+        self._size = per_device * sharding.batch_shards(mesh)
+        self._apply = jax.jit(
+            inception.apply, in_shardings=(None, self._batch), out_shardings=self._batch
+        )
+
+    def __call__(self, images, *, progress=False):
+        """NumPy Features of uint8 images (N, H, W, 3); progress: shows a bar on a terminal."""
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
+        if not len(images):
+            raise UserError("images must be at least 1, got 0")
+        parts = []
+        with tqdm(total=len(images), unit="image", disable=None if progress else True) as bar:
+            for start in range(0, len(images), self._size):
+                chunk = images[start : start + self._size]
+                padded = np.resize(chunk, (self._size, *chunk.shape[1:]))
+                out = self._apply(self.params, sharding.to_global(padded, self._batch))
+                parts.append([sharding.to_host(x)[: len(chunk)] for x in out])
+                bar.update(len(chunk))
+        return inception.Features(*map(np.concatenate, zip(*parts, strict=True)))
