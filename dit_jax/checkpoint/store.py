@@ -71,6 +71,13 @@ def _meta_sha256(meta):
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
+def digest(meta, item):
+    """A sha256 of the leaves of an item, from the meta of its step."""
+    return hashlib.sha256(
+        json.dumps(meta["digests"].get(item), sort_keys=True).encode()
+    ).hexdigest()
+
+
 def read_meta(directory, step, *, of=None):
     """The JSON item of a step. of: a name in `KINDS`; UserError if meta does not describe that."""
     path = disk.path(directory) / str(step)

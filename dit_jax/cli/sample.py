@@ -22,12 +22,9 @@ import sys
 from absl import flags, logging
 
 import dit_jax
-from dit_jax import settings
-from dit_jax.cli import command
+from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.machine import words
-
-SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 
 
 def define(values):
@@ -56,17 +53,7 @@ def define(values):
     flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
-    flags.DEFINE_enum("sampler", None, settings.SAMPLERS, "The sampler.", **options)
-    flags.DEFINE_string(
-        "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
-    )
-    flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1.", **options)
-    flags.DEFINE_boolean("clip_x0", None, "Clip x0 to [-1, 1] at every step: pixels.", **options)
-    flags.DEFINE_float("cfg_scale", None, "Scale of classifier-free guidance; 1: none.", **options)
-    flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
-    flags.DEFINE_list(
-        "cfg_interval", None, "FIRST,LAST: guide at these steps only; 0 is the cleanest.", **options
-    )
+    arguments.define_sampling(values)
 
 
 def main(values):
@@ -91,9 +78,7 @@ def main(values):
     labels = read_labels(values, dit)
     if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
         raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
-    given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
-    if "cfg_interval" in given:
-        given["cfg_interval"] = parse_interval(given["cfg_interval"])
+    given = arguments.sampling(values)
     images = dit.sample(
         labels, seed=values.seed, batch_size=values.batch_size, progress=True, **given
     )
@@ -124,14 +109,6 @@ def read_labels(values, dit):
     count = values.num_samples or len(labels)
     arguments.check_room("num_samples", count, dit.config)
     return np.resize(labels, count).tolist()
-
-
-def parse_interval(texts):
-    try:
-        return [float(text) for text in texts]
-    except ValueError:
-        text = ",".join(texts)
-        raise UserError(f"cfg_interval must be two numbers, as 0,500, got {text!r}") from None
 
 
 def entry():

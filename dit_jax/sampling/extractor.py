@@ -13,6 +13,7 @@ from dit_jax.machine import sharding
 from dit_jax.models import inception
 
 PER_DEVICE = 8  # images at once
+NAME = "inception-2015-12-05"
 
 
 def describe(path):
@@ -45,7 +46,7 @@ def load(path, *, mesh=None, per_device=PER_DEVICE):
     """
     mesh = mesh or sharding.make_mesh()
     params = store.restore_params(*_locate(path), inception.init, weights="params", mesh=mesh)
-    return Extractor(params, mesh, per_device=per_device)
+    return Extractor(params, mesh, describe(path), per_device=per_device)
 
 
 def save(path, params, *, sha256, published):
@@ -56,13 +57,19 @@ def save(path, params, *, sha256, published):
 
 
 class Extractor:
-    """Computes Features of images, always `per_device` of them at once on each device.
+    """Computes the features of images, always `per_device` of them at once on each device.
 
     So the features of an image depend neither on how many images a call has nor on the number of
-    devices, bit for bit on one kind of device.
+    devices, bit for bit on one kind of device. identity: JSON that names the network. published:
+    whether its weights are those that FID is defined by.
     """
 
-    def __init__(self, params, mesh, *, per_device=PER_DEVICE):
+    is_inception = True
+    num_features = 2048  # of `pool`
+
+    def __init__(self, params, mesh, description, *, per_device=PER_DEVICE):
+        self.identity = {"network": NAME, **description}
+        self.published = description["published"]
         self.params, self._batch = params, sharding.of_batch(mesh)
         self._size = per_device * sharding.batch_shards(mesh)
         self._apply = jax.jit(
@@ -70,7 +77,10 @@ class Extractor:
         )
 
     def __call__(self, images, *, progress=False):
-        """NumPy Features of uint8 images (N, H, W, 3); progress: shows a bar on a terminal."""
+        """{"pool", "spatial", "logits"}, of `inception.Features`, of uint8 images (N, H, W, 3).
+
+        NumPy. progress: shows a bar on a terminal.
+        """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
@@ -84,4 +94,5 @@ class Extractor:
                 out = self._apply(self.params, sharding.to_global(padded, self._batch))
                 parts.append([sharding.to_host(x)[: len(chunk)] for x in out])
                 bar.update(len(chunk))
-        return inception.Features(*map(np.concatenate, zip(*parts, strict=True)))
+        joined = map(np.concatenate, zip(*parts, strict=True))
+        return dict(zip(inception.Features._fields, joined, strict=True))

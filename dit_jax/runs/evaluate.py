@@ -1,0 +1,245 @@
+"""One evaluation: from samples to features, scores, and a receipt with which anyone repeats it.
+
+OUT/features and OUT/reference hold features, OUT/receipt.json the result.
+"""
+
+import dataclasses
+import functools
+import time
+
+import jax
+import numpy as np
+from absl import logging
+
+from dit_jax import settings as settings_lib
+from dit_jax.checkpoint import steps
+from dit_jax.data import prepared
+from dit_jax.errors import UserError
+from dit_jax.evals import features, judge, presets, receipt, reference, samples
+from dit_jax.machine import cluster, devices, disk, words
+from dit_jax.models import flops
+from dit_jax.sampling import autoencoder, extractor, generate, trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to judge, and how. JSON, since a receipt keeps it.
+
+    samples: a run, a checkpoint, a folder of images or an .npz. sampling: options that differ from
+    those of the preset and of the run. The other fields are the flags of dit-evaluate.
+    """
+
+    samples: str
+    reference: str | None = None
+    inception: str | None = None
+    preset: str | None = None
+    num_samples: int | None = None
+    weights: str = "ema"
+    seed: int = 0
+    vae: str | None = None
+    vae_dtype: str = "float32"
+    sampling: dict = dataclasses.field(default_factory=dict)
+    bootstrap: int | None = None
+    fid_infinity: bool = False
+
+
+FLAGS = tuple(
+    field.name for field in dataclasses.fields(Request) if field.name not in ("samples", "sampling")
+)
+NUM_SAMPLES = 1000  # of a model without a preset
+EXISTING = ("weights", "seed", "vae", "sampling", "preset")  # mean nothing for images that exist
+
+
+class Drawn:
+    """Samples of a model, drawn when they are read: image i by the seed, i and a random label."""
+
+    def __init__(self, dit, request, options):
+        self.dit, self.seed = dit, request.seed
+        self.options = dit.sampling | options
+        if dit.space != "pixels" and not dit.decoder:
+            raise UserError("--vae must be given for a model of latents, to decode its samples")
+        height, width = dit.config.input_size[:2]
+        factor = dit.decoder.config.downsampling if dit.decoder else 1
+        self.shape = (factor * height, factor * width, 3)
+        self.at_once = generate.images_at_once(dit.config)
+
+    def read(self, start, stop):
+        labels = generate.random_labels(self.seed, start, stop - start, self.dit.config.num_classes)
+        batch_size = self.at_once * jax.device_count()
+        options = {"seed": self.seed, "first": start, "batch_size": batch_size, **self.options}
+        return self.dit.sample(labels, **options), labels
+
+    def describe(self, request):
+        dit, vae = self.dit, None
+        if dit.decoder:
+            digest = receipt.digest(autoencoder.read_digests(request.vae))
+            vae = {"path": request.vae, "dtype": request.vae_dtype, "digest": digest}
+        return {
+            "checkpoint": request.samples,
+            "step": dit.step,
+            "weights": dit.weights,
+            "digest": dit.digest,
+            "sampling": self.options,
+            "vae": vae,
+            "seed": self.seed,
+            "labels": "uniform, by seed and index",
+            "at_once": self.at_once,
+        }
+
+
+class Existing:
+    """Images that exist already, read as `Drawn` is."""
+
+    def __init__(self, path):
+        self.images = samples.open_images(path)
+        self.shape = self.images.shape
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, start, stop):
+        return self.images.read(start, stop), None
+
+    def describe(self, request):
+        return {"images": request.samples, "digest": self.images.sha256}
+
+
+def run(request, out, command):
+    """Judges what a Request asks for; prints and returns the receipt, None on other processes.
+
+    out: the folder of features and receipt; a killed evaluation goes on there. command: the words
+    that started it, for the receipt. UserError if the request does not fit.
+    """
+    out = disk.path(out)
+    source = _open(request)
+    count, name = _count(request, source), None
+    if request.preset:
+        name = presets.title(
+            request.preset, sampling=source.options, count=count, size=source.shape[:2]
+        )
+    network = extractor.load(request.inception)
+    identity = {"samples": source.describe(request), "network": network.identity}
+    compared = reference.open_adm(request.reference, network, out / "reference", source.shape)
+    store, seconds = features.fill(
+        out / "features", identity, count, functools.partial(_read_colours, source), network
+    )
+    with cluster.together():
+        if not store:
+            return None
+        began = time.perf_counter()
+        found = store.read(count)
+        options = {"resamples": request.bootstrap, "at_infinity": request.fid_infinity}
+        results = judge.judge(found, compared, network, **options)
+        content = {
+            "name": name,
+            "command": command,
+            "arguments": dataclasses.asdict(request),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "samples": identity["samples"] | {"count": count},
+            "model": _describe_model(source),
+            "network": network.identity,
+            "reference": compared.identity,
+            "features": store.digests(count),
+            "scores": {key: score._asdict() for key, score in results.items()},
+            "devices": devices.describe(),
+            "versions": receipt.versions(),
+            "seconds": seconds._asdict() | {"scores": time.perf_counter() - began},
+        }
+        receipt.write(out / "receipt.json", content)
+    _report(request, source, results, found, name)
+    return content
+
+
+def home(request):
+    """The folder of a run or checkpoint, where its evaluation goes by default."""
+    path = disk.path(request.samples)
+    if not _is_checkpoint(path):
+        raise UserError(f"--out must be given for images that exist: {path}")
+    directory, _ = steps.locate(path)
+    return directory.parent if directory.name == "checkpoints" else directory
+
+
+def make_reference(data, out, *, split, size, inception):
+    """Writes the reference of a prepared data set to out, an .npz in ADM's format.
+
+    Features are kept beside it, in a folder with its name, so that a killed start goes on.
+    """
+    images = prepared.open_images(data, split, size)
+    network = extractor.load(inception)
+    reference.make(images, network, out.with_name(f"{out.stem}-features"), out)
+    logging.info("%s: %s", words.count(len(images), "image"), out)
+
+
+def _open(request):
+    """The Drawn or Existing that the request names."""
+    path = disk.path(request.samples)
+    if not _is_checkpoint(path):
+        if given := [name for name in EXISTING if getattr(request, name) != _default(name)]:
+            raise UserError(f"{given[0]} must not be given for images that exist: {path}")
+        return Existing(path)
+    options = presets.find(request.preset).sampling if request.preset else {}
+    dit = trained.load(path, weights=request.weights, vae=request.vae, vae_dtype=request.vae_dtype)
+    return Drawn(dit, request, options | request.sampling)
+
+
+def _is_checkpoint(path):
+    try:
+        steps.locate(path)
+    except UserError:
+        if not disk.is_on_disk(path) or any(
+            (path / x).exists() for x in ("checkpoints", "_METADATA")
+        ):
+            raise
+        return False
+    return True
+
+
+def _default(name):
+    field = next(x for x in dataclasses.fields(Request) if x.name == name)
+    return {} if field.default is dataclasses.MISSING else field.default
+
+
+def _count(request, source):
+    """How many images are judged."""
+    if isinstance(source, Drawn):
+        default = presets.COUNT if request.preset else NUM_SAMPLES
+        return request.num_samples or default
+    if (request.num_samples or 0) > len(source):
+        raise UserError(
+            f"num_samples must be at most {len(source)}, which are in {request.samples}, got "
+            f"{request.num_samples}"
+        )
+    return request.num_samples or len(source)
+
+
+def _read_colours(source, start, stop):
+    """Images with three channels, as Inception needs them, and their labels."""
+    images, labels = source.read(start, stop)
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images, labels
+
+
+def _describe_model(source):
+    if not isinstance(source, Drawn):
+        return None
+    dit = source.dit
+    options = settings_lib.read_topic(settings_lib.Sampling, source.options)
+    return {
+        "name": dit.name,
+        "num_params": dit.num_params,
+        "gflops": flops.forward_flops(dit.config) / 2e9,  # multiply-adds, as in the paper
+        "passes": generate.count_passes(dit.process, options),
+    }
+
+
+def _report(request, source, results, found, name):
+    """Prints the scores, beside the paper's, and warns of what makes them incomparable."""
+    logging.info("%s, %s", words.count(len(found["pool"]), "image"), name or "no preset")
+    lines = judge.report(results).splitlines()
+    paper = presets.published(request.preset, source.dit.name) if request.preset else {}
+    for key, line in zip(results, lines, strict=True):
+        print(line + (f"   (paper: {paper[key]:g})" if key in paper else ""))
+    if "spatial" in found and judge.looks_sorted(found["logits"]):
+        logging.warning(
+            "%s looks sorted by class: the Inception Score of consecutive images is too low",
+            request.samples,
+        )
