@@ -73,9 +73,8 @@ class Drawn:
         dit, vae = self.dit, None
         if dit.decoder:
             digest = receipt.digest(autoencoder.read_digests(request.vae))
-            vae = {"path": request.vae, "dtype": request.vae_dtype, "digest": digest}
+            vae = {"dtype": request.vae_dtype, "digest": digest}
         return {
-            "checkpoint": request.samples,
             "step": dit.step,
             "weights": dit.weights,
             "digest": dit.digest,
@@ -101,7 +100,7 @@ class Existing:
         return self.images.read(start, stop), None
 
     def describe(self, request):
-        return {"images": request.samples, "digest": self.images.sha256}
+        return {"digest": self.images.sha256}
 
 
 def run(request, out, command):
@@ -117,9 +116,8 @@ def run(request, out, command):
         name = presets.title(
             request.preset, sampling=source.options, count=count, size=source.shape[:2]
         )
-    network = extractor.load(request.inception)
+    network, compared = _open_judges(request, source, out)
     identity = {"samples": source.describe(request), "network": network.identity}
-    compared = reference.open_adm(request.reference, network, out / "reference", source.shape)
     store, seconds = features.fill(
         out / "features", identity, count, functools.partial(_read_colours, source), network
     )
@@ -135,7 +133,7 @@ def run(request, out, command):
             "command": command,
             "arguments": dataclasses.asdict(request),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "samples": identity["samples"] | {"count": count},
+            "samples": {"path": request.samples, "count": count, **identity["samples"]},
             "model": _describe_model(source),
             "network": network.identity,
             "reference": compared.identity,
@@ -182,6 +180,19 @@ def _open(request):
     return Drawn(dit, request, options | request.sampling)
 
 
+def _open_judges(request, source, out):
+    """(network of features, Reference) for a request."""
+    if request.inception:
+        if not request.reference:
+            raise UserError("--reference must be given with --inception: an .npz of ADM's format")
+        network = extractor.load(request.inception)
+        compared = reference.open_adm(request.reference, network, out / "reference", source.shape)
+        return network, compared
+    if isinstance(source, Existing):
+        raise UserError("--inception must be given for images that exist")
+    raise NotImplementedError
+
+
 def _is_checkpoint(path):
     try:
         steps.locate(path)
@@ -201,6 +212,8 @@ def _default(name):
 
 def _count(request, source):
     """How many images are judged."""
+    if (request.num_samples or judge.FEWEST) < judge.FEWEST:
+        raise UserError(f"num_samples must be at least {judge.FEWEST}, got {request.num_samples}")
     if isinstance(source, Drawn):
         default = presets.COUNT if request.preset else NUM_SAMPLES
         return request.num_samples or default

@@ -39,14 +39,15 @@ def _locate(path):
         ) from error
 
 
-def load(path, *, mesh=None, per_device=PER_DEVICE):
+def load(path, *, mesh=None, per_device=None):
     """The Extractor of a checkpoint of `dit-convert inception`.
 
-    mesh: its devices share the work; None: all devices. UserError if path is no such checkpoint.
+    mesh: its devices share the work; None: all devices. per_device: images at once on each; None:
+    PER_DEVICE. UserError if path is no such checkpoint.
     """
     mesh = mesh or sharding.make_mesh()
     params = store.restore_params(*_locate(path), inception.init, weights="params", mesh=mesh)
-    return Extractor(params, mesh, describe(path), per_device=per_device)
+    return Extractor(params, mesh, describe(path), per_device=per_device or PER_DEVICE)
 
 
 def save(path, params, *, sha256, published):
@@ -67,7 +68,7 @@ class Extractor:
     is_inception = True
     num_features = 2048  # of `pool`
 
-    def __init__(self, params, mesh, description, *, per_device=PER_DEVICE):
+    def __init__(self, params, mesh, description, *, per_device):
         self.identity = {"network": NAME, **description}
         self.published = description["published"]
         self.params, self._batch = params, sharding.of_batch(mesh)
