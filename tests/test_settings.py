@@ -65,6 +65,16 @@ def test_an_absent_field_or_topic_has_its_default():
         ),
         ({"train": {"frozen": ["("]}}, r"must be a list of regular expressions, got \('\(',\)$"),
         ({"train": {"frozen": [3]}}, r"must be a list of regular expressions, got \(3,\)$"),
+        ({"run": {"score_samples": 1}}, "^run.score_samples must be at least 2, got 1$"),
+        ({"run": {"keep_best_by": "fid"}}, "^run.keep_best_by must be one of loss, score, got 'fi"),
+        (
+            {"run": {"keep_best_by": "score"}},
+            "^run.keep_best_by must be loss if run.score_every is 0, got 'score'$",
+        ),
+        (
+            {"run": {"keep_best_by": "score", "score_every": 300, "checkpoint_every": 400}},
+            "^run.checkpoint_every must be a multiple of run.score_every 300 if .*, got 400$",
+        ),
         ({"seed": 2**32}, "^seed must be in 0 .. 4294967295, got 4294967296$"),
         (
             {"model": {"null_label": False}},
