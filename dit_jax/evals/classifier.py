@@ -19,7 +19,7 @@ from absl import logging
 from dit_jax import compat
 from dit_jax.checkpoint import digests, steps, store
 from dit_jax.errors import UserError
-from dit_jax.machine import prng, sharding
+from dit_jax.machine import disk, prng, sharding
 from dit_jax.models import classifier
 from dit_jax.sampling import chunks
 
@@ -123,7 +123,7 @@ def _batches(count, seed):
 class Classifier:
     """A network of features. about: a dict of JSON values that says what it was fitted to."""
 
-    published = False  # its scores are not those of papers
+    is_inception = published = False  # its scores are not those of papers
 
     def __init__(self, config, params, mesh, about, *, per_device=PER_DEVICE):
         self.config, self.about = config, about
@@ -156,6 +156,28 @@ class Classifier:
         params = jax.tree.map(sharding.to_host, self.params)  # Orbax wants no local jax arrays
         with store.open_writer(background=False, alone=True) as writer:
             store.save(writer, path, 0, {"params": params}, {"classifier": self._as_json()})
+
+
+def open_or_fit(path, drawn, num_classes, *, seed=0):
+    """The Classifier of images, Arrays, that `path` keeps; else it is fitted and saved there.
+
+    It runs on one local device; of several processes, only one may call it.
+    """
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+    if disk.exists(path):
+        try:
+            kept = load(path, mesh=mesh)
+            if kept.about["data_sha256"] == data_sha256(drawn.image, drawn.label):
+                return kept
+            logging.warning("%s is of other images and is fitted anew", path)
+        except UserError as error:
+            logging.warning("the classifier is fitted anew: %s", error)
+    network = fit(drawn.image, drawn.label, num_classes, seed=seed, mesh=mesh)
+    try:
+        network.save(path)
+    except Exception as error:  # files, TensorStore and buckets raise many types
+        logging.warning("%s could not be saved: %s", path, store.explain(error))
+    return network
 
 
 def load(path, *, mesh=None):

@@ -147,7 +147,8 @@ def fill(folder, identity, count, draw, network):
     """Makes the shards of images 0 .. count - 1 that a folder lacks; returns (Store, Seconds).
 
     draw(start, stop) -> images uint8 (n, H, W, C), labels (n,) or None. network(images) ->
-    {name: (n, ...)}. All processes draw and look; process 0 writes, and the others get no Store.
+    {name: (n, ...)}; None on other processes than 0 if it runs there alone. All processes draw;
+    process 0 writes, and the others get no Store.
     """
     store, starts = None, range(0, count, SHARD)
     needed = np.zeros(len(starts), np.int32)
@@ -166,7 +167,7 @@ def fill(folder, identity, count, draw, network):
             began = time.perf_counter()
             images, labels = draw(start, stop)
             drawn = time.perf_counter()
-            found = network(images)
+            found = network(images) if network else {}
             to_images += drawn - began
             to_features += time.perf_counter() - drawn
             with cluster.together():

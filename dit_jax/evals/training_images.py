@@ -5,6 +5,7 @@ Shapes: N images, H W grid, C channels.
 
 import concurrent.futures
 import dataclasses
+import math
 import os
 
 import numpy as np
@@ -16,6 +17,7 @@ from dit_jax.machine import cluster, disk
 from dit_jax.models import pixels
 
 READ = 512  # examples at a time
+MAX_BYTES = 2**30  # of the images that are drawn
 HELD_OUT = {"fashion": ("test",), "images": ("validation", "val", "test")}  # splits, best first
 
 
@@ -35,13 +37,16 @@ def check(settings, fed):
 def draw(settings, count, *, seed=0, fed=None):
     """At most count training images, uint8 and without flips, in a random order: Arrays.
 
-    fed: the open Feed of the settings; None opens it. They have the size of decoded samples.
-    Latents are decoded too, so that the loss of the autoencoder is not the model's. The order
-    depends on the seed and on the number of examples only. Every process must call it, and gets the
-    same. UserError as `check`.
+    There are fewer if they would take more than MAX_BYTES. fed: the open Feed of the settings; None
+    opens it. They have the size of decoded samples. Latents are decoded too, so that the loss of
+    the autoencoder is not the model's. The order depends on the seed and on the number of examples
+    only. Every process must call it, and gets the same. UserError as `check`.
     """
     fed = fed or feed.make(settings)
     check(settings, fed)
+    factor = fed.decoder.config.downsampling if fed.decoder else 1
+    num_bytes = 3 * factor**2 * math.prod(settings.model.input_size)
+    count = min(count, max(MAX_BYTES // num_bytes, 1))
     order = np.random.default_rng(seed).permutation(len(fed.source))[:count]
     images, labels = [], []
     for start in range(0, len(order), READ):

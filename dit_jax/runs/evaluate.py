@@ -15,7 +15,17 @@ from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps
 from dit_jax.data import prepared
 from dit_jax.errors import UserError
-from dit_jax.evals import features, judge, presets, receipt, reference, samples
+from dit_jax.evals import (
+    classifier,
+    features,
+    judge,
+    presets,
+    receipt,
+    reference,
+    samples,
+    scores,
+    training_images,
+)
 from dit_jax.machine import cluster, devices, disk, words
 from dit_jax.models import flops
 from dit_jax.sampling import autoencoder, extractor, generate, trained
@@ -46,6 +56,8 @@ class Request:
 FLAGS = tuple(
     field.name for field in dataclasses.fields(Request) if field.name not in ("samples", "sampling")
 )
+MAX_TRAINING = 60_000  # images that a classifier is fitted to
+MAX_COMPARED = 10_000  # of these, and of held-out images, for precision, recall and KID
 NUM_SAMPLES = 1000  # of a model without a preset
 EXISTING = ("weights", "seed", "vae", "sampling", "preset")  # mean nothing for images that exist
 
@@ -116,11 +128,10 @@ def run(request, out, command):
         name = presets.title(
             request.preset, sampling=source.options, count=count, size=source.shape[:2]
         )
-    network, compared = _open_judges(request, source, out)
-    identity = {"samples": source.describe(request), "network": network.identity}
-    store, seconds = features.fill(
-        out / "features", identity, count, functools.partial(_read_colours, source), network
-    )
+    network, compared, held_out = _open_judges(request, source, out)
+    identity = {"samples": source.describe(request), "network": network and network.identity}
+    read = functools.partial(_read_colours, source) if request.inception else source.read
+    store, seconds = features.fill(out / "features", identity, count, read, network)
     with cluster.together():
         if not store:
             return None
@@ -139,12 +150,13 @@ def run(request, out, command):
             "reference": compared.identity,
             "features": store.digests(count),
             "scores": {key: score._asdict() for key, score in results.items()},
+            "held_out": {key: score.value for key, score in held_out.items()},
             "devices": devices.describe(),
             "versions": receipt.versions(),
             "seconds": seconds._asdict() | {"scores": time.perf_counter() - began},
         }
         receipt.write(out / "receipt.json", content)
-    _report(request, source, results, found, name)
+    _report(request, source, results, found, name, held_out)
     return content
 
 
@@ -181,16 +193,46 @@ def _open(request):
 
 
 def _open_judges(request, source, out):
-    """(network of features, Reference) for a request."""
+    """(network of features, Reference, scores of held-out images) for a request.
+
+    What process 0 alone needs is None on the others.
+    """
     if request.inception:
         if not request.reference:
             raise UserError("--reference must be given with --inception: an .npz of ADM's format")
         network = extractor.load(request.inception)
         compared = reference.open_adm(request.reference, network, out / "reference", source.shape)
-        return network, compared
+        return network, compared, {}
+    if request.reference:
+        raise UserError("--inception must be given with --reference")
     if isinstance(source, Existing):
         raise UserError("--inception must be given for images that exist")
-    raise NotImplementedError
+    if request.preset:
+        raise UserError("--inception must be given with --preset")
+    return _open_own_data(source.dit.settings, request, out)
+
+
+def _open_own_data(settings, request, out):
+    """The same for the data that a run was trained on: a classifier of them judges the samples."""
+    if request.vae:
+        data = dataclasses.replace(settings.data, vae=request.vae)
+        settings = dataclasses.replace(settings, data=data)
+    drawn = training_images.draw(settings, MAX_TRAINING)
+    others = training_images.held_out(settings, MAX_COMPARED)
+    with cluster.together():
+        if jax.process_index() != 0:
+            return None, None, {}
+        classes = settings.model.num_classes
+        if classes < 2:
+            raise UserError(f"checkpoint must be of at least 2 classes to be judged, got {classes}")
+        network = classifier.open_or_fit(out / "classifier", drawn, classes)
+        pool = network(drawn.image)["pool"]
+        about = {"training_images": len(pool), "sha256": network.about["data_sha256"]}
+        compared = judge.Reference(scores.gaussian_of(pool), None, pool[:MAX_COMPARED], about)
+        if others is None or len(others) < judge.FEWEST:
+            return network, compared, {}
+        found = network(others.image) | {"label": others.label}
+        return network, compared, judge.judge(found, compared, network, resamples=0)
 
 
 def _is_checkpoint(path):
@@ -244,13 +286,18 @@ def _describe_model(source):
     }
 
 
-def _report(request, source, results, found, name):
+def _report(request, source, results, found, name, held_out):
     """Prints the scores, beside the paper's, and warns of what makes them incomparable."""
     logging.info("%s, %s", words.count(len(found["pool"]), "image"), name or "no preset")
     lines = judge.report(results).splitlines()
     paper = presets.published(request.preset, source.dit.name) if request.preset else {}
     for key, line in zip(results, lines, strict=True):
-        print(line + (f"   (paper: {paper[key]:g})" if key in paper else ""))
+        beside = {
+            "paper": paper.get(key),
+            "held-out images": key in held_out and held_out[key].value,
+        }
+        texts = [f"   ({name}: {value:.4g})" for name, value in beside.items() if value]
+        print(line + "".join(texts))
     if "spatial" in found and judge.looks_sorted(found["logits"]):
         logging.warning(
             "%s looks sorted by class: the Inception Score of consecutive images is too low",

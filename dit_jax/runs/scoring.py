@@ -9,11 +9,10 @@ import time
 import jax
 from absl import logging
 
-from dit_jax.checkpoint import store
 from dit_jax.errors import UserError
 from dit_jax.evals import classifier, kernel, scores, training_images
-from dit_jax.machine import cluster, disk, sharding
-from dit_jax.sampling import generate, labels
+from dit_jax.machine import cluster
+from dit_jax.sampling import generate
 
 NAMES = {  # of the fields of the record
     "frechet_distance": "Frechet distance (classifier features)",
@@ -21,7 +20,6 @@ NAMES = {  # of the fields of the record
 }
 SEED = 0  # of the noise, the labels, the classifier and the choice of training images
 MAX_FITTED = 60_000  # training images that the classifier is fitted to
-MAX_BYTES = 2**30  # of these images
 MAX_REFERENCE = 10_000  # training images that samples are compared with
 
 
@@ -51,7 +49,7 @@ class Scorer:
         self._settings, self._parts, self._fed = settings, parts, fed
         self._path = workdir / "evaluation" / "classifier"
         count, num_classes = settings.run.score_samples, parts.model.num_classes
-        self._labels = labels.at_random(count, num_classes, seed=SEED)
+        self._labels = generate.random_labels(SEED, 0, count, num_classes)
         self._network = self._reference = None  # on process 0, from the first score on
 
     def __call__(self, step, state):
@@ -85,38 +83,13 @@ class Scorer:
 
     def _prepare(self):
         """Opens or fits the classifier, and computes the features of training images."""
-        drawn = self._draw()
+        drawn = training_images.draw(self._settings, MAX_FITTED, seed=SEED, fed=self._fed)
         self._network = True
         with cluster.together():
             if jax.process_index() == 0:
-                self._network = self._open(drawn)
+                num_classes = self._parts.model.num_classes
+                self._network = classifier.open_or_fit(self._path, drawn, num_classes)
                 self._reference = self._network(drawn.image[:MAX_REFERENCE])["pool"]
-
-    def _draw(self):
-        shape = self._parts.model.input_size
-        factor = self._fed.decoder.config.downsampling if self._fed.decoder else 1
-        num_bytes = 3 * shape[0] * shape[1] * factor**2
-        count = min(MAX_FITTED, max(MAX_BYTES // num_bytes, 1))
-        return training_images.draw(self._settings, count, seed=SEED, fed=self._fed)
-
-    def _open(self, drawn):
-        """The Classifier of these training images: the one that the run has kept, or a new one."""
-        mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-        if disk.exists(self._path):
-            try:
-                kept = classifier.load(self._path, mesh=mesh)
-                if kept.about["data_sha256"] == classifier.data_sha256(drawn.image, drawn.label):
-                    return kept
-                logging.warning("%s is of other images and is fitted anew", self._path)
-            except UserError as error:
-                logging.warning("the classifier is fitted anew: %s", error)
-        num_classes = self._parts.model.num_classes
-        network = classifier.fit(drawn.image, drawn.label, num_classes, seed=SEED, mesh=mesh)
-        try:
-            network.save(self._path)
-        except Exception as error:  # files, TensorStore and buckets raise many types
-            logging.warning("%s could not be saved: %s", self._path, store.explain(error))
-        return network
 
     def _compare(self, samples):
         features = self._network(samples)["pool"]

@@ -5,40 +5,15 @@ label, and the ends of a range are labels. What stands in double quotes is alway
 """
 
 import difflib
-import functools
 import re
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
 
 from dit_jax.errors import UserError
-from dit_jax.machine import prng
 
 RANGE = re.compile(r"(\d+)-(\d+)")
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # "" is a quote
 NUM_NEAR = 3  # names that an error offers
-LABELS = 2**32 - 1  # folded into the key of a seed, which images count from 0
-
-
-def at_random(count, num_classes, *, seed=0):
-    """Labels of images 0 .. count - 1, drawn uniformly: int32 (count,).
-
-    Label i depends on (seed, i) only. Scores need such labels: those of a sorted or balanced set
-    are not comparable.
-    """
-    return np.asarray(_draw(np.uint32(seed), count, num_classes))
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _draw(seed, count, num_classes):
-    key = jax.random.fold_in(prng.key(seed), np.uint32(LABELS))
-
-    def draw(i):
-        return jax.random.randint(jax.random.fold_in(key, i), (), 0, num_classes, jnp.int32)
-
-    return jax.vmap(draw)(jnp.arange(count, dtype=jnp.uint32))
 
 
 def parse(text, class_names, num_classes):

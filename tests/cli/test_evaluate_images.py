@@ -12,7 +12,7 @@ from testdata import evaluation
 from dit_jax.cli import evaluate
 from dit_jax.convert import torch_inception
 from dit_jax.data import imagefolder, prepare
-from dit_jax.evals import features, receipt
+from dit_jax.evals import classifier, features, receipt
 from dit_jax.sampling import extractor
 
 
@@ -154,6 +154,40 @@ def test_a_reference_is_made_of_prepared_images(call, inception, tmp_path):
     scores = receipt.read(tmp_path / "out")["scores"]
     assert scores["FID-8"]["value"] < 1e-3  # the same images
     assert scores["precision"]["value"] == scores["recall"]["value"] == 1
+
+
+def test_small_data_are_judged_by_a_classifier_of_their_own(call, tmp_path, monkeypatch):
+    """500 samples of random weights, with real digits beside them."""
+    monkeypatch.setattr(classifier, "NUM_STEPS", 60)
+    random_run.save(tmp_path / "run")
+    given = [tmp_path / "run", tmp_path / "out", "--num_samples=500"]
+    code, text, errors = call(evaluate, *given)
+    assert code == 0, errors
+    found = receipt.read(tmp_path / "out")
+    values = {name: score["value"] for name, score in found["scores"].items()}
+    name = "Frechet distance (classifier features)"
+    assert found["network"]["network"] == "classifier"
+    assert values[name] > 3 * found["held_out"][name] > 0  # noise against digits
+    assert values["agreement with the label"] < 0.4 < found["held_out"]["agreement with the label"]
+    assert values["precision"] < found["held_out"]["precision"]
+    assert f"{name}" in text and "(held-out images: " in text
+    assert "fitted a classifier to 1350 images" in errors
+    code, again, errors = call(evaluate, *given)
+    assert code == 0 and again == text and "fitted" not in errors
+
+
+def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "NUM_STEPS", 60)
+    random_run.save(tmp_path / "run")
+    flags = ["--sweep=cfg_scale=1,2", f"--out={tmp_path}/sweep", "--num_samples=40"]
+    code, _, errors = call(evaluate, *flags, tmp_path / "run")
+    assert code == 0, errors
+    results = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert [result["value"] for result in results] == [1.0, 2.0]
+    assert [result["receipt"]["model"]["passes"] for result in results] == [4, 8]
+    assert results[0]["receipt"]["features"] != results[1]["receipt"]["features"]
+    with Image.open(tmp_path / "sweep/sweep.png") as image:
+        assert image.width > 600
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from dit_jax.errors import UserError
@@ -97,13 +96,3 @@ def test_a_wrong_line_of_a_file_is_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         labels.read_file(path, NAMES, 6)
-
-
-def test_labels_at_random_depend_on_seed_and_index_only():
-    drawn = labels.at_random(4000, 10)
-    assert drawn.dtype == np.int32 and drawn.shape == (4000,)
-    np.testing.assert_array_equal(labels.at_random(50, 10), drawn[:50])
-    assert not np.array_equal(labels.at_random(50, 10, seed=1), drawn[:50])
-    counts = np.bincount(drawn, minlength=10)
-    assert counts.min() > 320 and counts.max() < 480  # four standard deviations of 400
-    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.06
