@@ -4,6 +4,7 @@ What a command reads and writes can be given as words or as flags: `dit-train CO
 `dit-train --config=CONFIG --workdir=WORKDIR`.
 """
 
+import difflib
 import os
 import re
 import sys
@@ -103,6 +104,7 @@ def _split(arguments, values):
         elif each == "-" or not each.startswith("-"):
             words.append(each)
         elif "=" in each or not _takes_value(_name(each), values):
+            _check_switch(each, values)
             given.append(each)
         elif (value := next(rest, None)) is None:
             raise UserError(f"{_name(each)} must have a value, got none")
@@ -114,6 +116,13 @@ def _split(arguments, values):
 def _name(argument):
     """The name of a flag, without dashes and value."""
     return argument.lstrip("-").partition("=")[0]
+
+
+def _check_switch(argument, values):
+    """UserError for --noNAME=VALUE."""
+    name = _name(argument)
+    if "=" in argument and name not in values and name.removeprefix("no") in values:
+        raise UserError(f"--{name} must have no value, got {argument}")
 
 
 def _takes_value(name, values):
@@ -203,6 +212,15 @@ def _suggest(name):
     return (f"; did you mean {' or '.join(near)}?" if near else ";") + " --help lists all fields"
 
 
+def _suggest_flag(name, values):
+    known = [each for each in values if "." not in each]
+    if near := difflib.get_close_matches(name, known, 1, cutoff=0.7):
+        return f"; did you mean --{near[0]}?"
+    if "config" in values and settings_lib.nearest(name):
+        return _suggest(name)
+    return "; --help lists all flags"
+
+
 def _parse_flags(values, given):
     argv, sys.argv = sys.argv, [sys.argv[0], *given]  # where ml_collections looks for fields
     try:
@@ -220,12 +238,10 @@ def _parse_flags(values, given):
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"config has no field {field}{hint}") from error
     except flags.IllegalFlagValueError as error:
-        raise UserError(compat.explain_flag_error(error)) from error
+        raise UserError(compat.explain_flag_error(error, values)) from error
     except flags.UnrecognizedFlagError as error:
-        is_like_a_flag = "Did you mean" in str(error)
-        if is_like_a_flag or "config" not in values or not settings_lib.nearest(error.flagname):
-            raise
-        raise UserError(f"there is no flag --{error.flagname}{_suggest(error.flagname)}") from error
+        hint = _suggest_flag(error.flagname, values)
+        raise UserError(f"there is no flag --{error.flagname}{hint}") from error
     finally:
         sys.argv = argv
 

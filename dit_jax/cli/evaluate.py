@@ -26,6 +26,7 @@ from absl import flags
 
 from dit_jax.cli import arguments, command, interrupt
 from dit_jax.errors import UserError
+from dit_jax.evals import receipt, request
 from dit_jax.machine import disk
 
 MANY = {"--compare", "--sweep"}  # flags with which every word is one of several inputs
@@ -43,9 +44,9 @@ def define(values):
     text = "Settings of a table of the paper: paper-256, paper-256-nocfg, paper-512, scaling-400k."
     flags.DEFINE_string("preset", None, text, **options)
     text = "How many; default: 50,000 with a preset, else 1,000, or all images that exist."
-    flags.DEFINE_integer("num_samples", None, text, lower_bound=1, **options)
+    flags.DEFINE_integer("num_samples", None, text, lower_bound=6, **options)
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
-    flags.DEFINE_integer("seed", 0, "Of noise and labels.", **options)
+    command.define_seed(values)
     flags.DEFINE_string("vae", None, "The autoencoder that decodes latents.", **options)
     flags.DEFINE_enum(
         "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
@@ -66,103 +67,108 @@ def define(values):
     command.define_cluster(values)
 
 
-def main(values, *inputs):
-    interrupt.raise_from_here()
+def check(values, *inputs):
     if values.compare:
-        return compare(inputs)
-    if values.sweep:
-        return sweep(values, inputs)
-    if values.repeat:
-        return repeat(values)
-    if not values.checkpoint:
-        raise UserError("--checkpoint must be given")
-    if values.make_reference:
-        return make_reference(values)
-    return judge(values)
-
-
-def judge(values):
-    from dit_jax.runs import evaluate, judge_digits
-
-    request = read_request(values)
-    if judge_digits.fits(request):
-        out = disk.path(values.out or evaluate.home(request) / "judgments.json")
-        if disk.is_on_disk(out):
-            command.output_path(out)
-        judge_digits.run(request, out, values.batch_size)
+        if len(inputs) < 2:
+            raise UserError(f"--compare takes two receipts or more, got {len(inputs)}")
+        for path in inputs:
+            receipt.read(path)
+    elif values.sweep:
+        request.read_sweep(values.sweep)
+        command.output_folder(_require(values, "out", "--sweep"))
+        if not inputs:
+            raise UserError("--sweep takes one run or more, got none")
+        for path in inputs:
+            read_request(values, path).check()
+    elif values.repeat:
+        receipt.read(values.repeat)
+        new_folder(values)
+    elif values.make_reference:
+        for name in ("checkpoint", "out", "inception", "size"):
+            _require(values, name, "--make_reference")
+        out = command.output_path(values.out)
+        if out.suffix != ".npz":
+            raise UserError(f"out must end with .npz, got {out}")
+        command.check_exists("checkpoint", values.checkpoint)
     else:
-        out = values.out or evaluate.home(request) / "evaluation"
-        evaluate.run(request, command.output_folder(out), sys.argv)
+        if not values.checkpoint:
+            raise UserError("--checkpoint must be given")
+        read_request(values, values.checkpoint).check()
+        folder(values)
 
 
-def read_request(values):
-    from dit_jax.runs import evaluate
-
-    names = [name for name in evaluate.FLAGS if values[name].value is not None]
-    given = {name: values[name].value for name in names}
-    return evaluate.Request(samples=values.checkpoint, sampling=arguments.sampling(values), **given)
+def _require(values, name, flag):
+    if not values[name].value:
+        raise UserError(f"--{name} must be given with {flag}")
+    return values[name].value
 
 
-def compare(paths):
-    from dit_jax.evals import receipt
-
-    if len(paths) < 2:
-        raise UserError(f"--compare takes two receipts or more, got {len(paths)}")
-    print(receipt.compare({str(path): receipt.read(path) for path in paths}))
+def read_request(values, path):
+    given = {name: values[name].value for name in request.FLAGS if values[name].value is not None}
+    return request.Request(samples=str(path), sampling=arguments.sampling(values), **given)
 
 
-def repeat(values):
-    from dit_jax.evals import receipt
-    from dit_jax.runs import evaluate
-
-    old = receipt.read(values.repeat)
-    out = values.out or values.checkpoint  # the only word
+def new_folder(values):
+    """The folder of --repeat, which is the only word or --out."""
+    out = values.out or values.checkpoint
     if not out:
         raise UserError("--out must be given with --repeat: a new folder")
     out = command.output_folder(out)
     if (out / "receipt.json").exists():
         raise UserError(f"out must be a new folder, got {out}, which has a receipt")
-    new = evaluate.run(evaluate.Request(**old["arguments"]), out, sys.argv)
-    if new is None:
+    return out
+
+
+def folder(values):
+    return values.out or str(request.home(values.checkpoint) / "evaluation")
+
+
+def main(values, *inputs):
+    interrupt.raise_from_here()
+    from dit_jax.runs import evaluate, judge_digits
+
+    if values.compare:
+        print(receipt.compare({str(path): receipt.read(path) for path in inputs}))
+    elif values.sweep:
+        from dit_jax.runs import sweeps
+
+        asked, (name, swept) = read_request(values, inputs[0]), request.read_sweep(values.sweep)
+        out = command.output_folder(values.out)
+        sweeps.run(asked, inputs, name, swept, out, sys.argv)
+    elif values.repeat:
+        return repeat(values)
+    elif values.make_reference:
+        options = {"split": values.split, "size": values.size, "inception": values.inception}
+        data, out = command.expand(values.checkpoint), command.output_path(values.out)
+        evaluate.make_reference(data, out, **options)
+    else:
+        asked = read_request(values, values.checkpoint)
+        if judge_digits.fits(asked):
+            out = disk.path(values.out or request.home(asked.samples) / "judgments.json")
+            if disk.is_on_disk(out):
+                command.output_path(out)
+            judge_digits.run(asked, out, values.batch_size)
+        else:
+            evaluate.run(asked, command.output_folder(folder(values)), sys.argv)
+    return 0
+
+
+def repeat(values):
+    from dit_jax.runs import evaluate
+
+    old = receipt.read(values.repeat)
+    new = evaluate.run(request.Request(**old["arguments"]), new_folder(values), sys.argv)
+    if new is None:  # on another process
         return 0
     text, repeated = receipt.check_repeated(old, new)
     print(text)
     return 0 if repeated else 1
 
 
-def make_reference(values):
-    from dit_jax.runs import evaluate
-
-    for name in ("out", "inception", "size"):
-        if not values[name].value:
-            raise UserError(f"--{name} must be given with --make_reference")
-    out = command.output_path(values.out)
-    if out.suffix != ".npz":
-        raise UserError(f"out must end with .npz, got {out}")
-    options = {"split": values.split, "size": values.size, "inception": values.inception}
-    evaluate.make_reference(command.expand(values.checkpoint), out, **options)
-
-
-def sweep(values, paths):
-    from dit_jax.runs import sweeps
-
-    name, equals, texts = values.sweep.partition("=")
-    if not (name and equals and texts):
-        raise UserError(f"sweep must be OPTION=VALUE,VALUE,..., got {values.sweep!r}")
-    if not values.out:
-        raise UserError("--out must be given with --sweep")
-    paths = paths or ([values.checkpoint] if values.checkpoint else [])
-    if not paths:
-        raise UserError("--sweep takes one run or more, got none")
-    request = read_request(values)
-    out = command.output_folder(values.out)
-    sweeps.run(request, paths, name, texts.split(","), out, sys.argv)
-
-
 def entry():
     many = any(word.partition("=")[0] in MANY for word in sys.argv[1:])
     options = {"takes": None} if many else {"words": ["checkpoint", "out"]}
-    sys.exit(command.run("dit-evaluate", define, main, **options))
+    sys.exit(command.run("dit-evaluate", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

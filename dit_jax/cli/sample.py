@@ -22,9 +22,12 @@ import sys
 from absl import flags, logging
 
 import dit_jax
+from dit_jax import settings
+from dit_jax.checkpoint import steps
 from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.machine import words
+from dit_jax.sampling import labels as labels_lib
 
 
 def define(values):
@@ -50,13 +53,13 @@ def define(values):
         "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
     )
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
-    flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
+    command.define_seed(values)
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
     arguments.define_sampling(values)
 
 
-def main(values):
+def check(values):
     out = command.expand(values.out)
     if not out.suffix and out.exists():
         raise UserError(f"out must be a new folder, got {out}, which exists")
@@ -66,8 +69,20 @@ def main(values):
     if (values.labels is None) == (values.labels_file is None):
         given = "both" if values.labels else "neither"
         raise UserError(f"--labels must be given, or --labels_file instead of it, got {given}")
-    if values.labels_file and not command.expand(values.labels_file).is_file():
+    if values.labels:
+        labels_lib.split(values.labels)
+    elif not command.expand(values.labels_file).is_file():
         raise UserError(f"labels_file must be a file that exists, got {values.labels_file}")
+    else:
+        labels_lib.read_lines(command.expand(values.labels_file))
+    settings.read_topic(settings.Sampling, arguments.sampling(values))
+    steps.locate(values.checkpoint)
+    if values.vae:
+        steps.locate(values.vae, name="vae")
+
+
+def main(values):
+    out = command.output_path(values.out)
     import numpy as np
 
     from dit_jax.sampling import pictures
@@ -78,10 +93,8 @@ def main(values):
     labels = read_labels(values, dit)
     if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
         raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
-    given = arguments.sampling(values)
-    images = dit.sample(
-        labels, seed=values.seed, batch_size=values.batch_size, progress=True, **given
-    )
+    options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
+    images = dit.sample(labels, **options, **arguments.sampling(values))
     if out.suffix == ".npz":
         np.savez(out, images)
     elif not out.suffix:
@@ -99,7 +112,6 @@ def read_labels(values, dit):
     import numpy as np
 
     from dit_jax.sampling import arguments
-    from dit_jax.sampling import labels as labels_lib
 
     classes = dit.class_names, dit.config.num_classes
     if values.labels_file is not None:
@@ -113,7 +125,7 @@ def read_labels(values, dit):
 
 def entry():
     options = {"required": ["checkpoint"], "words": ["checkpoint", "out"]}
-    sys.exit(command.run("dit-sample", define, main, **options))
+    sys.exit(command.run("dit-sample", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

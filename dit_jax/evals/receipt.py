@@ -1,20 +1,14 @@
 """Receipts: the JSON file beside every score, with which anyone repeats and compares it."""
 
 import hashlib
-import importlib.metadata
 import json
 
-from dit_jax.checkpoint import store
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 
 TOLERANCE = 1e-4  # of a score that is repeated on another kind of device, relative
 TOPICS = ("samples", "network", "reference", "features", "scores", "arguments")
 SAME = ("samples", "network", "reference")  # comparable receipts agree in these
-
-
-def versions():
-    return {name: importlib.metadata.version(name) for name in store.PACKAGES}
 
 
 def digest(content):

@@ -6,6 +6,7 @@ no folders. An object is written atomically; it cannot be renamed, appended to o
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -30,8 +31,8 @@ compat.keep_etils_off_tensorflow()
 def path(text):
     """The Path of a text that may start with ~, or an epath.Path if it names a bucket.
 
-    It also accepts a path, which it returns unchanged. UserError for another scheme or without
-    gcsfs.
+    It also accepts a path, which it returns unchanged. It logs the first path in each bucket, since
+    a bucket that does not answer takes long. UserError for another scheme or without gcsfs.
     """
     text = os.fspath(text)
     if not re.match("(?i)[a-z0-9+.-]+:/", text):  # with one slash it is meant to be a bucket too
@@ -40,10 +41,16 @@ def path(text):
         raise UserError(f"a path must be on a disk or start with gs://BUCKET, got {text}")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"a path in a bucket needs gcsfs: pip install -e .[gcs], got {text}")
+    _announce(text.removeprefix(BUCKETS).split("/")[0])
     from etils import epath  # here, since only buckets need it
 
     compat.list_buckets_afresh()
     return epath.Path(text)
+
+
+@functools.cache
+def _announce(bucket):
+    logging.info("opening the bucket %s%s", BUCKETS, bucket)
 
 
 def is_on_disk(path):

@@ -5,6 +5,7 @@ OUT/features and OUT/reference hold features, OUT/receipt.json the result.
 
 import dataclasses
 import functools
+import importlib.metadata
 import time
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from dit_jax import settings as settings_lib
-from dit_jax.checkpoint import steps
+from dit_jax.checkpoint.store import PACKAGES
 from dit_jax.data import prepared
 from dit_jax.errors import UserError
 from dit_jax.evals import (
@@ -26,40 +27,14 @@ from dit_jax.evals import (
     scores,
     training_images,
 )
+from dit_jax.evals.request import is_checkpoint
 from dit_jax.machine import cluster, devices, disk, words
 from dit_jax.models import flops
 from dit_jax.sampling import autoencoder, extractor, generate, trained
 
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to judge, and how. JSON, since a receipt keeps it.
-
-    samples: a run, a checkpoint, a folder of images or an .npz. sampling: options that differ from
-    those of the preset and of the run. The other fields are the flags of dit-evaluate.
-    """
-
-    samples: str
-    reference: str | None = None
-    inception: str | None = None
-    preset: str | None = None
-    num_samples: int | None = None
-    weights: str = "ema"
-    seed: int = 0
-    vae: str | None = None
-    vae_dtype: str = "float32"
-    sampling: dict = dataclasses.field(default_factory=dict)
-    bootstrap: int | None = None
-    fid_infinity: bool = False
-
-
-FLAGS = tuple(
-    field.name for field in dataclasses.fields(Request) if field.name not in ("samples", "sampling")
-)
 MAX_TRAINING = 60_000  # images that a classifier is fitted to
 MAX_COMPARED = 10_000  # of these, and of held-out images, for precision, recall and KID
 NUM_SAMPLES = 1000  # of a model without a preset
-EXISTING = ("weights", "seed", "vae", "sampling", "preset")  # mean nothing for images that exist
 
 
 class Drawn:
@@ -121,6 +96,7 @@ def run(request, out, command):
     out: the folder of features and receipt; a killed evaluation goes on there. command: the words
     that started it, for the receipt. UserError if the request does not fit.
     """
+    request.check()
     out = disk.path(out)
     source = _open(request)
     count, name = _count(request, source), None
@@ -152,21 +128,12 @@ def run(request, out, command):
             "scores": {key: score._asdict() for key, score in results.items()},
             "held_out": {key: score.value for key, score in held_out.items()},
             "devices": devices.describe(),
-            "versions": receipt.versions(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "seconds": seconds._asdict() | {"scores": time.perf_counter() - began},
         }
         receipt.write(out / "receipt.json", content)
     _report(request, source, results, found, name, held_out)
     return content
-
-
-def home(request):
-    """The folder of a run or checkpoint, where its evaluation goes by default."""
-    path = disk.path(request.samples)
-    if not _is_checkpoint(path):
-        raise UserError(f"--out must be given for images that exist: {path}")
-    directory, _ = steps.locate(path)
-    return directory.parent if directory.name == "checkpoints" else directory
 
 
 def make_reference(data, out, *, split, size, inception):
@@ -182,10 +149,8 @@ def make_reference(data, out, *, split, size, inception):
 
 def _open(request):
     """The Drawn or Existing that the request names."""
-    path = disk.path(request.samples)
-    if not _is_checkpoint(path):
-        if given := [name for name in EXISTING if getattr(request, name) != _default(name)]:
-            raise UserError(f"{given[0]} must not be given for images that exist: {path}")
+    path = request.samples
+    if not is_checkpoint(path):
         return Existing(path)
     options = presets.find(request.preset).sampling if request.preset else {}
     dit = trained.load(path, weights=request.weights, vae=request.vae, vae_dtype=request.vae_dtype)
@@ -198,17 +163,9 @@ def _open_judges(request, source, out):
     What process 0 alone needs is None on the others.
     """
     if request.inception:
-        if not request.reference:
-            raise UserError("--reference must be given with --inception: an .npz of ADM's format")
         network = extractor.load(request.inception)
         compared = reference.open_adm(request.reference, network, out / "reference", source.shape)
         return network, compared, {}
-    if request.reference:
-        raise UserError("--inception must be given with --reference")
-    if isinstance(source, Existing):
-        raise UserError("--inception must be given for images that exist")
-    if request.preset:
-        raise UserError("--inception must be given with --preset")
     return _open_own_data(source.dit.settings, request, out)
 
 
@@ -235,27 +192,8 @@ def _open_own_data(settings, request, out):
         return network, compared, judge.judge(found, compared, network, resamples=0)
 
 
-def _is_checkpoint(path):
-    try:
-        steps.locate(path)
-    except UserError:
-        if not disk.is_on_disk(path) or any(
-            (path / x).exists() for x in ("checkpoints", "_METADATA")
-        ):
-            raise
-        return False
-    return True
-
-
-def _default(name):
-    field = next(x for x in dataclasses.fields(Request) if x.name == name)
-    return {} if field.default is dataclasses.MISSING else field.default
-
-
 def _count(request, source):
     """How many images are judged."""
-    if (request.num_samples or judge.FEWEST) < judge.FEWEST:
-        raise UserError(f"num_samples must be at least {judge.FEWEST}, got {request.num_samples}")
     if isinstance(source, Drawn):
         default = presets.COUNT if request.preset else NUM_SAMPLES
         return request.num_samples or default

@@ -40,8 +40,6 @@ def run(settings, workdir, listen_for_stop, init_from=None):
     if there was one divergence too many, or OSError if the last save failed.
     """
     parts = build.parts(settings)
-    if not disk.is_on_disk(workdir):
-        logging.info("opening %s", workdir)  # a bucket that does not answer takes long
     with cluster.together():
         workdirs.check(workdir, settings)
         origin = origins.choose(workdir, init_from, parts.model)

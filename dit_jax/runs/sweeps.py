@@ -6,27 +6,25 @@ import json
 import jax
 from absl import logging
 
-from dit_jax import settings as settings_lib
 from dit_jax.errors import UserError
 from dit_jax.evals import plots
 from dit_jax.machine import disk
 from dit_jax.runs import evaluate
 
 
-def run(request, paths, name, texts, out, command):
+def run(request, paths, name, values, out, command):
     """Judges every run with every value; writes OUT/sweep.json and OUT/sweep.png.
 
-    name: a sampling option; texts: its values. Values that are judged already are not judged again.
-    OUT/RUN/NAME=VALUE has the receipt of each.
+    name: a sampling option. OUT/RUN/NAME=VALUE has the receipt and the features of each, which are
+    not computed again.
     """
-    values = [parse(name, text) for text in texts]
     results = []
     for label, path in zip(labels(paths), paths, strict=True):
-        for value, text in zip(values, texts, strict=True):
+        for value in values:
             options = request.sampling | {name: value}
             each = dataclasses.replace(request, samples=str(path), sampling=options)
-            folder = out / label / f"{name}={text}"
-            logging.info("%s with %s %s", path, name, text)
+            folder = out / label / f"{name}={value}"
+            logging.info("%s with %s %s", path, name, value)
             found = evaluate.run(each, folder, command)
             results.append({"run": label, "value": value, "receipt": found})
     if jax.process_index() == 0:
@@ -34,25 +32,6 @@ def run(request, paths, name, texts, out, command):
         score = next(iter(results[0]["receipt"]["scores"]))  # the Frechet distance
         plots.sweep(out / "sweep.png", results, field=name, score=score)
         logging.info("%s", out / "sweep.png")
-
-
-def parse(name, text):
-    """A value of a sampling option; UserError if the option or the value is none."""
-    kinds = {
-        "num_steps": str,
-        "sampler": str,
-        "cfg_scale": float,
-        "eta": float,
-        "cfg_channels": int,
-    }
-    if name not in kinds:
-        raise UserError(f"sweep must be over one of {', '.join(kinds)}, got {name!r}")
-    try:
-        value = kinds[name](text)
-    except ValueError:
-        raise UserError(f"{name} must be a number, got {text!r}") from None
-    settings_lib.read_topic(settings_lib.Sampling, {name: value})  # checks it
-    return value
 
 
 def labels(paths):

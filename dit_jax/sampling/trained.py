@@ -166,7 +166,7 @@ class LoadedDiT:
             )
         config = self.config
         arguments.check_whole("batch_size", batch_size, 1)
-        arguments.check_whole("seed", seed, 0, 2**32 - 1)
+        arguments.check_whole("seed", seed, 0, settings_lib.MAX_SEED)
         arguments.check_whole("first", first, 0, 2**32 - 2)
         if not isinstance(trajectory, (bool, np.bool_)):
             raise UserError(f"trajectory must be true or false, got {trajectory!r}")

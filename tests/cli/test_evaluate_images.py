@@ -193,8 +193,11 @@ def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["{samples}", "--inception={inception}"], "--out must be given for images that exist"),
-        (["{samples}", "{out}"], "--inception must be given for images that exist"),
+        (
+            ["{samples}", "--inception={inception}", "--reference={ref}"],
+            "--out must be given for images that exist",
+        ),
+        (["{samples}", "{out}"], "--inception must be given with images that exist"),
         (["{samples}", "{out}", "--inception={inception}"], "--reference must be given"),
         (["{samples}", "{out}", "--inception={out}", "--reference={ref}"], "inception must be a f"),
         (
@@ -214,16 +217,22 @@ def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
             "seed must not be given for images that exist",
         ),
         (
-            ["{samples}", "{out}", "--num_samples=37", "--inception={inception}"],
+            [
+                "{samples}",
+                "{out}",
+                "--num_samples=37",
+                "--inception={inception}",
+                "--reference={ref}",
+            ],
             "num_samples must be at most 36, which are in",
         ),
         (
             ["{samples}", "{out}", "--num_samples=5", "--inception={inception}"],
-            "num_samples must be at least 6",
+            "--num_samples must be a whole number of at least 6, got 5",
         ),
         (["--compare", "{samples}"], "--compare takes two receipts or more, got 1"),
         (["--compare", "{samples}", "{out}"], "samples.npz"),
-        (["--repeat={out}"], "a receipt must be a file that dit-evaluate wrote, got"),
+        (["--repeat={out}", "x"], "a receipt must be a file that dit-evaluate wrote, got"),
         (["{samples}", "--make_reference"], "--out must be given with --make_reference"),
         (["--sweep=cfg_scale", "{samples}"], "sweep must be OPTION=VALUE,VALUE,..., got"),
         (["--sweep=cfg_scale=1,2", "{samples}"], "--out must be given with --sweep"),

@@ -224,7 +224,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.model.input_size=(0, 8)"], "of at least 1, got (0, 8)"),
         (
             [DIGITS, "--config.sampling.cfg_interval=5"],
-            "cfg_interval must be two numbers, got (5,)",
+            "cfg_interval must be two numbers, first <= last, got (5,)",
         ),
         ([DIGITS, "--config.sampling.cfg_interval=(0, 999.5)"], "in 0 .. 999, got (0, 999.5)"),
         ([DIGITS, "--config.sampling.cfg_scale=nan"], "sampling.cfg_scale must be finite, got nan"),
