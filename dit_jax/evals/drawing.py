@@ -180,6 +180,14 @@ def note(axes, text, point, offset, color, across="left", *, leader=False):
     return annotation
 
 
+def box_of(note):
+    """The box of a note's text in pixels, without its leader."""
+    from matplotlib.text import Text
+
+    note.get_window_extent()  # with the leader; it moves the text to where it will be
+    return Text.get_window_extent(note)
+
+
 def spread(places, *, gap, low, high):
     """The places, moved apart to at least this gap and as little as possible (least squares).
 
@@ -215,7 +223,7 @@ def name_points(axes, points, names, styles, curves=()):
         for dx, dy, across in SIDES:
             color, is_far = styles[name]["color"], abs(dx) > 9
             text = note(axes, name, point, (dx, dy), color, across, leader=is_far)
-            box = text.get_window_extent()
+            box = box_of(text)
             cost = _covered(box, drawn, taken, axes) + 2 * _is_ambiguous(box, own, places)
             options.append((cost, len(options), text, box))
         options.sort(key=lambda option: option[:2])

@@ -154,16 +154,32 @@ def _circumstances(receipt, free):
     return fields | {f"sampling.{name}": value for name, value in sampling.items()}
 
 
-def table(runs, step, score):
-    """The text of a table: a line for each run, from few to many Gflops."""
-    head = f"{'model':8} {'design':16} {'parameters':>12} {'Gflops':>9} {'loss':>8}  {score}"
-    lines = [head]
+def rows(runs, step, score):
+    """[{column: value}] of a table: a row for each run at a step."""
+    result = []
     for run in runs:
         receipt = run.receipt_at(step)
-        spread = deviation(receipt, score)
-        shown = f"{value(receipt, score):.4g}" + (f" +- {spread:.2g}" if spread else "")
+        result.append(
+            {
+                "model": run.model,
+                "design": run.conditioning,
+                "num_params": run.num_params,
+                "gflops": run.gflops,
+                "loss": run.loss_at(step),
+                "score": value(receipt, score),
+                "deviation": deviation(receipt, score),
+            }
+        )
+    return result
+
+
+def table(rows, score):
+    """The text of a table of `rows`."""
+    lines = [f"{'model':6} {'design':16} {'parameters':>12} {'Gflops':>8} {'loss':>7}  {score}"]
+    for row in rows:
+        spread = f" +- {row['deviation']:.2g}" if row["deviation"] else ""
         lines.append(
-            f"{run.model:8} {run.conditioning:16} {run.num_params:12,} {run.gflops:9.4g} "
-            f"{run.loss_at(step):8.4f}  {shown}"
+            f"{row['model']:6} {row['design']:16} {row['num_params']:12,} {row['gflops']:8.4g} "
+            f"{row['loss']:7.4f}  {row['score']:.4g}{spread}"
         )
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from absl import logging
 from tqdm import tqdm
 
 from dit_jax.errors import UserError
+from dit_jax.evals import drawing
 from dit_jax.machine import disk
 
 
@@ -76,7 +77,7 @@ def _parse(line, where):
 def plot_losses(metrics_path, png_path):
     """Plots the noise MSE and the variational bound over the steps, and smoothed."""
     from matplotlib.figure import Figure  # here, since it takes half a second
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     records = read(metrics_path)
     names = [name for name in ("mse", "vb") if records and name in records[0]]
@@ -93,24 +94,13 @@ def plot_losses(metrics_path, png_path):
         axes.plot(steps, smooth(means), **style, label="smoothed")
         axes.set(title=titles[name], xlabel="step", ylabel=titles[name], yscale="log")
         axes.set_xlim(0, steps[-1])
-        axes.yaxis.set_major_locator(_ticks(max(means) / min(means)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        drawing.readable_log(axes.yaxis, max(means) / min(means))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     with disk.path(png_path).open("wb") as file:
         figure.savefig(file, dpi=120, format="png")
-
-
-def _ticks(ratio):
-    """The ticks of a logarithmic axis whose ends have this ratio: enough to read values off."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    if ratio < 2:
-        return MaxNLocator(6)
-    return LogLocator(subs=(1, 2, 5) if ratio > 10 else (1, 1.5, 2, 3, 4, 6, 8))
 
 
 def curve(records, name):
