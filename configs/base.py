@@ -12,7 +12,7 @@ def get_config():
     config.seed = 0
 
     config.model = ConfigDict()  # the architecture: everything that the parameters depend on
-    config.model.size = "XL"  # Ti, S, B, L or XL
+    config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, L or XL
     config.model.patch_size = 2
     config.model.input_size = (32, 32)  # H, W of a latent: 256 / 8; any number of axes
     config.model.in_channels = 4

@@ -9,6 +9,7 @@
     dit-evaluate --repeat=runs/fid/receipt.json runs/again
     dit-evaluate --compare runs/fid runs/again
     dit-evaluate --sweep=cfg_scale=1,1.5,2,4 --out=runs/sweep runs/fashion runs/other
+    dit-evaluate --study=runs/scaling --out=runs/scaling/plots
 
 CHECKPOINT is what is judged, and OUT a folder; they can also be given as --checkpoint and --out.
 With --inception, from `dit-convert inception`, the scores are those of papers: FID, sFID, Inception
@@ -64,6 +65,8 @@ def define(values):
     flags.DEFINE_string("repeat", None, "A receipt: judge again and compare.", **options)
     flags.DEFINE_boolean("compare", False, "Print receipts side by side.", **options)
     flags.DEFINE_string("sweep", None, "OPTION=VALUE,...: judge with each, and plot.", **options)
+    text = "A folder of runs with scores/STEP: print a table and plot the scaling study."
+    flags.DEFINE_string("study", None, text, **options)
     command.define_cluster(values)
 
 
@@ -80,6 +83,9 @@ def check(values, *inputs):
             raise UserError("--sweep takes one run or more, got none")
         for path in inputs:
             read_request(values, path).check()
+    elif values.study:
+        command.check_exists("study", values.study)
+        command.output_folder(_require(values, "out", "--study"))
     elif values.repeat:
         receipt.read(values.repeat)
         new_folder(values)
@@ -135,6 +141,10 @@ def main(values, *inputs):
         asked, (name, swept) = read_request(values, inputs[0]), request.read_sweep(values.sweep)
         out = command.output_folder(values.out)
         sweeps.run(asked, inputs, name, swept, out, sys.argv)
+    elif values.study:
+        from dit_jax.runs import study
+
+        print(study.report(command.expand(values.study), command.output_folder(values.out)))
     elif values.repeat:
         return repeat(values)
     elif values.make_reference:

@@ -27,7 +27,7 @@ from dit_jax.evals import (
     scores,
     training_images,
 )
-from dit_jax.evals.request import is_checkpoint
+from dit_jax.evals.request import home, is_checkpoint
 from dit_jax.machine import cluster, devices, disk, words
 from dit_jax.models import flops
 from dit_jax.sampling import autoencoder, extractor, generate, trained
@@ -166,10 +166,10 @@ def _open_judges(request, source, out):
         network = extractor.load(request.inception)
         compared = reference.open_adm(request.reference, network, out / "reference", source.shape)
         return network, compared, {}
-    return _open_own_data(source.dit.settings, request, out)
+    return _open_own_data(source.dit.settings, request)
 
 
-def _open_own_data(settings, request, out):
+def _open_own_data(settings, request):
     """The same for the data that a run was trained on: a classifier of them judges the samples."""
     if request.vae:
         data = dataclasses.replace(settings.data, vae=request.vae)
@@ -182,7 +182,8 @@ def _open_own_data(settings, request, out):
         classes = settings.model.num_classes
         if classes < 2:
             raise UserError(f"checkpoint must be of at least 2 classes to be judged, got {classes}")
-        network = classifier.open_or_fit(out / "classifier", drawn, classes)
+        kept = disk.path(home(request.samples)) / "evaluation" / "classifier"  # as in training
+        network = classifier.open_or_fit(kept, drawn, classes)
         pool = network(drawn.image)["pool"]
         about = {"training_images": len(pool), "sha256": network.about["data_sha256"]}
         compared = judge.Reference(scores.gaussian_of(pool), None, pool[:MAX_COMPARED], about)

@@ -8,6 +8,7 @@ from absl import logging
 from tqdm import tqdm
 
 from dit_jax.errors import UserError
+from dit_jax.evals import drawing
 from dit_jax.machine import disk
 
 
@@ -120,15 +121,13 @@ def _make_figure(metrics_path, text, count):
 
 def _finish(axes, title, steps, values):
     """Labels a panel and its axes; the vertical one is logarithmic if all values are above 0."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set(title=title, xlabel="step", ylabel=title)
     axes.set_xlim(0, steps[-1])
     if min(values) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(_ticks(max(values) / min(values)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+        drawing.readable_log(axes.yaxis, max(values) / min(values))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(alpha=0.3)
@@ -137,15 +136,6 @@ def _finish(axes, title, steps, values):
 def _write(figure, png_path):
     with disk.path(png_path).open("wb") as file:
         figure.savefig(file, dpi=120, format="png")
-
-
-def _ticks(ratio):
-    """The ticks of a logarithmic axis whose ends have this ratio: enough to read values off."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    if ratio < 2:
-        return MaxNLocator(6)
-    return LogLocator(subs=(1, 2, 5) if ratio > 10 else (1, 1.5, 2, 3, 4, 6, 8))
 
 
 def curve(records, name):

@@ -13,7 +13,8 @@ from dit_jax.runs import evaluate
 
 
 def run(request, paths, name, values, out, command):
-    """Judges every run with every value; writes OUT/sweep.json and OUT/sweep.png.
+    """Judges every run with every value; writes OUT/sweep.json, OUT/sweep.png, and for numbers of
+    steps OUT/sampling_compute.png.
 
     name: a sampling option. OUT/RUN/NAME=VALUE has the receipt and the features of each, which are
     not computed again.
@@ -31,6 +32,9 @@ def run(request, paths, name, values, out, command):
         disk.write_text(out / "sweep.json", json.dumps(results, indent=2) + "\n")
         score = next(iter(results[0]["receipt"]["scores"]))  # the Frechet distance
         plots.sweep(out / "sweep.png", results, field=name, score=score)
+        if name == "num_steps":  # fig. 10 of the paper
+            receipts = [result["receipt"] for result in results]
+            plots.sampling_compute(out / "sampling_compute.png", receipts, score=score)
         logging.info("%s", out / "sweep.png")
 
 

@@ -180,7 +180,7 @@ DIGITS = "--config=configs/digits.py"
     [
         (
             ["--config=configs/imagenet256.py:XXL/2"],
-            "model.size must be one of Ti, S, B, L, XL, got",
+            "model.size must be one of Pi, Na, Ti, XS, S, B, L, XL, got",
         ),
         (
             ["--config=configs/imagenet256.py:XL2"],
