@@ -111,18 +111,19 @@ def check(values, *words):
         if values[flag].present and flag not in allowed:
             rule = ", ".join(f"--{flag}" for flag in allowed)
             raise UserError(f"{name} takes {rule}, got --{flag}")
+    paths = [command.expand(path) for path in paths]
     if name in ("to-torch", "to-diffusers"):
-        directory, step = steps.locate(command.expand(paths[0]))
+        directory, step = steps.locate(paths[0])
         source = directory / str(step)
     else:
-        source = None if values.from_hub else command.expand(paths[0])
+        source = None if values.from_hub else paths[0]
     for argument, path in (arguments[0], source), ("vae", values.vae):
         if path:
             command.check_exists(argument, path)
     if name != "inspect":
         from dit_jax.convert import files  # needs NumPy
 
-        files.check(name, source, command.expand(paths[-1]), values)
+        files.check(name, source, paths[-1], values)
 
 
 def main(values, name, *paths):

@@ -25,7 +25,7 @@ import sys
 
 from absl import flags
 
-from dit_jax.cli import arguments, command, interrupt
+from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.evals import receipt, request
 from dit_jax.machine import disk
@@ -130,7 +130,6 @@ def folder(values):
 
 
 def main(values, *inputs):
-    interrupt.raise_from_here()
     from dit_jax.runs import evaluate, judge_digits
 
     if values.compare:

@@ -214,7 +214,9 @@ def test_ctrl_c_during_a_conversion_leaves_nothing(tmp_path, monkeypatch):
     random_run.save(tmp_path / "run")
     monkeypatch.setitem(WORDS, "convert", ["to-torch", str(tmp_path / "run"), "{new}.pt"])
     (tmp_path / "out").mkdir()
-    code, errors = interrupt("convert", tmp_path / "out" / "x", after="torch", delay=0.1)
+    code, errors = interrupt(
+        "convert", tmp_path / "out" / "x", after="torch.serialization", delay=1
+    )
     assert (code, errors.splitlines()[-1]) == (130, "dit-convert: interrupted")
     assert list((tmp_path / "out").iterdir()) == []
 
