@@ -105,7 +105,7 @@ class Scorer:
         if disk.exists(self._path):
             try:
                 kept = classifier.load(self._path, mesh=mesh)
-                if kept.about["data_sha256"] == classifier.data_sha256(drawn.image, drawn.label):
+                if kept.about["data_sha256"] == drawn.sha256:
                     return kept
                 logging.warning("%s is of other images and is fitted anew", self._path)
             except UserError as error:
