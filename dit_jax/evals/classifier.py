@@ -1,6 +1,6 @@
 """A classifier of the data itself, whose features judge samples where Inception cannot.
 
-Inception knows photographs of at least 75 pixels. For digits, clothes and own pictures, a small
+Inception has learned photographs. For digits, clothes and small own pictures, a convolutional
 network learns the classes of the data in less than a minute. A Frechet distance between its
 features is no FID; it is comparable only with distances by the same classifier.
 Shapes: N images, H W grid, C channels, D features, L classes.
@@ -18,6 +18,7 @@ from absl import logging
 
 from dit_jax import compat
 from dit_jax.checkpoint import digests, steps, store
+from dit_jax.data.arrays import Arrays
 from dit_jax.errors import UserError
 from dit_jax.machine import disk, prng, sharding
 from dit_jax.models import classifier
@@ -47,7 +48,7 @@ def fit(images, labels, num_classes, *, seed=0, mesh=None):
     with jax.default_device(jax.local_devices()[0]), compat.default_arithmetic():
         params = _train(config, images[train], labels[train], seed)
     about = {
-        "data_sha256": data_sha256(images, labels),
+        "data_sha256": Arrays(images, labels, ()).sha256,
         "num_train": len(train),
         "num_held_out": len(held_out),
         "seed": seed,
@@ -60,13 +61,6 @@ def fit(images, labels, num_classes, *, seed=0, mesh=None):
         *(len(train), time.perf_counter() - started, 100 * accuracy, len(held_out)),
     )
     return network
-
-
-def data_sha256(images, labels):
-    """A hex digest of images and labels."""
-    digest = hashlib.sha256(repr(images.shape).encode() + images.tobytes())
-    digest.update(np.asarray(labels, np.int32).tobytes())
-    return digest.hexdigest()
 
 
 def _check(images, labels, num_classes):
@@ -152,8 +146,8 @@ class Classifier:
         return fields | {"image_shape": list(self.config.image_shape)} | self.about
 
     def save(self, path):
-        """Writes the checkpoint that `load` opens. Of several processes, only one may call it."""
-        params = jax.tree.map(sharding.to_host, self.params)  # Orbax wants no local jax arrays
+        """Writes the checkpoint that `load` opens; of several processes, only process 0 may."""
+        params = jax.tree.map(sharding.to_host, self.params)  # Orbax refuses local jax arrays
         with store.open_writer(background=False, alone=True) as writer:
             store.save(writer, path, 0, {"params": params}, {"classifier": self._as_json()})
 
@@ -167,7 +161,7 @@ def open_or_fit(path, drawn, num_classes, *, seed=0):
     if disk.exists(path):
         try:
             kept = load(path, mesh=mesh)
-            if kept.about["data_sha256"] == data_sha256(drawn.image, drawn.label):
+            if kept.about["data_sha256"] == drawn.sha256:
                 return kept
             logging.warning("%s is of other images and is fitted anew", path)
         except UserError as error:
