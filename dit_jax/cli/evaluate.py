@@ -87,7 +87,7 @@ def check(values, *inputs):
         command.check_exists("study", values.study)
         command.output_folder(_require(values, "out", "--study"))
     elif values.repeat:
-        receipt.read(values.repeat)
+        request.Request.from_receipt(receipt.read(values.repeat), values.repeat).check()
         new_folder(values)
     elif values.make_reference:
         for name in ("checkpoint", "out", "inception", "size"):
@@ -166,7 +166,8 @@ def repeat(values):
     from dit_jax.runs import evaluate
 
     old = receipt.read(values.repeat)
-    new = evaluate.run(request.Request(**old["arguments"]), new_folder(values), sys.argv)
+    asked = request.Request.from_receipt(old, values.repeat)
+    new = evaluate.run(asked, new_folder(values), sys.argv)
     if new is None:  # on another process
         return 0
     text, repeated = receipt.check_repeated(old, new)

@@ -30,6 +30,7 @@ class Store:
 
     def __init__(self, folder, identity):
         self.folder = disk.path(folder)
+        identity = json.loads(json.dumps(identity))  # as the file has it
         self.identity = _digest(identity)
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "identity.json"
@@ -74,17 +75,16 @@ class Store:
         return len(index) >= stop - start
 
     def write(self, start, labels, features):
-        """Writes a shard. labels (n,) or None; features: {name: (n, ...)}."""
+        """Writes the shards from image `start` on. labels (n,) or None; {name: (n, ...)}."""
         count = len(next(iter(features.values())))
         labels = np.full(count, -1) if labels is None else labels
-        arrays = {
-            "identity": np.array(self.identity),
-            "index": np.arange(start, start + count),
-            "label": np.asarray(labels, np.int32),
-        } | {name: np.asarray(x, np.float32) for name, x in features.items()}
-        opened = io.BytesIO()
-        np.savez(opened, **arrays)
-        disk.write_bytes(self._file(start), opened.getvalue())
+        arrays = {"index": np.arange(start, start + count), "label": np.asarray(labels, np.int32)}
+        arrays |= {name: np.asarray(x, np.float32) for name, x in features.items()}
+        for first in range(0, count, SHARD):
+            shard = {name: x[first : first + SHARD] for name, x in arrays.items()}
+            opened = io.BytesIO()
+            np.savez(opened, identity=np.array(self.identity), **shard)
+            disk.write_bytes(self._file(start + first), opened.getvalue())
 
     def shards(self, count):
         """Yields {name: (n, ...)} of one shard after another, up to image count - 1."""
@@ -143,14 +143,15 @@ class Seconds(NamedTuple):
     features: float
 
 
-def fill(folder, identity, count, draw, network):
+def fill(folder, identity, count, draw, network, *, at_once=SHARD):
     """Makes the shards of images 0 .. count - 1 that a folder lacks; returns (Store, Seconds).
 
     draw(start, stop) -> images uint8 (n, H, W, C), labels (n,) or None. network(images) ->
     {name: (n, ...)}; None on other processes than 0 if it runs there alone. All processes draw;
-    process 0 writes, and the others get no Store.
+    process 0 writes, and the others get no Store. at_once: about how many images a call of draw
+    should have.
     """
-    store, starts = None, range(0, count, SHARD)
+    store, starts = None, np.arange(0, count, SHARD)
     needed = np.zeros(len(starts), np.int32)
     with cluster.together():
         if jax.process_index() == 0:
@@ -159,19 +160,31 @@ def fill(folder, identity, count, draw, network):
                 needed[start // SHARD] = 1
     if jax.process_count() > 1:
         needed = compat.process_allgather(needed)[0]
+    groups = _groups(starts[needed == 1].tolist(), max(1, at_once // SHARD))
+    done = sum(min(SHARD, count - start) for start in starts[needed == 0].tolist())
     to_images = to_features = 0.0
-    kept = count - sum(min(SHARD, count - start) for start in np.array(starts)[needed == 1])
-    with tqdm(total=count, initial=kept, unit="image", disable=None) as bar:
-        for start in np.array(starts)[needed == 1].tolist():
-            stop = min(start + SHARD, count)
+    with tqdm(total=count, initial=done, unit="image", disable=None) as bar:
+        for first, last in groups:
+            stop = min(last + SHARD, count)
             began = time.perf_counter()
-            images, labels = draw(start, stop)
+            images, labels = draw(first, stop)
             drawn = time.perf_counter()
             found = network(images) if network else {}
             to_images += drawn - began
             to_features += time.perf_counter() - drawn
             with cluster.together():
                 if store:
-                    store.write(start, labels, found)
-            bar.update(stop - start)
+                    store.write(first, labels, found)
+            bar.update(stop - first)
     return store, Seconds(to_images, to_features)
+
+
+def _groups(starts, size):
+    """[(first, last)] of at most `size` shards that follow each other."""
+    groups = []
+    for start in starts:
+        if groups and start == groups[-1][1] + SHARD and start < groups[-1][0] + size * SHARD:
+            groups[-1] = (groups[-1][0], start)
+        else:
+            groups.append((start, start))
+    return groups

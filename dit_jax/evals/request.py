@@ -33,6 +33,13 @@ class Request:
     bootstrap: int | None = None
     fid_infinity: bool = False
 
+    @classmethod
+    def from_receipt(cls, content, path):
+        """The Request of a receipt; UserError if another version of this package wrote it."""
+        if unknown := content["arguments"].keys() - {each.name for each in dataclasses.fields(cls)}:
+            raise UserError(f"receipt must be of known arguments, got {min(unknown)} in {path}")
+        return cls(**content["arguments"])
+
     def check(self):
         """UserError for what is wrong whatever the images are."""
         settings.read_topic(settings.Sampling, self.sampling)

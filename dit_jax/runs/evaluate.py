@@ -48,13 +48,16 @@ class Drawn:
         height, width = dit.config.input_size[:2]
         factor = dit.decoder.config.downsampling if dit.decoder else 1
         self.shape = (factor * height, factor * width, 3)
-        self.at_once = generate.images_at_once(dit.config)
+        self.per_device = generate.images_at_once(dit.config)
+        self.at_once = self.per_device * jax.device_count()
 
     def read(self, start, stop):
-        labels = generate.random_labels(self.seed, start, stop - start, self.dit.config.num_classes)
-        batch_size = self.at_once * jax.device_count()
-        options = {"seed": self.seed, "first": start, "batch_size": batch_size, **self.options}
-        return self.dit.sample(labels, **options), labels
+        count = stop - start
+        # Whole batches, since the last bit of a float sum depends on the size of the batch.
+        padded = -(-count // self.at_once) * self.at_once
+        labels = generate.random_labels(self.seed, start, padded, self.dit.config.num_classes)
+        options = {"seed": self.seed, "first": start, "batch_size": self.at_once, **self.options}
+        return self.dit.sample(labels, **options)[:count], labels[:count]
 
     def describe(self, request):
         dit, vae = self.dit, None
@@ -69,12 +72,14 @@ class Drawn:
             "vae": vae,
             "seed": self.seed,
             "labels": "uniform, by seed and index",
-            "at_once": self.at_once,
+            "per_device": self.per_device,
         }
 
 
 class Existing:
     """Images that exist already, read as `Drawn` is."""
+
+    at_once = features.SHARD
 
     def __init__(self, path):
         self.images = samples.open_images(path)
@@ -107,7 +112,10 @@ def run(request, out, command):
     network, compared, held_out = _open_judges(request, source, out)
     identity = {"samples": source.describe(request), "network": network and network.identity}
     read = functools.partial(_read_colours, source) if request.inception else source.read
-    store, seconds = features.fill(out / "features", identity, count, read, network)
+    at_once = source.at_once
+    store, seconds = features.fill(
+        out / "features", identity, count, read, network, at_once=at_once
+    )
     with cluster.together():
         if not store:
             return None

@@ -100,6 +100,22 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert fill(tmp_path)[1] == list(range(512, COUNT))
 
 
+def test_several_shards_are_drawn_at_once(tmp_path):
+    """Those that follow each other, of which one is there already."""
+    fill(tmp_path)
+    for name in ("0000000", "0000512"):
+        (tmp_path / f"{name}.npz").unlink()
+    calls, network = [], Network()
+
+    def draw(start, stop):
+        calls.append((start, stop))
+        return images(start, stop)
+
+    store, _ = features.fill(tmp_path, IDENTITY, COUNT + 500, draw, network, at_once=1024)
+    assert calls == [(0, 1024), (1024, 1624)]
+    np.testing.assert_array_equal(store.read(COUNT + 500)["pool"][:, 0], np.arange(COUNT + 500))
+
+
 def test_the_identity_can_be_read(tmp_path):
     fill(tmp_path, count=3)
     assert json.loads((tmp_path / "identity.json").read_text()) == IDENTITY
