@@ -24,12 +24,17 @@ from dit_jax.machine import disk, prng, sharding
 from dit_jax.models import classifier
 from dit_jax.sampling import chunks
 
-NUM_STEPS = 1000
+NUM_STEPS = (
+    300,
+    1000,
+)  # fewest and most; between them EPOCHS, so that few images are not memorised
+EPOCHS = 30
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
-WARMUP_STEPS = 50
+WARMUP_SHARE = 0.05  # of the steps
 WEIGHT_DECAY = 1e-2
 HELD_OUT = 0.1  # of the images, to measure the accuracy
+SCALED_BY = 5000  # images whose features get the mean square 1
 PER_DEVICE = 64  # images at once
 
 
@@ -82,8 +87,10 @@ def _check(images, labels, num_classes):
 
 
 def _train(config, images, labels, seed):
-    """The parameters after NUM_STEPS steps, as NumPy."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, WARMUP_STEPS, NUM_STEPS)
+    """The parameters after training, as NumPy."""
+    num_steps = int(np.clip(EPOCHS * len(images) / BATCH_SIZE, *NUM_STEPS))
+    warmup_steps = int(WARMUP_SHARE * num_steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup_steps, num_steps)
     optimizer = optax.adamw(rate, weight_decay=WEIGHT_DECAY)
     apply = classifier.make_apply(config)
 
@@ -99,15 +106,29 @@ def _train(config, images, labels, seed):
 
     params = classifier.init(config, prng.key(seed))
     opt_state = optimizer.init(params)
-    for rows in _batches(len(images), seed):
+    for rows in _batches(len(images), num_steps, seed):
         params, opt_state = step(params, opt_state, images[rows], labels[rows])
-    return jax.device_get(params)
+    return _normalize(jax.device_get(params), jax.jit(apply), images[:SCALED_BY])
 
 
-def _batches(count, seed):
+def _normalize(params, apply, images):
+    """The same classifier with features of mean square 1: ReLU lets their scale through.
+
+    So distances between features are of one size for all data, about the number of features for
+    sets that have nothing in common.
+    """
+    parts = np.array_split(images, -(-len(images) // BATCH_SIZE))
+    found = np.concatenate([apply(params, each).pool for each in parts])
+    scale = np.float32(np.sqrt(np.square(found).mean(dtype=np.float64)) or 1)
+    features = {name: x / scale for name, x in params["features"].items()}
+    logits = params["logits"] | {"kernel": params["logits"]["kernel"] * scale}
+    return params | {"features": features, "logits": logits}
+
+
+def _batches(count, num_steps, seed):
     """Yields the rows of each batch: every epoch has a new random order."""
     rng, rows = np.random.default_rng([seed, 1]), np.empty(0, np.int64)
-    for _ in range(NUM_STEPS):
+    for _ in range(num_steps):
         while len(rows) < BATCH_SIZE:
             rows = np.concatenate([rows, rng.permutation(count)])
         yield rows[:BATCH_SIZE]

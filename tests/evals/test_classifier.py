@@ -6,7 +6,7 @@ import pytest
 from dit_jax.checkpoint import store
 from dit_jax.data import digits, images
 from dit_jax.errors import UserError
-from dit_jax.evals import classifier, scores
+from dit_jax.evals import classifier, kernel, scores
 from dit_jax.machine import sharding
 from dit_jax.models import vae
 from dit_jax.sampling import autoencoder
@@ -40,14 +40,17 @@ def test_digits_are_recognised(network):
     assert accuracy(network, held_out) >= 0.97
 
 
-def test_features_tell_digits_from_noise(network, train):
-    """The Frechet distance is small between halves of the digits and large to noisy digits."""
+def test_distances_see_noise_and_missing_classes(network, train):
+    """By the same number of images: held-out digits, noisy ones, and those of five classes."""
     _, held_out = digits.load()
-    noise = np.random.default_rng(0).integers(-60, 60, held_out.image.shape)
+    noise = np.random.default_rng(0).integers(-128, 128, held_out.image.shape)
     noisy = (held_out.image + noise).clip(0, 255).astype(np.uint8)
-    real, other, bad = (network(x)["pool"] for x in (train.image, held_out.image, noisy))
-    near, far = (scores.frechet_distance_of(x, real) for x in (other, bad))
-    assert far > 5 * near > 0
+    few = train.image[train.label < 5][: len(held_out)]
+    real = network(train.image)["pool"]
+    assert np.mean(real.astype(np.float64) ** 2) == pytest.approx(1, rel=0.02)  # of a part of them
+    for distance in (scores.frechet_distance_of, kernel.distance):
+        near, *far = (distance(network(x)["pool"], real) for x in (held_out.image, noisy, few))
+        assert min(far) > 4 * near, (distance, near, far)
 
 
 def test_drawn_shapes_are_recognised():
@@ -72,7 +75,7 @@ def test_features_depend_neither_on_batch_size_nor_on_devices(network, path):
 
 
 def test_a_fit_repeats_and_its_identity_names_weights_and_data(train, network, path, monkeypatch):
-    monkeypatch.setattr(classifier, "NUM_STEPS", 60)
+    monkeypatch.setattr(classifier, "NUM_STEPS", (40, 40))
     first, again, other = (
         classifier.fit(train.image[:300], train.label[:300], 10, seed=seed) for seed in (0, 0, 1)
     )

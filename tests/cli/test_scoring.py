@@ -39,7 +39,7 @@ OPTIONS = (
 QUICK = """
 from dit_jax.cli import train
 from dit_jax.evals import classifier
-classifier.NUM_STEPS = 20
+classifier.NUM_STEPS = (20, 20)
 train.entry()
 """
 
@@ -53,7 +53,7 @@ def quick(monkeypatch):
         fits.append(1)
         return fit(*args, **options)
 
-    monkeypatch.setattr(classifier, "NUM_STEPS", 20)
+    monkeypatch.setattr(classifier, "NUM_STEPS", (20, 20))
     monkeypatch.setattr(classifier, "fit", counted)
     return fits
 
@@ -94,7 +94,7 @@ def read_scores(workdir):
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("scored") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "NUM_STEPS", 20)
+        patch.setattr(classifier, "NUM_STEPS", (20, 20))
         train_until(workdir, None)
     return workdir
 
