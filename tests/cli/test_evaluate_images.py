@@ -158,7 +158,7 @@ def test_a_reference_is_made_of_prepared_images(call, inception, tmp_path):
 
 def test_small_data_are_judged_by_a_classifier_of_their_own(call, tmp_path, monkeypatch):
     """500 samples of random weights, with real digits beside them."""
-    monkeypatch.setattr(classifier, "NUM_STEPS", 60)
+    monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
     random_run.save(tmp_path / "run")
     given = [tmp_path / "run", tmp_path / "out", "--num_samples=500"]
     code, text, errors = call(evaluate, *given)
@@ -177,7 +177,7 @@ def test_small_data_are_judged_by_a_classifier_of_their_own(call, tmp_path, monk
 
 
 def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "NUM_STEPS", 60)
+    monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
     random_run.save(tmp_path / "run")
     flags = ["--sweep=cfg_scale=1,2", f"--out={tmp_path}/sweep", "--num_samples=40"]
     code, _, errors = call(evaluate, *flags, tmp_path / "run")
