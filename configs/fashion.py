@@ -10,7 +10,7 @@ It downloads the data set and trains. With the four IDX files in a folder:
 from configs import base
 
 
-def get_config(variant="Ti/4"):
+def get_config(variant="Ti/7"):
     config = base.get_config()
     base.set_variant(config, variant)
     config.model.input_size = (28, 28)
@@ -20,22 +20,20 @@ def get_config(variant="Ti/4"):
     config.compute.dtype = "float32"  # bfloat16 is slower on a CPU
     config.compute.remat = "full"  # a third faster on a CPU: less memory traffic
 
-    config.diffusion.schedule = "squared_cosine"
-
     config.data.source = "fashion"
     config.data.space = "pixels"
     config.data.path = "/usr/share/datasets/fashion-mnist"  # of the package dataset-fashion-mnist
     config.data.flip = False  # all shoes point to the left
 
     config.train.batch_size = 64
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 3e-3
     config.train.b2 = 0.99
     config.train.warmup_steps = 100
     config.train.decay_steps = 6000  # = run.total_steps
     config.train.ema_decay = 0.995
 
-    config.sampling.sampler = "ddim"
-    config.sampling.num_steps = "ddim50"
+    config.sampling.sampler = "ddpm"
+    config.sampling.num_steps = "50"
     config.sampling.clip_x0 = True
     config.sampling.cfg_scale = 2.0
     config.sampling.cfg_channels = 0

@@ -319,19 +319,38 @@ def unknown_config_field(error):
     return name[1]  # "Key": if the file itself sets the field
 
 
-def explain_flag_error(error):
-    """What is wrong with a value, in words, from absl's IllegalFlagValueError.
+def explain_flag_error(error, values):
+    """What is wrong with a flag's value, in words, from absl's IllegalFlagValueError.
 
-    absl-py 2.5, ml_collections 1.1. The reason is Python's own text about a conversion.
+    values: the FlagValues. absl-py 2.5, ml_collections 1.1. absl's own text differs from type to
+    type, and its parsers do not document the attributes that bound a value.
     """
     flag, _, reason = str(error).removeprefix("flag --").partition(": ")
     name, _, value = flag.partition("=")
     if "as a ConfigDict" in reason:
-        return f"{name} must be set field by field, as --{name}.FIELD=VALUE, got {value!r}"
-    if "invalid literal for int" in reason:
-        return f"{name} must be a whole number, got {value!r}"
-    if "could not convert string to float" in reason:
-        return f"{name} must be a number, got {value!r}"
-    if "Non-boolean" in reason:
-        return f"{name} must be true or false, got {value!r}"
-    return str(error)
+        return f"--{name} must be set field by field, as --{name}.FIELD=VALUE, got {value!r}"
+    parser = values[name].parser if name in values else None
+    if hasattr(parser, "enum_values"):
+        rule = f"one of {', '.join(parser.enum_values)}"
+    elif "Non-boolean" in reason:
+        rule = "true or false"
+    elif isinstance(parser, (flags.IntegerParser, flags.FloatParser)):
+        kind = "a whole number" if isinstance(parser, flags.IntegerParser) else "a number"
+        rule = kind + _explain_bounds(parser.lower_bound, parser.upper_bound)
+    else:
+        return f"--{name} must be another value, got {value!r}: {reason}"
+    return f"--{name} must be {rule}, got {value if _is_number(value) else repr(value)}"
+
+
+def _explain_bounds(least, most):
+    if most is None:
+        return "" if least is None else f" of at least {least}"
+    return f" of at most {most}" if least is None else f" in {least} .. {most}"
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -18,30 +18,41 @@ FREE = (
     *("mesh", "run", "sampling", "compute.attention", "compute.remat", "compute.unroll"),
     "data.cache",
 )
+MAX_SEED = 2**32 - 1
+SPACING = re.compile("(ddim)?[0-9]+")
+SPACING_RULE = 'a number, as "250" or "ddim50"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
 
 
+def keeps(rule, fits, default):
+    """A field whose value `fits` the rule, which is in words."""
+    return field(default=default, metadata={"rule": (rule, fits)})
+
+
 def at_least(least, default):
-    return field(default=default, metadata={"rule": (f"at least {least}", lambda x: x >= least)})
+    return keeps(f"at least {least}", lambda x: x >= least, default)
 
 
 def above(bound, default):
-    return field(default=default, metadata={"rule": (f"above {bound}", lambda x: x > bound)})
+    return keeps(f"above {bound}", lambda x: x > bound, default)
 
 
 def fraction(default):
-    return field(default=default, metadata={"rule": ("in [0, 1)", lambda x: 0 <= x < 1)})
+    return keeps("in [0, 1)", lambda x: 0 <= x < 1, default)
 
 
 def one_of(names, default):
-    rule = f"one of {', '.join(names)}", lambda x: x in names
-    return field(default=default, metadata={"rule": rule})
+    return keeps(f"one of {', '.join(names)}", lambda x: x in names, default)
 
 
 def tuple_of(rule, fits):
     """A tuple, empty by default, whose every value `fits`."""
-    checked = f"a list of {rule}", lambda values: all(map(fits, values))
-    return field(default=(), metadata={"rule": checked})
+    return keeps(f"a list of {rule}", lambda values: all(map(fits, values)), ())
+
+
+def _is_interval(value):
+    numbers = len(value) == 2 and all(type(x) in (int, float) for x in value)
+    return numbers and value[0] <= value[1]
 
 
 def _is_pattern(value):
@@ -133,12 +144,12 @@ class Sampling:
     """How samples are drawn unless a caller says otherwise: see `sampling.generate`."""
 
     sampler: str = one_of(SAMPLERS, "ddpm")
-    num_steps: str = "250"
-    eta: float = 0.0
+    num_steps: str = keeps(SPACING_RULE, SPACING.fullmatch, "250")
+    eta: float = keeps("in 0 .. 1", lambda x: 0 <= x <= 1, 0.0)
     clip_x0: bool = False
-    cfg_scale: float = 1.5
-    cfg_channels: int = 3
-    cfg_interval: tuple = (0, 999)
+    cfg_scale: float = at_least(0, 1.5)
+    cfg_channels: int = at_least(0, 3)
+    cfg_interval: tuple = keeps("two numbers, first <= last", _is_interval, (0, 999))
 
 
 @dataclass(frozen=True)
@@ -150,22 +161,21 @@ class Run:
     checkpoint_every: int = at_least(1, 5_000)
     keep_checkpoints: int = at_least(1, 2)
     keep_best: int = at_least(0, 0)
+    keep_best_by: str = one_of(("loss", "score"), "loss")
     verify_checkpoints: bool = True
     max_rollbacks: int = at_least(0, 0)
-    spike_factor: float = field(
-        default=0.0, metadata={"rule": ("0 or above 1", lambda x: x == 0 or x > 1)}
-    )
+    spike_factor: float = keeps("0 or above 1", lambda x: x == 0 or x > 1, 0.0)
     sample_every: int = at_least(1, 10_000)
     num_samples: int = at_least(1, 16)
+    score_every: int = at_least(0, 0)
+    score_samples: int = at_least(2, 500)
 
 
 @dataclass(frozen=True)
 class Settings:
     """All settings of a run, by topic."""
 
-    seed: int = field(
-        default=0, metadata={"rule": (f"in 0 .. {2**32 - 1}", lambda x: 0 <= x < 2**32)}
-    )
+    seed: int = keeps(f"in 0 .. {MAX_SEED}", lambda x: 0 <= x <= MAX_SEED, 0)
     model: Model = Model()
     compute: Compute = Compute()
     mesh: Mesh = Mesh()
@@ -187,7 +197,19 @@ def read(fields):
             "train.class_dropout_prob must be 0 without model.null_label, "
             f"got {settings.train.class_dropout_prob}"
         )
+    _check_best(settings.run)
     return settings
+
+
+def _check_best(run):
+    """UserError if steps are kept by a score that they do not have."""
+    if run.keep_best_by == "score" and not run.score_every:
+        raise UserError("run.keep_best_by must be loss if run.score_every is 0, got 'score'")
+    if run.keep_best_by == "score" and run.checkpoint_every % run.score_every:
+        raise UserError(
+            f"run.checkpoint_every must be a multiple of run.score_every {run.score_every} if "
+            f"run.keep_best_by is score, got {run.checkpoint_every}"
+        )
 
 
 def defaults():

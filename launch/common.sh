@@ -20,7 +20,29 @@ print_help() {  # the comment at the top of the script
 check_fields() {  # ARGUMENT...
   local word
   for word; do
-    [[ $word =~ ^--(no)?config\. ]] || fail "takes flags --config.TOPIC.FIELD=VALUE, got '$word'"
+    [[ $word =~ ^--(config\.[a-z0-9_.]+(=.*)?|noconfig\.[a-z0-9_.]+)$ ]] \
+      || fail "takes flags --config.TOPIC.FIELD=VALUE, got '$word'"
+  done
+}
+
+# Refuses what dit-train would refuse only on the machine that trains.
+check_arguments() {  # MAX_WORDS RULE ARGUMENT...
+  local max=$1 rule=$2 count=0 takes_value='' word
+  shift 2
+  for word; do
+    if [ "$takes_value" ] && [[ $word != -* ]]; then
+      takes_value=''
+      continue
+    fi
+    takes_value=''
+    [[ $word == *=* ]] || takes_value=yes
+    case ${word%%=*} in
+      --config | --workdir) count=$((count + 1)) ;;
+      --init_from | --config.?* | --noconfig.?*) ;;
+      -*) fail "takes $rule and flags of dit-train, got '$word'" ;;
+      *) count=$((count + 1)) takes_value='' ;;
+    esac
+    [ "$count" -le "$max" ] || fail "takes $rule and flags of dit-train, got '$word' too"
   done
 }
 
@@ -74,6 +96,7 @@ find_commit() {  # prints the hash of COMMIT
 check_flags() {  # COMMIT FLAG...
   local commit=$1 config=''
   shift
+  local arguments=("$@")
   while [ $# -gt 0 ]; do
     case $1 in
       --config=*) config=${1#*=} ;;
@@ -83,6 +106,7 @@ check_flags() {  # COMMIT FLAG...
     esac
     shift
   done
+  check_arguments 1 CONFIG "${arguments[@]}"
   [ "$config" ] || fail "--config must be given, as --config=configs/imagenet256.py:XL/2"
   [ "$(git -C "$root" cat-file -t "$commit:${config%%:*}" 2> /dev/null)" = blob ] \
     || fail "config must be a file of commit ${commit:0:7}, got ${config%%:*}"

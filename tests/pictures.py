@@ -31,7 +31,7 @@ SHAPES = {"blue square": 0.6, "green star": 0.33, "red circle": 0.0}  # hue
 
 
 def draw_shapes(root, *, per_class=200):
-    """Writes root/CLASS/000.png, ...: shapes on a light ground; place, size and shade vary."""
+    """Writes root/CLASS/000.png, ...: centred shapes on a light ground; size and shade vary."""
     rng = np.random.default_rng(0)
     for name, hue in SHAPES.items():
         (root / name).mkdir(parents=True)
@@ -47,9 +47,9 @@ def draw_shape(rng, name, hue):
     shade = (hue + rng.uniform(-0.06, 0.06)) % 1, rng.uniform(0.7, 1), rng.uniform(0.45, 0.9)
     colour = tuple(round(255 * x) for x in colorsys.hsv_to_rgb(*shade))
     side = min(width, height)
-    radius = 4 * side * rng.uniform(0.2, 0.36)
-    room = 4 * side / 2 - radius  # the centre square is what a model sees
-    x, y = (2 * extent + rng.uniform(-room, room) for extent in (width, height))
+    radius = 4 * side * rng.uniform(0.28, 0.4)
+    shift = 4 * side * 0.06  # the centre square is what a model sees
+    x, y = (2 * extent + rng.uniform(-shift, shift) for extent in (width, height))
     shape = ImageDraw.Draw(image)
     if name.endswith("circle"):
         shape.ellipse((x - radius, y - radius, x + radius, y + radius), colour)

@@ -18,7 +18,7 @@ def receipt(
     model="Ti/4", *, gflops=1.0, value=10.0, deviation=None, step=400, score=FID, **changes
 ):
     """A receipt; changes: of its samples."""
-    samples = {"checkpoint": f"runs/{model}", "step": step, "weights": "ema", "count": 50_000}
+    samples = {"path": f"runs/{model}", "step": step, "weights": "ema", "count": 50_000}
     samples["sampling"] = {"sampler": "ddim", "num_steps": "ddim25", "cfg_scale": 1.0}
     return {
         "samples": samples | changes,

@@ -240,4 +240,4 @@ def test_explain_flag_error_names_the_value(argument, line, monkeypatch):
     config_flags.DEFINE_config_file("config", None, "", flag_values=values)
     with pytest.raises(flags.IllegalFlagValueError) as caught:
         values(arguments)
-    assert compat.explain_flag_error(caught.value) == line
+    assert compat.explain_flag_error(caught.value, values) == f"--{line}"

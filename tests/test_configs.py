@@ -64,7 +64,7 @@ def test_a_variant_sets_the_size_and_the_patch(name):
 def test_a_folder_of_pictures_gives_the_classes_and_the_size(prepared):
     settings = build.read(folder.get_config(str(prepared)))
     model, data = settings.model, settings.data
-    assert (model.num_classes, model.input_size, model.in_channels) == (3, (28, 28), 3)
+    assert (model.num_classes, model.input_size, model.in_channels) == (3, (24, 24), 3)
     assert (data.source, data.space, data.split) == ("images", "pixels", "train")
     assert data.path == str(prepared) and settings.sampling.clip_x0
     assert settings.run.num_samples == 24  # eight of each class
@@ -74,11 +74,11 @@ def test_a_folder_of_pictures_gives_the_classes_and_the_size(prepared):
 @pytest.mark.parametrize(
     "sides, size",
     [
-        ({"28": 9}, 28),
-        ({"500": 9}, 32),
-        ({"27": 9}, 24),
-        ({"3": 1}, 4),
-        ({"12": 10, "64": 90}, 32),  # a tenth is smaller and will be enlarged
+        ({"24": 9}, 24),
+        ({"500": 9}, 24),
+        ({"23": 9}, 18),
+        ({"3": 1}, 6),
+        ({"12": 10, "64": 90}, 24),  # a tenth is smaller and will be enlarged
         ({"12": 11, "64": 89}, 12),
     ],
 )

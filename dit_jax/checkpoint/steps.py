@@ -5,6 +5,11 @@ import shutil
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 
+KINDS = {  # what a path must be to have a saved step
+    "checkpoint": "a directory with a saved step",
+    "vae": "a folder that `dit-convert vae` wrote",
+    "init_from": "a run of dit-train or a checkpoint of dit-convert",
+}
 COMMIT = "commit_success.txt"  # in a bucket, the object of a step that Orbax writes last
 
 
@@ -65,11 +70,11 @@ def set_aside(directory, step):
     return target
 
 
-def locate(path, step=None):
+def locate(path, step=None, *, name="checkpoint"):
     """(directory of the steps, step) of a run, of its `checkpoints`, or of one step's folder.
 
-    step: which of the saved ones; None: the newest, or the one whose folder `path` is. UserError if
-    it is not saved.
+    step: which of the saved ones; None: the newest, or the one whose folder `path` is. name: of the
+    argument, in KINDS. UserError if it is not saved.
     """
     path = disk.path(path)
     if is_complete(path):
@@ -79,7 +84,7 @@ def locate(path, step=None):
         directory = inside if disk.exists(inside) else path
         known = saved(directory)
     if not known:
-        raise UserError(f"checkpoint must be a directory with a saved step, got {path}")
+        raise UserError(f"{name} must be {KINDS[name]}, got {path}")
     if step is not None and step not in known:
         raise UserError(f"step must be one of {', '.join(map(str, known))}, got {step!r}")
     return directory, known[-1] if step is None else int(step)

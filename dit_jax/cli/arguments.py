@@ -4,6 +4,7 @@ What a command reads and writes can be given as words or as flags: `dit-train CO
 `dit-train --config=CONFIG --workdir=WORKDIR`.
 """
 
+import difflib
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ PACKAGE = Path(__file__).parents[1]
 OWN_CONFIG = f"{PACKAGE}/runs/own_config.py"
 CONFIGS = PACKAGE.with_name("configs")
 VARIANT = re.compile(r"(?:dit-)?(ti|s|b|l|xl)/(\d+)", re.IGNORECASE)  # DiT-XL/2, xl/2
+SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 
@@ -28,6 +30,38 @@ def define_config(values):
     """Defines the flag config, whose fields are flags too: --config.TOPIC.FIELD=VALUE."""
     text = "PATH[:VARIANT] of a Python file, or DiT-XL/2 for the paper's config of that size."
     config_flags.DEFINE_config_file("config", None, text, flag_values=values)
+
+
+def define_sampling(values):
+    """Defines the flags of SAMPLING; one that is not given comes from the run's config."""
+    options = {"flag_values": values}
+    flags.DEFINE_enum("sampler", None, settings_lib.SAMPLERS, "The sampler.", **options)
+    flags.DEFINE_string(
+        "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
+    )
+    flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1.", **options)
+    flags.DEFINE_boolean("clip_x0", None, "Clip x0 to [-1, 1] at every step: pixels.", **options)
+    flags.DEFINE_float("cfg_scale", None, "Scale of classifier-free guidance; 1: none.", **options)
+    flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
+    flags.DEFINE_list(
+        "cfg_interval", None, "FIRST,LAST: guide at these steps only; 0 is the cleanest.", **options
+    )
+
+
+def sampling(values):
+    """{option: value} of the flags of SAMPLING that were given."""
+    given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
+    if "cfg_interval" in given:
+        given["cfg_interval"] = _parse_interval(given["cfg_interval"])
+    return given
+
+
+def _parse_interval(texts):
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        text = ",".join(texts)
+        raise UserError(f"cfg_interval must be two numbers, as 0,500, got {text!r}") from None
 
 
 def settings(values):
@@ -70,6 +104,7 @@ def _split(arguments, values):
         elif each == "-" or not each.startswith("-"):
             words.append(each)
         elif "=" in each or not _takes_value(_name(each), values):
+            _check_switch(each, values)
             given.append(each)
         elif (value := next(rest, None)) is None:
             raise UserError(f"{_name(each)} must have a value, got none")
@@ -81,6 +116,13 @@ def _split(arguments, values):
 def _name(argument):
     """The name of a flag, without dashes and value."""
     return argument.lstrip("-").partition("=")[0]
+
+
+def _check_switch(argument, values):
+    """UserError for --noNAME=VALUE."""
+    name = _name(argument)
+    if "=" in argument and name not in values and name.removeprefix("no") in values:
+        raise UserError(f"--{name} must have no value, got {argument}")
 
 
 def _takes_value(name, values):
@@ -170,6 +212,15 @@ def _suggest(name):
     return (f"; did you mean {' or '.join(near)}?" if near else ";") + " --help lists all fields"
 
 
+def _suggest_flag(name, values):
+    known = [each for each in values if "." not in each]
+    if near := difflib.get_close_matches(name, known, 1, cutoff=0.7):
+        return f"; did you mean --{near[0]}?"
+    if "config" in values and settings_lib.nearest(name):
+        return _suggest(name)
+    return "; --help lists all flags"
+
+
 def _parse_flags(values, given):
     argv, sys.argv = sys.argv, [sys.argv[0], *given]  # where ml_collections looks for fields
     try:
@@ -187,12 +238,10 @@ def _parse_flags(values, given):
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"config has no field {field}{hint}") from error
     except flags.IllegalFlagValueError as error:
-        raise UserError(compat.explain_flag_error(error)) from error
+        raise UserError(compat.explain_flag_error(error, values)) from error
     except flags.UnrecognizedFlagError as error:
-        is_like_a_flag = "Did you mean" in str(error)
-        if is_like_a_flag or "config" not in values or not settings_lib.nearest(error.flagname):
-            raise
-        raise UserError(f"there is no flag --{error.flagname}{_suggest(error.flagname)}") from error
+        hint = _suggest_flag(error.flagname, values)
+        raise UserError(f"there is no flag --{error.flagname}{hint}") from error
     finally:
         sys.argv = argv
 

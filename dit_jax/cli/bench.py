@@ -20,6 +20,7 @@ import sys
 from absl import flags
 
 from dit_jax.cli import arguments, command
+from dit_jax.data import fields
 from dit_jax.errors import UserError
 
 
@@ -32,13 +33,21 @@ def define(values):
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
 
 
-def main(values, what):
+def check(values, what):
     if what not in ("train", "sample", "data"):
         raise UserError(f"what to measure must be train, sample or data, got {what!r}")
-    settings = arguments.settings(values)
-    out = values.out and command.output_path(values.out)
+    if values.out:
+        command.output_path(values.out)
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
+    if what == "data":
+        fields.check(arguments.settings(values).data)
+        fields.check_paths(arguments.settings(values).data)
+
+
+def main(values, what):
+    settings = arguments.settings(values)
+    out = values.out and command.output_path(values.out)
     from dit_jax.runs import bench
 
     options = {"repeats": values.repeats, "warmup": values.warmup}
@@ -58,7 +67,7 @@ def show(figures, out):
 
 def entry():
     options = {"required": ["config"], "takes": ["train|sample|data"], "words": ["config", "out"]}
-    sys.exit(command.run("dit-bench", define, main, **options))
+    sys.exit(command.run("dit-bench", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,22 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from dit_jax import compat
+from dit_jax import compat, settings
 from dit_jax.cli import arguments, interrupt
 from dit_jax.errors import UserError
-from dit_jax.machine import disk
+from dit_jax.machine import disk, peers
 
+CLUSTER = ("coordinator", "num_processes", "process_id")
 PACKAGE = str(Path(__file__).parents[1])
 
 
-def run(name, define, main, *, required=(), words=(), takes=(), stopped=130, uses_jax=True):
+def run(
+    name, define, main, *, check=None, required=(), words=(), takes=(), stopped=130, uses_jax=True
+):
     """Defines and parses the flags, calls main(values, *positional) and returns the exit code.
 
+    check(values, *positional) is called before, while jax is not imported: it raises for what is
+    wrong whatever the checkpoint holds, so that a mistake is reported at once.
     required: flags that must be given. words: flags that can be given as words, in this order.
     takes: the names of the other positional arguments, which come first; None: any number. stopped:
     the exit code after SIGINT or SIGTERM, which end the process at once unless main calls
@@ -39,7 +44,8 @@ def run(name, define, main, *, required=(), words=(), takes=(), stopped=130, use
         if arguments.HELP & set(sys.argv[1:]):
             print(f"{sys.modules[main.__module__].__doc__}\n{arguments.describe(values)}")
             return 0
-        return _run(name, values, main, uses_jax, required=required, words=words, takes=takes)
+        rules = {"required": required, "words": words, "takes": takes}
+        return _run(name, values, check, main, uses_jax, **rules)
     except KeyboardInterrupt:
         interrupt.arrived()
         return fail(name, "interrupted", code=130)
@@ -59,11 +65,13 @@ def run(name, define, main, *, required=(), words=(), takes=(), stopped=130, use
             signal.signal(signum, handler)
 
 
-def _run(name, values, main, uses_jax, **rules):
+def _run(name, values, check, main, uses_jax, **rules):
     try:
         positional = arguments.parse(values, **rules)
     except (flags.Error, ValueError, TypeError) as error:  # a config raises any of them
         return fail(name, error)
+    if check:
+        check(values, *positional)
     if uses_jax:
         _prepare_jax()
     if "coordinator" in values:
@@ -100,6 +108,16 @@ def define_cluster(values):
     flags.DEFINE_integer("process_id", None, number, lower_bound=0, **options)
 
 
+def define_seed(values):
+    options = {"lower_bound": 0, "upper_bound": settings.MAX_SEED, "flag_values": values}
+    flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
+
+
+def has_peers(values):
+    """Whether other processes run this command too, for a command with `define_cluster`."""
+    return any(values[name].present for name in CLUSTER) or peers.are_found()
+
+
 def _join(values):
     import jax
 
@@ -128,6 +146,12 @@ def expand(text):
     if "://" in str(text):  # a Path would create a folder with that name
         raise UserError(f"a path must be on a disk, got {text}: mount the bucket")
     return disk.path(text)
+
+
+def check_exists(name, text):
+    """UserError unless there is a file or folder at a path on a disk."""
+    if not expand(text).exists():
+        raise UserError(f"{name} must exist, got {text}")
 
 
 def output_folder(text):

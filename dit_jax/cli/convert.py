@@ -18,6 +18,7 @@ import sys
 
 from absl import flags
 
+from dit_jax.checkpoint import steps
 from dit_jax.cli import command, interrupt
 from dit_jax.errors import UserError
 
@@ -94,7 +95,7 @@ def define(values):
     )
 
 
-def main(values, *words):
+def check(values, *words):
     name, *paths = words or ("",)
     if name not in COMMANDS:
         raise UserError(f"command must be one of {', '.join(COMMANDS)}, got {name!r}")
@@ -110,18 +111,34 @@ def main(values, *words):
         if values[flag].present and flag not in allowed:
             rule = ", ".join(f"--{flag}" for flag in allowed)
             raise UserError(f"{name} takes {rule}, got --{flag}")
+    paths = [command.expand(path) for path in paths]
+    if name in ("to-torch", "to-diffusers"):
+        directory, step = steps.locate(paths[0])
+        source = directory / str(step)
+    else:
+        source = None if values.from_hub else paths[0]
+    for argument, path in (arguments[0], source), ("vae", values.vae):
+        if path:
+            command.check_exists(argument, path)
+    if name != "inspect":
+        from dit_jax.convert import files  # needs NumPy
+
+        files.check(name, source, paths[-1], values)
+
+
+def main(values, name, *paths):
     paths = [str(command.expand(path)) for path in paths]
     if values.vae:
         values.vae = str(command.expand(values.vae))
-    from dit_jax.convert import commands
+    from dit_jax.convert import commands, files
 
     commands.return_freed_memory()
-    interrupt.raise_from_here()  # an exception, unlike a signal, deletes the temporary output
+    interrupt.clean_at_the_end(files.remove_unfinished)
     return getattr(commands, name.replace("-", "_"))(values, *paths)
 
 
 def entry():
-    sys.exit(command.run("dit-convert", define, main, takes=None))
+    sys.exit(command.run("dit-convert", define, main, check=check, takes=None))
 
 
 if __name__ == "__main__":

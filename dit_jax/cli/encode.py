@@ -15,6 +15,7 @@ import sys
 
 from absl import flags
 
+from dit_jax.checkpoint import steps
 from dit_jax.cli import command
 
 DTYPES = ("float16", "float32")  # as data.latents, which needs NumPy
@@ -35,6 +36,13 @@ def define(values):
     command.define_cluster(values)
 
 
+def check(values, dataset, out):
+    command.output_folder(out)
+    if not command.has_peers(values):  # they must all fail if the path is missing on one
+        command.check_exists("DATASET", dataset)
+        steps.locate(values.vae, name="vae")
+
+
 def main(values, dataset, out):
     dataset, out = command.expand(dataset), command.output_folder(out)
     from dit_jax.data import encode
@@ -43,7 +51,8 @@ def main(values, dataset, out):
 
 
 def entry():
-    sys.exit(command.run("dit-encode", define, main, required=["vae"], takes=("DATASET", "OUT")))
+    options = {"required": ["vae"], "takes": ("DATASET", "OUT")}
+    sys.exit(command.run("dit-encode", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

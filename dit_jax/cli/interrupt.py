@@ -1,15 +1,19 @@
 """Ctrl-C and SIGTERM end a command with one line, whenever they come.
 
-They end the process at once. An exception could get lost in C++ code or in a destructor, and print
-a traceback where modules are imported. Only a command with something to clean up raises one.
+They end the process at once, after `clean_at_the_end`. An exception could get lost in C++ code or
+in a destructor, print a traceback where modules are imported, and crash: it would unwind Python and
+end the interpreter while XLA's threads work. Only dit-prepare, which has no such threads, raises
+one, to stop its worker processes.
 """
 
+import contextlib
 import os
 import signal
 import sys
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RAISE_EVERY = 0.2  # seconds, until the exception arrives
+_cleanups = []  # functions
 RESUMES = {"dit-train": 42}  # the exit code 42 means: start me again
 
 
@@ -31,10 +35,25 @@ def listen(name, code):
     rest = " with nothing new to save: start the same command again" if code == 42 else ""
 
     def end(signum, frame):
+        _ignore_more()
+        for clean in _cleanups:
+            clean()
+        with contextlib.suppress(Exception):  # no reader, or the signal came during a print
+            sys.stdout.flush()
         os.write(2, f"{name}: interrupted{rest}\n".encode())
         os._exit(code)  # no normal exit: XLA's threads may crash in it
 
     return {signum: signal.signal(signum, end) for signum in SIGNALS}
+
+
+def clean_at_the_end(function):
+    """Lets SIGINT and SIGTERM call a function before they end the process; it must not raise."""
+    _cleanups.append(function)
+
+
+def _ignore_more():
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def raise_from_here():
@@ -54,7 +73,8 @@ def raise_from_here():
 
 
 def arrived():
-    """Ends the repetition of `raise_from_here`."""
+    """Ends the repetition of `raise_from_here`, and ignores further signals."""
+    _ignore_more()
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 

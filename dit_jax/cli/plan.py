@@ -18,6 +18,7 @@ import sys
 from absl import flags
 
 from dit_jax.cli import arguments, command
+from dit_jax.planning import chips
 
 
 def define(values):
@@ -26,6 +27,12 @@ def define(values):
     flags.DEFINE_string("topology", None, "The TPU to compile for, for example v3:8x16.", **options)
     flags.DEFINE_boolean("sweep", False, "Try and rank meshes and remat policies.", **options)
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
+
+
+def check(values):
+    chips.parse(values.topology)
+    if values.out:
+        command.output_path(values.out)
 
 
 def main(values):
@@ -49,7 +56,7 @@ def main(values):
 
 def entry():
     options = {"required": ["config", "topology"], "words": ["config", "out"]}
-    sys.exit(command.run("dit-plan", define, main, **options))
+    sys.exit(command.run("dit-plan", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

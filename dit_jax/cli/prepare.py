@@ -42,28 +42,25 @@ def define(values):
     )
 
 
-def main(values, source, out):
+def check(values, source, out):
     if not values.split.isidentifier():
         raise UserError(f"split must be a name like train, got {values.split!r}")
+    command.check_exists("SRC", source)
     source, out = command.expand(source), command.output_folder(out)
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"OUT must be outside SRC, got {out} in {source}")
+
+
+def main(values, source, out):
+    source, out = command.expand(source), command.expand(out)
     from tqdm import tqdm
 
     from dit_jax.data import imagefolder, prepare
 
     interrupt.raise_from_here()  # an exception stops the worker processes and removes partial files
     listing = imagefolder.scan(source)
-    total = len(listing.examples)
-    names = ", ".join(listing.classes[:MAX_NAMED])
-    more = ", ..." if len(listing.classes) > MAX_NAMED else ""
-    numbers = words.count(total, "image"), words.count(len(listing.classes), "class", "classes")
-    logging.info("%s of %s in %s: %s%s", *numbers, source, names, more)
-    if listing.ignored:
-        ignored = words.count(len(listing.ignored), "file")
-        logging.warning("ignoring %s without an image, for example %s", ignored, listing.ignored[0])
     started, num_read = time.perf_counter(), 0
-    with tqdm(total=total, unit="image", disable=None) as bar:
+    with tqdm(total=len(listing.examples), unit="image", disable=None) as bar:
 
         def on_progress(count, is_new):
             nonlocal num_read
@@ -77,6 +74,7 @@ def main(values, source, out):
             num_shards=values.num_shards,
             processes=values.processes or len(os.sched_getaffinity(0)),
             max_corrupt=values.max_corrupt,
+            on_start=lambda: describe(listing, source),
             on_progress=on_progress,
         )
     for name, reason in manifest["corrupt"][:MAX_NAMED]:
@@ -89,8 +87,21 @@ def main(values, source, out):
     logging.info("finished %s: %s, %s, %s skipped", out, *counts)
 
 
+def describe(listing, source):
+    """Logs what was found in the source."""
+    names = ", ".join(listing.classes[:MAX_NAMED])
+    more = ", ..." if len(listing.classes) > MAX_NAMED else ""
+    images = words.count(len(listing.examples), "image")
+    classes = words.count(len(listing.classes), "class", "classes")
+    logging.info("%s of %s in %s: %s%s", images, classes, source, names, more)
+    if listing.ignored:
+        ignored = words.count(len(listing.ignored), "file")
+        logging.warning("ignoring %s without an image, for example %s", ignored, listing.ignored[0])
+
+
 def entry():
-    sys.exit(command.run("dit-prepare", define, main, takes=("SRC", "OUT"), uses_jax=False))
+    options = {"takes": ("SRC", "OUT"), "uses_jax": False}
+    sys.exit(command.run("dit-prepare", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from absl import flags, logging
 
 import dit_jax
 from dit_jax import settings
-from dit_jax.cli import command
+from dit_jax.checkpoint import steps
+from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.machine import words
-
-SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
+from dit_jax.sampling import labels as labels_lib
 
 
 def define(values):
@@ -53,23 +53,13 @@ def define(values):
         "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
     )
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
-    flags.DEFINE_integer("seed", 0, "Of the noise.", **options)
+    command.define_seed(values)
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
-    flags.DEFINE_enum("sampler", None, settings.SAMPLERS, "The sampler.", **options)
-    flags.DEFINE_string(
-        "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
-    )
-    flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1.", **options)
-    flags.DEFINE_boolean("clip_x0", None, "Clip x0 to [-1, 1] at every step: pixels.", **options)
-    flags.DEFINE_float("cfg_scale", None, "Scale of classifier-free guidance; 1: none.", **options)
-    flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
-    flags.DEFINE_list(
-        "cfg_interval", None, "FIRST,LAST: guide at these steps only; 0 is the cleanest.", **options
-    )
+    arguments.define_sampling(values)
 
 
-def main(values):
+def check(values):
     out = command.expand(values.out)
     if not out.suffix and out.exists():
         raise UserError(f"out must be a new folder, got {out}, which exists")
@@ -79,8 +69,20 @@ def main(values):
     if (values.labels is None) == (values.labels_file is None):
         given = "both" if values.labels else "neither"
         raise UserError(f"--labels must be given, or --labels_file instead of it, got {given}")
-    if values.labels_file and not command.expand(values.labels_file).is_file():
+    if values.labels:
+        labels_lib.split(values.labels)
+    elif not command.expand(values.labels_file).is_file():
         raise UserError(f"labels_file must be a file that exists, got {values.labels_file}")
+    else:
+        labels_lib.read_lines(command.expand(values.labels_file))
+    settings.read_topic(settings.Sampling, arguments.sampling(values))
+    steps.locate(values.checkpoint)
+    if values.vae:
+        steps.locate(values.vae, name="vae")
+
+
+def main(values):
+    out = command.output_path(values.out)
     import numpy as np
 
     from dit_jax.sampling import pictures
@@ -91,12 +93,8 @@ def main(values):
     labels = read_labels(values, dit)
     if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
         raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
-    given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
-    if "cfg_interval" in given:
-        given["cfg_interval"] = parse_interval(given["cfg_interval"])
-    images = dit.sample(
-        labels, seed=values.seed, batch_size=values.batch_size, progress=True, **given
-    )
+    options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
+    images = dit.sample(labels, **options, **arguments.sampling(values))
     if out.suffix == ".npz":
         np.savez(out, images)
     elif not out.suffix:
@@ -114,7 +112,6 @@ def read_labels(values, dit):
     import numpy as np
 
     from dit_jax.sampling import arguments
-    from dit_jax.sampling import labels as labels_lib
 
     classes = dit.class_names, dit.config.num_classes
     if values.labels_file is not None:
@@ -126,17 +123,9 @@ def read_labels(values, dit):
     return np.resize(labels, count).tolist()
 
 
-def parse_interval(texts):
-    try:
-        return [float(text) for text in texts]
-    except ValueError:
-        text = ",".join(texts)
-        raise UserError(f"cfg_interval must be two numbers, as 0,500, got {text!r}") from None
-
-
 def entry():
     options = {"required": ["checkpoint"], "words": ["checkpoint", "out"]}
-    sys.exit(command.run("dit-sample", define, main, **options))
+    sys.exit(command.run("dit-sample", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ import sys
 
 from absl import flags
 
+from dit_jax.checkpoint import steps
 from dit_jax.cli import arguments, command
+from dit_jax.data import fields
 from dit_jax.machine import disk
 
 
@@ -35,6 +37,17 @@ def define(values):
         flag_values=values,
     )
     command.define_cluster(values)
+
+
+def check(values):
+    data, workdir = arguments.settings(values).data, disk.path(values.workdir)
+    fields.check(data)
+    if command.has_peers(values):  # they must all fail if a path is missing on one
+        return
+    if steps.latest(workdir / "checkpoints") is None:
+        fields.check_paths(data)
+        if values.init_from:
+            steps.locate(values.init_from, name="init_from")
 
 
 def main(values):
@@ -72,8 +85,9 @@ def listen_for_stop():
 
 
 def entry():
-    required = ["config", "workdir"]
-    sys.exit(command.run("dit-train", define, main, required=required, words=required, stopped=42))
+    names = ["config", "workdir"]
+    options = {"required": names, "words": names, "stopped": 42}
+    sys.exit(command.run("dit-train", define, main, check=check, **options))
 
 
 if __name__ == "__main__":

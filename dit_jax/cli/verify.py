@@ -20,17 +20,20 @@ def define(values):
     """Defines no flags."""
 
 
+def check(values, path):
+    if not disk.exists(disk.path(path)):
+        raise UserError(f"PATH must exist, got {path}")
+
+
 def main(values, path):
     path = disk.path(path)
-    if not disk.exists(path):
-        raise UserError(f"PATH must exist, got {path}")
     from dit_jax.runs import verify
 
     return 1 if verify.run(path) else 0
 
 
 def entry():
-    sys.exit(command.run("dit-verify", define, main, takes=("PATH",)))
+    sys.exit(command.run("dit-verify", define, main, check=check, takes=("PATH",)))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ def return_freed_memory():
 
 def from_torch(values, source, out):
     _check_file(source)
-    files.check_folder(out)
 
     def convert(temporary):
         if values["weights"].present and not files.groups(source):
@@ -59,10 +58,7 @@ def from_torch(values, source, out):
 
 
 def from_diffusers(values, source, out):
-    files.check_folder(out)
-
     def convert(temporary):
-        logging.info("reading %s", source)
         state_dict, model, settings = diffusers_dit.read_folder(source, space=values.space)
         logging.info("not recorded in the folder: assuming %s (--space)", values.space)
         _write_native(temporary, state_dict, model, settings, out)
@@ -73,18 +69,11 @@ def from_diffusers(values, source, out):
 
 
 def to_torch(values, source, out):
+    _, settings, *_ = native.describe(source)
     if values.bundle:
-        files.check_folder(out)
-    elif not Path(out).suffix:
-        raise UserError(
-            f"OUT must end with {', '.join(files.SUFFIXES)}, or --bundle must be given, got {out}"
-        )
-    else:
-        files.check_suffix(out)
+        native.check_prediction(settings, "a bundle")
 
     def convert(temporary):
-        if values.bundle:
-            native.check_prediction(native.describe(source)[1], "a bundle")
         model, settings, state_dict = _read_native(source, values.weights)
         logging.info("writing %s", out)
         if values.bundle:
@@ -99,7 +88,6 @@ def to_torch(values, source, out):
 
 
 def to_diffusers(values, source, out):
-    files.check_folder(out)
     model, settings, *_ = native.describe(source)
     diffusers_dit.check(model)
     native.check_prediction(settings, "diffusers")
@@ -124,8 +112,9 @@ def to_diffusers(values, source, out):
 
 def vae(values, *paths):
     *source, out = paths
-    files.check_folder(out)
     source = source[0] if source else torch_vae.download(values.from_hub)
+
+    torch_vae.find(source)
 
     def convert(temporary):
         logging.info("reading %s", source)
@@ -176,8 +165,6 @@ def _check_file(source):
         elif native.kind(path) == "model":
             hint = ": use to-torch or to-diffusers"
         raise UserError(f"FILE must be a file, got the folder {source}{hint}")
-    if not path.is_file():
-        raise UserError(f"FILE must be an existing file, got {source}")
 
 
 def _shape_flags(values):

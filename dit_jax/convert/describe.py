@@ -26,8 +26,6 @@ def describe(path, *, num_heads=0, num_classes=0):
     num_heads, num_classes: for a state dict, which may not determine them; 0: infer.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"FILE_OR_DIR must exist, got {path}")
     if path.is_file():
         return _of_state_dict(path, num_heads, num_classes)
     if (path / "dit.py").is_file():

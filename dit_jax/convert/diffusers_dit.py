@@ -198,6 +198,7 @@ def read_folder(path, *, space="latents"):
         settings = native.settings_of(model, space=space, **diffusion)
     except KeyError as error:
         raise UserError(f"{path} must have {error} in its JSON files") from error
+    logging.info("reading %s", path)
     state_dict = files.read_state_dict(weights)
     return from_diffusers(state_dict, model), model, settings
 

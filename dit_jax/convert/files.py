@@ -25,6 +25,7 @@ from dit_jax.machine import disk
 # Added to names by parallel wrappers, torch.compile, Lightning and libraries of averages.
 PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model)\.)+")
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_unfinished = []  # folders of `temporary_output`
 INDEX = ".index.json"  # ends the name of the list of the files of a sharded state dict
 SETS = {  # --weights: the keys under which training scripts save that set
     "ema": ("ema", "state_dict_ema", "model_ema", "ema_state_dict"),
@@ -128,6 +129,31 @@ def _is_pickle(path):
     return Path(path).suffix not in (".safetensors", ".json")
 
 
+def check(command, source, out, options):
+    """UserError if a command of dit-convert cannot write to `out` or has a wrong --weights.
+
+    source: the path that it reads, None if it is downloaded. options: the flags of dit-convert.
+    """
+    folder = command != "to-torch" or options.bundle
+    if folder:
+        check_folder(out)
+    elif not out.suffix:
+        raise UserError(
+            f"OUT must end with {', '.join(SUFFIXES)}, or --bundle must be given, got {out}"
+        )
+    else:
+        check_suffix(out)
+    if command.startswith("to-"):
+        check_weights(options.weights)
+    check_output(out, source=source, folder=folder, overwrite=options.overwrite)
+
+
+def check_weights(weights):
+    """UserError unless it is a set of parameters that a run has."""
+    if weights not in ("ema", "params"):
+        raise UserError(f"weights must be ema or params, got {weights!r}")
+
+
 def check_suffix(path):
     """UserError unless the path ends like a state dict."""
     if Path(path).suffix not in SUFFIXES:
@@ -157,6 +183,7 @@ def temporary_output(path, *, source, folder, overwrite):
         raise UserError(
             f"output must be in a writable directory, got {path}: {error.strerror}"
         ) from error
+    _unfinished.append(parent)
     try:
         yield parent / path.name
         # Check again: another conversion may have written `path` in the meantime.
@@ -166,12 +193,19 @@ def temporary_output(path, *, source, folder, overwrite):
             new.rename(path.parent / new.name)
     finally:
         _remove(parent)
+        _unfinished.remove(parent)
+
+
+def remove_unfinished():
+    """Removes what `temporary_output` holds, for a process that ends without an exception."""
+    for parent in _unfinished:
+        shutil.rmtree(parent, ignore_errors=True)
 
 
 def check_output(path, *, source, folder, overwrite):
-    """UserError unless a conversion of `source` may write to `path`."""
-    target, read = path.resolve(), Path(source).resolve()
-    if target.is_relative_to(read) or read.is_relative_to(target):
+    """UserError unless a conversion of `source`, which may be None, may write to `path`."""
+    target, read = path.resolve(), source and Path(source).resolve()
+    if read and (target.is_relative_to(read) or read.is_relative_to(target)):
         raise UserError(f"output must be separate from the input {source}, got {path}")
     if not path.parent.is_dir():
         raise UserError(f"output must be in an existing directory, got {path}")

@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
+from dit_jax.convert import files
 from dit_jax.errors import UserError
 from dit_jax.machine import prng, sharding
 from dit_jax.models import dit
@@ -57,8 +58,7 @@ def step_folder(path):
 
 def read(path, weights="ema"):
     """Reads a training run or a converted checkpoint, and checks its digests."""
-    if weights not in ("ema", "params"):
-        raise UserError(f"weights must be ema or params, got {weights!r}")
+    files.check_weights(weights)
     model, settings, step, _ = describe(path)
     directory, _ = steps.locate(path)
     params = store.restore_params(

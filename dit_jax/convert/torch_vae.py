@@ -54,16 +54,27 @@ def read(path):
 
     The state dict has today's names of diffusers. A file may contain a whole Stable Diffusion.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"autoencoder must be an existing folder or file, got {path}")
-    fields = read_fields(path)
+    weights, fields = find(path)
+    state_dict = rename(files.read_state_dict(weights, None, part=PART))
+    return read_config(state_dict, fields), state_dict
+
+
+def find(path):
+    """Returns (weights file, config.json) of what `read` reads. UserError if either is wrong."""
+    path, fields = Path(path), read_fields(path)
     if path.is_dir():
         if not fields:
             raise UserError(f"autoencoder must be a diffusers AutoencoderKL, got {path}")
         path = files.diffusers_weights(path)
-    state_dict = rename(files.read_state_dict(path, None, part=PART))
-    return read_config(state_dict, fields), state_dict
+    files.parts(path)
+    _check_fields(fields)
+    return path, fields
+
+
+def _check_fields(fields):
+    for name, rule in RULES.items():
+        if fields.get(name, rule) != rule:
+            raise UserError(f"{name} must be {rule}, got {fields[name]}")
 
 
 def read_fields(path):
@@ -107,9 +118,7 @@ def read_config(state_dict, fields=None):
     Without fields, GroupNorm has 32 groups and the scale is that of Stable Diffusion.
     """
     fields = fields or {}
-    for name, rule in RULES.items():
-        if fields.get(name, rule) != rule:
-            raise UserError(f"{name} must be {rule}, got {fields[name]}")
+    _check_fields(fields)
     try:
         channels = _read_channels(state_dict)
         in_channels = np.shape(state_dict["encoder.conv_in.weight"])[1]

@@ -1,8 +1,8 @@
 """Builds what feeds the training step from the settings' topic `data`.
 
 To add a data set, write its source (`__len__`, `__getitem__` -> {"image" or "x0", "label"}) and a
-function here that returns a Feed, and list it in `FEEDS`. A value that does not fit is a UserError
-that names its field.
+function here that returns a Feed, and list it in `FEEDS` and `fields.SOURCES`. A value that does
+not fit is a UserError that names its field.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from dit_jax.data import digits, fashion, latents, mirror, prepared, synthetic
+from dit_jax.data import digits, fashion, fields, latents, mirror, prepared, synthetic
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk
 from dit_jax.models import vae
@@ -32,23 +32,9 @@ class Feed(NamedTuple):
 def make(settings, mesh=None):
     """The Feed of Settings; mesh: the devices on which an autoencoder runs."""
     data = settings.data
-    if data.source not in FEEDS:
-        raise UserError(f"data.source must be one of {', '.join(FEEDS)}, got {data.source!r}")
-    if data.source in STORED and not data.path:
-        raise UserError(
-            "data.path must be given: what dit-prepare or dit-encode wrote; "
-            "or train on random latents with --config.data.source=synthetic"
-        )
-    if data.path and data.source not in (*STORED, "fashion"):
-        raise UserError(
-            f"data.path must be '' for {data.source}, which reads none, got {data.path}"
-        )
-    if data.vae and (data.source not in STORED or data.space == "pixels"):
-        raise UserError(f"data.vae must be '' where there are no latents, got {data.vae!r}")
-    if data.classes and data.source != "digits":
-        raise UserError(f"data.classes must be () for {data.source}, got {data.classes}")
+    fields.check(data)
     fed = FEEDS[data.source](settings, mesh)
-    if data.source in STORED and not disk.is_on_disk(disk.path(data.path)):
+    if data.source in fields.STORED and not disk.is_on_disk(disk.path(data.path)):
         return fed._replace(source=mirror.Watched(fed.source, fed.source.path))
     return fed
 
@@ -90,13 +76,18 @@ def _of_images(settings, mesh):
     encoder = _load_vae(settings, mesh) if data.space == "latents" else None
     factor = encoder.config.downsampling if encoder else 1
     size = model.input_size[0] * factor
-    source = _open(data, lambda path: prepared.open_images(path, data.split, size))
     channels = model.in_channels if encoder else 3
-    _check(
-        settings,
-        input_size_and_channels=(size // factor, size // factor, channels),
-        num_classes=source.num_classes,
+
+    def check(num_classes):
+        shape = (size // factor, size // factor, channels)
+        _check(settings, input_size_and_channels=shape, num_classes=num_classes)
+
+    source = _open(
+        data,
+        lambda path: prepared.open_images(path, data.split, size),
+        lambda manifest: check(len(manifest["classes"])),
     )
+    check(source.num_classes)
     prepared.warn_of_small(source)
     augment = prepared.flip_at_random if data.flip else None
     names = source.class_names
@@ -108,20 +99,25 @@ def _of_images(settings, mesh):
 
 def _of_latents(settings, mesh):
     data = settings.data
-    source = _open(data, latents.open_latents)
-    config = vae.VAEConfig.from_json(source.vae)
-    height, width, channels = source.shape[1:]
-    _check(
-        settings,
-        input_size_and_channels=(height, width, channels // 2),
-        num_classes=source.num_classes,
-        space="latents",
-    )
-    if data.split != source.split:
-        raise UserError(f"data.split must be {source.split}, as in {data.path}, got {data.split}")
-    digests = latents.read_manifest(source.path)["vae_digests"]
-    if data.vae and not autoencoder.encodes_alike(digests, autoencoder.read_digests(data.vae)):
-        raise UserError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
+
+    def check(manifest):
+        height, width, channels = manifest["shape"][1:]
+        _check(
+            settings,
+            input_size_and_channels=(height, width, channels // 2),
+            num_classes=manifest["num_classes"],
+            space="latents",
+        )
+        split, digests = manifest["split"], manifest["vae_digests"]
+        if data.split != split:
+            raise UserError(f"data.split must be {split}, as in {data.path}, got {data.split}")
+        if data.vae and not autoencoder.encodes_alike(digests, autoencoder.read_digests(data.vae)):
+            raise UserError(f"data.vae must be the one that encoded {data.path}, got {data.vae}")
+
+    source = _open(data, latents.open_latents, check)
+    manifest = latents.read_manifest(source.path)
+    check(manifest)
+    config, digests = vae.VAEConfig.from_json(source.vae), manifest["vae_digests"]
     decoder = _load_vae(settings, mesh) if data.vae else None
 
     @jax.jit
@@ -141,16 +137,15 @@ FEEDS = {
     "latents": _of_latents,
     "synthetic": _of_synthetic,
 }
-STORED = ("images", "latents")  # what dit-prepare and dit-encode write, also in a bucket
 
 
-def _open(data, open_folder):
+def _open(data, open_folder, check):
     """open_folder(path) of a data set; if it fails on one process, all raise.
 
-    The path is that of this host's copy if data.path is in a bucket.
+    If data.path is in a bucket, check(manifest) comes first, and the path is of this host's copy.
     """
     with cluster.together():
-        return open_folder(mirror.local(data.path, data.split, data.cache))
+        return open_folder(mirror.local(data.path, data.split, data.cache, check))
 
 
 def _same(batch):
@@ -159,8 +154,6 @@ def _same(batch):
 
 def _load_vae(settings, mesh):
     data, model = settings.data, settings.model
-    if not data.vae:
-        raise UserError("data.vae must be given: what `dit-convert vae` wrote")
     loaded = autoencoder.load(data.vae, dtype=data.vae_dtype, mesh=mesh)
     channels = loaded.config.latent_channels
     if channels != model.in_channels:

@@ -70,16 +70,19 @@ class Watched(NamedTuple):
             ) from error
 
 
-def local(path, split, cache=""):
+def local(path, split, cache="", check=None):
     """The folder of a data set: `path` itself on a disk, or a whole copy if it is in a bucket.
 
     split: which one of dit-prepare's is needed. cache: the folder of the copies; "": dit_jax in
-    $XDG_CACHE_HOME or ~/.cache. UserError or OSError if it cannot be copied; what was copied stays.
+    $XDG_CACHE_HOME or ~/.cache. check(manifest) is called before anything is copied. UserError or
+    OSError if it cannot be copied; what was copied stays.
     """
     source = disk.path(path)
     if disk.is_on_disk(source):
         return source
     content = _find(source, split)
+    if check:
+        check(content.manifest)
     folder = _cache_folder(cache) / f"{source.name}-{content.sha256[:12]}"
     if not _is_finished(folder, content):
         _copy(content, folder)

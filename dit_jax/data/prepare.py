@@ -28,13 +28,24 @@ SHARD_BYTES = 2**28
 NAME = "images"  # the dataset's name, with which the name of every shard starts
 
 
-def write(out, split, listing, *, num_shards=0, processes=1, max_corrupt=0.001, on_progress=None):
+def write(
+    out,
+    split,
+    listing,
+    *,
+    num_shards=0,
+    processes=1,
+    max_corrupt=0.001,
+    on_start=None,
+    on_progress=None,
+):
     """Writes a split, resuming an interrupted call, and returns its manifest.
 
     The order of the images is random but fixed, so all bytes are reproducible. num_shards=0 makes
     shards of about 256 MB. Files that cannot be decoded are skipped; UserError if their share
     exceeds max_corrupt. If the split is finished, only missing or cut shards are written again.
     Images are identified by name and size, so a changed file of the same size goes unnoticed.
+    on_start() is called when everything has been checked and nothing written.
     on_progress(num_files, is_new) is called after each shard; is_new is False if the shard existed.
     """
     out = Path(out)
@@ -48,6 +59,8 @@ def write(out, split, listing, *, num_shards=0, processes=1, max_corrupt=0.001, 
         source = _digest(listing, num_shards)
         _check_split(out, split, listing, manifest, source)
         _check_folder(out, manifest, source)
+        if on_start:
+            on_start()
         _start(out, source)
         order = np.random.default_rng(0).permutation(len(listing.examples))
         names = [shard_name(split, i, num_shards) for i in range(num_shards)]

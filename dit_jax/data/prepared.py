@@ -9,6 +9,8 @@ from absl import logging
 from dit_jax.data import arrayrecord, images, prepare
 from dit_jax.errors import UserError
 
+MOST_DECODED = 2**28  # bytes of a split whose images are decoded once and stay in memory
+
 
 class Images(NamedTuple):
     """Example i: {"image": uint8 (size, size, 3), ADM's centre crop, "label": int32}."""
@@ -19,6 +21,7 @@ class Images(NamedTuple):
     class_names: tuple[str, ...]  # the name of label i
     short_sides: dict[int, int]  # {pixels: number of images}; {} if unavailable
     sha256: str | None  # of the content, from the digests of the shards; None if unavailable
+    decoded: dict[int, dict] | None  # the examples read so far; None: they are too many to keep
 
     @property
     def num_classes(self):
@@ -28,7 +31,16 @@ class Images(NamedTuple):
         return len(self.records)
 
     def __getitem__(self, index):
-        record = arrayrecord.read_record(self.records, int(index), self.path)
+        index = int(index)
+        example = self.decoded.get(index) if self.decoded is not None else None
+        if example is None:
+            example = self._read(index)
+            if self.decoded is not None:
+                self.decoded[index] = example
+        return dict(example)
+
+    def _read(self, index):
+        record = arrayrecord.read_record(self.records, index, self.path)
         try:
             image = images.center_crop(images.decode(record["image"]), self.size)
         except ValueError as error:
@@ -60,7 +72,8 @@ def open_images(path, split, size):
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     class_names = tuple(builder.info.features["label"].names)
     sha256 = arrayrecord.content_sha256(shards) if shards else None
-    return Images(path, records, size, class_names, sides, sha256)
+    decoded = {} if len(records) * size * size * 3 <= MOST_DECODED else None
+    return Images(path, records, size, class_names, sides, sha256, decoded)
 
 
 def _check_format(path, builder):

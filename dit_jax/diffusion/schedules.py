@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dit_jax import settings
 from dit_jax.errors import UserError
 
 
@@ -83,9 +84,9 @@ def from_alpha_bar(alpha_bar, timestep):
 
 def keep_steps(num_steps, spacing):
     """The steps, ascending, that `spacing` keeps of num_steps; UserError if it is malformed."""
+    if not settings.SPACING.fullmatch(spacing):
+        raise UserError(f"num_steps must be {settings.SPACING_RULE}, got {spacing!r}")
     digits = spacing.removeprefix("ddim")
-    if not digits.isdecimal():
-        raise UserError(f'num_steps must be a number, as "250" or "ddim50", got {spacing!r}')
     count = int(digits)
     if not 2 <= count <= num_steps:
         raise UserError(f"num_steps must be in 2 .. {num_steps}, got {spacing!r}")

@@ -112,7 +112,7 @@ def common_score(receipts, score=None):
     score = names[0] if score is None else score
     for receipt in receipts:
         if not math.isfinite(value(receipt, score)):
-            where = receipt["samples"].get("checkpoint")
+            where = receipt["samples"].get("path")
             raise UserError(
                 f"{score} must be finite in all receipts, got {value(receipt, score)} of {where}"
             )
@@ -137,7 +137,7 @@ def check_comparable(receipts, *, free=()):
     for receipt in receipts[1:]:
         for name, found in _circumstances(receipt, free).items():
             if found != first.get(name):
-                where = [r["samples"].get("checkpoint") for r in (receipts[0], receipt)]
+                where = [r["samples"].get("path") for r in (receipts[0], receipt)]
                 shown = [reprlib.repr(each) for each in (first.get(name), found)]
                 raise UserError(
                     f"receipts must have the same {name}, got {shown[0]} of {where[0]} and "

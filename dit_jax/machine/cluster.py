@@ -3,10 +3,8 @@
 import collections
 import concurrent.futures
 import contextlib
-import glob
 import hashlib
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import os
@@ -26,6 +24,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dit_jax import compat
 from dit_jax.errors import UserError
+from dit_jax.machine import peers
 
 NOTICES = {  # keys of Google's metadata server: the values that announce the end of this machine
     "maintenance-event": ("TERMINATE_ON_HOST_MAINTENANCE",),
@@ -60,8 +59,7 @@ def connect(*, coordinator=None, num_processes=None, process_id=None):
         elif num_processes > 1:
             logging.info("waiting for %d processes at %s", num_processes, coordinator)
         _initialize(coordinator, num_processes, process_id)
-    # Not SLURM_NTASKS: salloc sets it in an interactive shell too.
-    elif _is_on_pod() or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    elif peers.are_found():
         _initialize()
 
 
@@ -78,13 +76,6 @@ def _wait_for_coordinator(host, port):
                     f"coordinator must be reachable from all processes, got {host}:{port}: {error}"
                 ) from error
         time.sleep(1)
-
-
-def _is_on_pod():
-    if "tpu" not in (os.environ.get("JAX_PLATFORMS") or "tpu").split(","):
-        return False
-    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _initialize(*address):
@@ -125,6 +116,15 @@ def _gather(number):
     if jax.process_count() == 1:
         return [number]
     return compat.process_allgather(np.array([number], np.int32)).ravel().tolist()
+
+
+def of_first(values):
+    """The list of floats of process 0, on every process; all processes must call it."""
+    if jax.process_count() == 1:
+        return values
+    words = np.array(values, np.float64).view(np.uint32)  # jax would round to 32 bits
+    gathered = compat.process_allgather(words).reshape(-1, len(words))  # (processes, words)
+    return gathered[0].view(np.float64).tolist()
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def watch_maintenance(notify):
     A thread polls the metadata server, on TPU VMs or if GCE_METADATA_HOST names a server. See
     https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice.
     """
-    host = os.environ.get("GCE_METADATA_HOST") or (_is_on_pod() and "metadata.google.internal")
+    host = os.environ.get("GCE_METADATA_HOST") or (peers.is_on_pod() and "metadata.google.internal")
     if host:
         threading.Thread(target=_poll_notices, args=(host, notify), daemon=True).start()
 

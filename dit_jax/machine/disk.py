@@ -6,6 +6,7 @@ no folders. An object is written atomically; it cannot be renamed, appended to o
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -30,8 +31,8 @@ compat.keep_etils_off_tensorflow()
 def path(text):
     """The Path of a text that may start with ~, or an epath.Path if it names a bucket.
 
-    It also accepts a path, which it returns unchanged. UserError for another scheme or without
-    gcsfs.
+    It also accepts a path, which it returns unchanged. It logs the first path in each bucket, since
+    a bucket that does not answer takes long. UserError for another scheme or without gcsfs.
     """
     text = os.fspath(text)
     if not re.match("(?i)[a-z0-9+.-]+:/", text):  # with one slash it is meant to be a bucket too
@@ -40,10 +41,16 @@ def path(text):
         raise UserError(f"a path must be on a disk or start with gs://BUCKET, got {text}")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"a path in a bucket needs gcsfs: pip install -e .[gcs], got {text}")
+    _announce(text.removeprefix(BUCKETS).split("/")[0])
     from etils import epath  # here, since only buckets need it
 
     compat.list_buckets_afresh()
     return epath.Path(text)
+
+
+@functools.cache
+def _announce(bucket):
+    logging.info("opening the bucket %s%s", BUCKETS, bucket)
 
 
 def is_on_disk(path):
@@ -120,14 +127,31 @@ def move(source, target):
 
 
 def write_text(file, text):
-    """Writes a file atomically."""
-    file = path(file)
-    if not is_on_disk(file):
-        file.write_text(text)
+    """Writes a file of text in UTF-8 atomically."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file, data):
+    """Writes a file atomically; a full disk leaves the file as it was."""
+    if not is_on_disk(path(file)):
+        path(file).write_bytes(data)
         return
+    with replacing(file) as opened:
+        opened.write(data)
+
+
+@contextlib.contextmanager
+def replacing(file):
+    """A context that opens a new binary file, which becomes `file` at the end if nothing fails."""
+    file = path(file)
     partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
-    partial.write_text(text)
-    partial.replace(file)
+    try:
+        with partial.open("wb") as opened:
+            yield opened
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def append(path, lines, *, after):

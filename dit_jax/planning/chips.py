@@ -1,6 +1,9 @@
 """The generations of TPUs that a plan can be made for, and the sources of their figures."""
 
+import re
 from typing import NamedTuple
+
+from dit_jax.errors import UserError
 
 GIB = 2**30
 
@@ -40,3 +43,22 @@ CHIPS = {
     "v6e": Chip(1, 31.5 * GIB, 2 * 4 * 256**2, 400e9, 2, "v6e:2x4"),
     "tpu7x": Chip(2, 95 * GIB, 2 * 4 * 256**2, 600e9, 3, "tpu7x:2x2x1"),
 }
+
+
+def parse(topology):
+    """(generation, chips along each side) of a topology as "v3:8x16"; UserError for other text."""
+    name, _, sides = topology.partition(":")
+    is_size = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sides)
+    extents = tuple(map(int, sides.split("x"))) if is_size else ()
+    if name not in CHIPS or len(extents) != CHIPS[name].sides:
+        refuse(topology)
+    return name, extents
+
+
+def refuse(topology):
+    """Raises the UserError for a topology that does not exist."""
+    examples = ", ".join(chip.example for chip in CHIPS.values())
+    raise UserError(
+        f"topology must be a generation and the chips along each side, as {examples}, of a size "
+        f"that is built, got {topology!r}"
+    )

@@ -9,7 +9,6 @@ step with overlap takes the longer of the two, and without overlap their sum.
 import importlib.util
 import math
 import os
-import re
 import time
 from collections import Counter
 from typing import NamedTuple
@@ -48,19 +47,7 @@ def make_target(topology):
 
     UserError if it is unknown, or if libtpu is missing or too old for it.
     """
-    name, _, sides = topology.partition(":")
-    chip = chips.CHIPS.get(name)
-    extents = [int(side) for side in re.findall(r"[1-9]\d*", sides)]
-    is_topology = (
-        chip and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sides) and len(extents) == chip.sides
-    )
-    examples = ", ".join(chip.example for chip in chips.CHIPS.values())
-    wrong = (
-        f"topology must be a generation and the chips along each side, as {examples}, of a size "
-        f"that is built, got {topology!r}"
-    )
-    if not is_topology:
-        raise UserError(wrong)
+    name, extents = chips.parse(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("topology needs libtpu, which is missing: pip install -e .[tpu]")
     _prepare_libtpu()
@@ -74,8 +61,8 @@ def make_target(topology):
             raise
         if "Invalid TPU external name" in str(error):
             raise UserError(f"topology {topology} needs a newer libtpu and jax") from error
-        raise UserError(wrong) from error
-    return Target(topology, chip, found)
+        chips.refuse(topology)
+    return Target(topology, chips.CHIPS[name], found)
 
 
 def _prepare_libtpu():

@@ -75,12 +75,7 @@ def _find(path, model):
 def _open(path):
     """(directory of the steps, meta) of the newest step of a path."""
     path = disk.path(path)
-    try:
-        directory, step = steps.locate(path)
-    except UserError:
-        raise UserError(
-            f"init_from must be a run of dit-train or a checkpoint of dit-convert, got {path}"
-        ) from None
+    directory, step = steps.locate(path, name="init_from")
     return directory, store.read_meta(directory, step, of="model")
 
 

@@ -39,14 +39,14 @@ def _read_meta(path):
 
 
 def _locate(path):
+    directory, step = steps.locate(path, name="vae")
     try:
-        directory, step = steps.locate(path)
         store.read_meta(directory, step, of="vae")
         return directory, step
     except store.Damaged:
         raise
     except UserError as error:
-        raise UserError(f"vae must be a folder that `dit-convert vae` wrote, got {path}") from error
+        raise UserError(f"vae must be {steps.KINDS['vae']}, got {path}") from error
 
 
 def load(path, *, dtype="float32", mesh=None):

@@ -3,16 +3,14 @@
 Shapes: N batch, H W grid. Images are uint8 (N, H, W, 3).
 """
 
-import jax
-import numpy as np
-from tqdm import tqdm
-
 from dit_jax.checkpoint import steps, store
 from dit_jax.errors import UserError
 from dit_jax.machine import sharding
 from dit_jax.models import inception
+from dit_jax.sampling import chunks
 
 PER_DEVICE = 8  # images at once
+NAME = "inception-2015-12-05"
 
 
 def describe(path):
@@ -38,14 +36,15 @@ def _locate(path):
         ) from error
 
 
-def load(path, *, mesh=None, per_device=PER_DEVICE):
+def load(path, *, mesh=None, per_device=None):
     """The Extractor of a checkpoint of `dit-convert inception`.
 
-    mesh: its devices share the work; None: all devices. UserError if path is no such checkpoint.
+    mesh: its devices share the work; None: all devices. per_device: images at once on each; None:
+    PER_DEVICE. UserError if path is no such checkpoint.
     """
     mesh = mesh or sharding.make_mesh()
     params = store.restore_params(*_locate(path), inception.init, weights="params", mesh=mesh)
-    return Extractor(params, mesh, per_device=per_device)
+    return Extractor(params, mesh, describe(path), per_device=per_device or PER_DEVICE)
 
 
 def save(path, params, *, sha256, published):
@@ -56,32 +55,25 @@ def save(path, params, *, sha256, published):
 
 
 class Extractor:
-    """Computes Features of images, always `per_device` of them at once on each device.
+    """Computes the features of images, by `chunks.InChunks`.
 
-    So the features of an image depend neither on how many images a call has nor on the number of
-    devices, bit for bit on one kind of device.
+    identity: JSON that names the network. published: whether its weights are those that FID is
+    defined by.
     """
 
-    def __init__(self, params, mesh, *, per_device=PER_DEVICE):
-        self.params, self._batch = params, sharding.of_batch(mesh)
-        self._size = per_device * sharding.batch_shards(mesh)
-        self._apply = jax.jit(
-            inception.apply, in_shardings=(None, self._batch), out_shardings=self._batch
-        )
+    is_inception = True
+    num_features = 2048  # of `pool`
+
+    def __init__(self, params, mesh, description, *, per_device):
+        self.identity = {"network": NAME, **description}
+        self.published = description["published"]
+        self.params = params
+        self._run = chunks.InChunks(inception.apply, mesh, per_device=per_device)
 
     def __call__(self, images, *, progress=False):
-        """NumPy Features of uint8 images (N, H, W, 3); progress: shows a bar on a terminal."""
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise UserError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
-        if not len(images):
-            raise UserError("images must be at least 1, got 0")
-        parts = []
-        with tqdm(total=len(images), unit="image", disable=None if progress else True) as bar:
-            for start in range(0, len(images), self._size):
-                chunk = images[start : start + self._size]
-                padded = np.resize(chunk, (self._size, *chunk.shape[1:]))
-                out = self._apply(self.params, sharding.to_global(padded, self._batch))
-                parts.append([sharding.to_host(x)[: len(chunk)] for x in out])
-                bar.update(len(chunk))
-        return inception.Features(*map(np.concatenate, zip(*parts, strict=True)))
+        """{"pool", "spatial", "logits"}, of `inception.Features`, of uint8 images (N, H, W, 3).
+
+        NumPy. progress: shows a bar on a terminal.
+        """
+        images = chunks.check(images, ("H", "W", 3))
+        return self._run(self.params, images, progress=progress)._asdict()

@@ -4,6 +4,7 @@
 label, and the ends of a range are labels. What stands in double quotes is always a name.
 """
 
+import contextlib
 import difflib
 import re
 
@@ -21,35 +22,53 @@ def parse(text, class_names, num_classes):
 
     class_names: of label 0, 1, ...; () if the labels have no names.
     """
-    items = _split(text)
+    items = split(text)
     _warn_of_numbers(items, class_names)
     return [label for item in items for label in _read(item, class_names, num_classes)]
 
 
 def read_file(path, class_names, num_classes):
-    """The labels of a file with one number, range or name a line, where names may hold commas.
+    """The labels of a file, of `read_lines`; UserError that names the line if it is no label."""
+    items = read_lines(path)
+    _warn_of_numbers(items.values(), class_names)
+    labels = []
+    for number, item in items.items():
+        with _of_line(number, path):
+            labels += _read(item, class_names, num_classes)
+    return labels
 
-    Empty lines are left out. UserError that names the line if it is no label.
+
+def read_lines(path):
+    """{line: its number, range or name} of a file, where names may hold commas.
+
+    Empty lines are left out. UserError if nothing is left, or for a range that goes down.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"labels_file must be text in UTF-8, got {path}: {error}") from error
     items = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
-    _warn_of_numbers(items.values(), class_names)
-    labels = []
     for number, item in items.items():
-        try:
-            labels += _read(item, class_names, num_classes)
-        except UserError as error:
-            raise UserError(f"line {number} of {path}: {error}") from error
-    if not labels:
+        with _of_line(number, path):
+            _bounds(item)
+    if not items:
         raise UserError(f"labels_file must have at least one label, got {path} without any")
-    return labels
+    return items
 
 
-def _split(text):
-    """The parts of a text between the commas that are not in quotes."""
+@contextlib.contextmanager
+def _of_line(number, path):
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"line {number} of {path}: {error}") from error
+
+
+def split(text):
+    """The parts of a text between the commas that are not in quotes.
+
+    UserError for a part that is empty, a quote that is not closed, or a range that goes down.
+    """
     items, is_open = [], False
     for part in text.split(","):
         if is_open:
@@ -58,7 +77,24 @@ def _split(text):
             items.append(part)
         item = items[-1].strip()
         is_open = item.startswith('"') and not QUOTED.fullmatch(item)
-    return [item.strip() for item in items]
+    items = [item.strip() for item in items]
+    if "" in items:
+        raise UserError(f"labels must have a label on both sides of a comma, got {text!r}")
+    if is_open:
+        raise UserError(f"labels must close every quote, got {items[-1]!r}")
+    for item in items:
+        _bounds(item)
+    return items
+
+
+def _bounds(item):
+    """(first, last) of a range, None if it is none; UserError if it goes down."""
+    if not (found := RANGE.fullmatch(item)):
+        return None
+    first, last = map(int, found.groups())
+    if first > last:
+        raise UserError(f"labels must have ranges that go up, as 0-9, got {item}")
+    return first, last
 
 
 def _warn_of_numbers(items, class_names):
@@ -79,10 +115,8 @@ def _read(item, class_names, num_classes):
         return [_find(quoted[1].replace('""', '"'), class_names)]
     if item == "all":
         return list(range(num_classes))
-    if bounds := RANGE.fullmatch(item):
-        first, last = map(int, bounds.groups())
-        if first > last:
-            raise UserError(f"labels must have ranges that go up, as 0-9, got {item}")
+    if bounds := _bounds(item):
+        first, last = bounds
         return list(range(first, _check(last, item, class_names, num_classes) + 1))
     if re.fullmatch(r"-?\d+", item):
         return [_check(int(item), item, class_names, num_classes)]

@@ -1,6 +1,8 @@
 """Pictures of uint8 images (N, H, W, C), C 1 or 3: a grid, or one PNG file each."""
 
+import functools
 import math
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,6 +12,7 @@ WHITE = 255  # of titles
 TITLE_HEIGHT = 16  # pixels
 MAX_COLUMNS = 20  # that `grid_of_classes` chooses
 CUT = "..."  # ends a title that was too long
+NO_CHARACTER = "\uffff"  # fonts draw it as they draw what they lack: as a box, or not at all
 
 
 def grid(images, *, columns=0, scale=1, titles=()):
@@ -42,14 +45,34 @@ def _image_row(images, columns, line):
 
 def _title_row(titles, columns, width, line, channels):
     """Texts above columns of a width, (TITLE_HEIGHT, columns * (width + line), C)."""
-    font = ImageFont.load_default()
     strip = Image.new("L", (columns * (width + line), TITLE_HEIGHT), GREY)
     draw = ImageDraw.Draw(strip)
     for column, title in enumerate(titles):
+        font = _font_for(title) or fonts()[0]
         text = _fit(title, font, width)
         left = column * (width + line) + (width - font.getlength(text)) / 2
         draw.text((left, TITLE_HEIGHT / 2), text, fill=WHITE, font=font, anchor="lm")
     return np.asarray(strip)[..., None].repeat(channels, axis=-1)
+
+
+@functools.cache
+def fonts():
+    """The fonts of titles: Pillow's, and one with more of the world's letters, of matplotlib."""
+    import matplotlib  # here, since only titles need it
+
+    more = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.load_default(), ImageFont.truetype(more, 10)
+
+
+def _font_for(text):
+    """The first of the fonts that has every character of a text; None if none has."""
+    return next((font for font in fonts() if all(_has(font, x) for x in text)), None)
+
+
+def _has(font, character):
+    if not character.isprintable():  # a line break
+        return False
+    return character == " " or bytes(font.getmask(character)) != bytes(font.getmask(NO_CHARACTER))
 
 
 def _fit(text, font, width):
@@ -65,13 +88,15 @@ def grid_of_classes(images, labels, class_names, *, columns=0, scale=1):
     """The `grid` with the name of each image's class above it, or once above a column of one class.
 
     columns 0: a column for each class if the labels are a cycle of at most MAX_COLUMNS classes,
-    else about square. class_names () draws no names.
+    else about square. class_names () draws no names. A name in letters that no font has is drawn as
+    its label.
     """
     labels = list(labels)
     longest = min(max(columns, MAX_COLUMNS), len(labels) - 1)
     period = next((i for i in range(1, longest + 1) if labels[i:] == labels[:-i]), 0)
     columns = columns or (period if period > 1 else math.ceil(math.sqrt(len(labels))))
-    titles = [class_names[label] for label in labels] if class_names else []
+    names = [name if _font_for(name) else str(label) for label, name in enumerate(class_names)]
+    titles = [names[label] for label in labels] if names else []
     if period and columns % period == 0:
         titles = titles[:columns]
     return grid(images, columns=columns, scale=scale, titles=titles)

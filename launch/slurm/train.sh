@@ -34,6 +34,7 @@
 # --signal without B: the signal goes to the processes of the step, not to this script.
 
 set -euo pipefail
+script=launch/slurm/train.sh
 
 main() {
   local flags=() dry_run='' word
@@ -50,10 +51,18 @@ main() {
   # Slurm runs a copy of this script, so the clone is found by the submit directory.
   [ -e "$SLURM_SUBMIT_DIR/launch/environment.sh" ] \
     || fail "the job must be submitted from the clone, got $SLURM_SUBMIT_DIR"
+  check "$SLURM_SUBMIT_DIR/launch" "${flags[@]}"
   EXTRAS=${EXTRAS:-cuda}
   # shellcheck source=launch/environment.sh
   source "$SLURM_SUBMIT_DIR/launch/environment.sh"
   train "${flags[@]}"
+}
+
+check() {  # LAUNCH_FOLDER FLAG...
+  # shellcheck source=launch/common.sh
+  source "$1/common.sh"
+  shift
+  check_arguments 2 'CONFIG WORKDIR' "$@"
 }
 
 check_workdir_is_given() {  # FLAG...
@@ -75,8 +84,7 @@ set_step() {  # FLAG...
 }
 
 print_lines() {  # FLAG...
-  # shellcheck source=launch/common.sh
-  source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+  check "$(dirname "${BASH_SOURCE[0]}")/.." "$@"
   SLURM_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-8}
   set_step "$@"
   echo "EXTRAS=${EXTRAS:-cuda} source launch/environment.sh"
@@ -90,17 +98,20 @@ train() {  # FLAG...
   set_step "$@"
   "${step[@]}" || code=$?
   if [ "$code" = 42 ]; then
-    scontrol requeue "$SLURM_JOB_ID" \
-      || fail "dit-train was preempted and scontrol could not requeue the job: submit it again" 42
+    if ! scontrol requeue "$SLURM_JOB_ID"; then
+      echo "$script: dit-train was preempted and scontrol could not requeue the job:" \
+        "submit it again" >&2
+      exit 42
+    fi
     echo "dit-train was preempted: the job is requeued"
     return
   fi
   exit "$code"
 }
 
-fail() {  # MESSAGE [EXIT_CODE]
-  echo "launch/slurm/train.sh: $1" >&2
-  exit "${2:-2}"
+fail() {  # until common.sh is sourced
+  echo "$script: $*" >&2
+  exit 2
 }
 
 main "$@"

@@ -14,6 +14,10 @@ def define(values):
     flags.DEFINE_string("out", "out.png", "What is written.", flag_values=values)
     flags.DEFINE_boolean("fast", False, "Not slow.", flag_values=values)
     flags.DEFINE_enum("size", "S", ["S", "L"], "Of it.", flag_values=values)
+    flags.DEFINE_integer("count", 1, "Of them.", lower_bound=1, flag_values=values)
+    bounds = {"lower_bound": 0.0, "upper_bound": 1.0}
+    flags.DEFINE_float("share", 0.5, "Of all.", **bounds, flag_values=values)
+    flags.DEFINE_float("scale", None, "Of guidance.", flag_values=values)
 
 
 @pytest.fixture
@@ -59,8 +63,18 @@ def test_words_stand_for_flags_in_their_order(parse, words, found):
         ([""], "source must not be empty"),
         ([], "--source must be given"),
         (["a", "--size"], "size must have a value, got none"),
-        (["a", "--size=M"], "flag --size=M: value should be one of <S|L>"),
-        (["a", "--sizes=M"], "Unknown command line flag 'sizes'"),
+        (["a", "--size=M"], "--size must be one of S, L, got 'M'"),
+        (["a", "--sizes=M"], "there is no flag --sizes; did you mean --size?"),
+        (["a", "--speed=M"], "there is no flag --speed; --help lists all flags"),
+        (["a", "--fast=3"], "--fast must be true or false, got 3"),
+        (["a", "--fast=soon"], "--fast must be true or false, got 'soon'"),
+        (["a", "--nofast=1"], "--nofast must have no value, got --nofast=1"),
+        (["a", "--count=x"], "--count must be a whole number of at least 1, got 'x'"),
+        (["a", "--count=0"], "--count must be a whole number of at least 1, got 0"),
+        (["a", "--count=1.5"], "--count must be a whole number of at least 1, got 1.5"),
+        (["a", "--share=2"], "--share must be a number in 0.0 .. 1.0, got 2"),
+        (["a", "--share=all"], "--share must be a number in 0.0 .. 1.0, got 'all'"),
+        (["a", "--scale=x"], "--scale must be a number, got 'x'"),
     ],
 )
 def test_wrong_words_are_refused(parse, words, message):
@@ -78,6 +92,9 @@ def test_help_has_the_flags_without_noise():
         ["--out", "What is written. Default: out.png."],
         ["--fast", "Not slow."],
         ["--size", "<S|L>: Of it. Default: S."],
+        ["--count", "Of them. Default: 1."],
+        ["--share", "Of all. Default: 0.5."],
+        ["--scale", "Of guidance."],
     ]
 
 

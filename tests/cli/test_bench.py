@@ -73,7 +73,10 @@ def test_summarize_uses_median_and_quartiles():
         (["fly", "--config=configs/digits.py"], "must be train, sample or data, got 'fly'"),
         (["train"], "--config must be given"),
         (["data", "--peer", "--config=configs/digits.py"], "peer must be false for data"),
-        (["train", "--config=configs/digits.py", "--repeats=1"], "--repeats=1"),
+        (
+            ["train", "--config=configs/digits.py", "--repeats=1"],
+            "repeats must be a whole number of at least 2, ",
+        ),
         (["train", "--config=configs/digits.py", "--out=no/where"], "out must be in a directory"),
     ],
 )

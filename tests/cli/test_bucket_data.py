@@ -84,6 +84,24 @@ def test_a_run_from_a_bucket_resumes_and_moves_like_one_from_a_disk(
     assert call(verify, run)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--config.model.num_classes=9", "model.num_classes must be 10 for latents, got 9"),
+        ("--config.model.in_channels=3", "model.input_size and in_channels must be (8, 8, 1) for"),
+        ("--config.data.split=test", "data.split must be train, as in gs://tests/"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_data_are_copied(
+    refuse, remote, tmp_path, monkeypatch, flag, message
+):
+    monkeypatch.setitem(dit.SIZES, "Xs", (2, 16, 2))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = (f"--config.data.path={remote}", f"--workdir={tmp_path}/run")
+    assert message in refuse(train, *TINY, *place, flag)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_damage_in_the_copy_ends_a_run_with_one_line_and_the_same_command_goes_on(
     remote, tmp_path, train_to
 ):

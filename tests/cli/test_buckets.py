@@ -13,7 +13,7 @@ from small_run import SHORT, assert_same_end, finish, finish_pod, start, start_p
 from small_run import SHORT_LAST as LAST
 
 from dit_jax.checkpoint import steps
-from dit_jax.cli import convert, evaluate, prepare, sample, train
+from dit_jax.cli import bench, convert, encode, evaluate, prepare, sample, train, verify
 from dit_jax.machine import disk
 from dit_jax.sampling import trained
 
@@ -123,12 +123,12 @@ def test_sample_and_evaluate_read_a_checkpoint_in_a_bucket(
         (
             train,
             [*PIXELS, "--config.data.path=gs://tests/data"],
-            "data.path must be an output of dit-prepare or dit-encode, whose manifest.json has",
+            "data.path must exist, got gs://tests/data",
         ),
         (
             train,
             [*PIXELS, "--config.data.path=gs://nowhere/data"],
-            "dit-encode, whose manifest.json has digests, got gs://nowhere/data: mount other",
+            "data.path must exist, got gs://nowhere/data",
         ),
         (
             train,
@@ -155,3 +155,29 @@ def test_a_bucket_in_a_wrong_argument_is_one_line_of_error(
     if command is train and not args[-1].startswith("--workdir"):
         args = [*args, f"--workdir={tmp_path}/run"]
     assert message in refuse(command, *args)
+
+
+@pytest.mark.parametrize(
+    "command, args",
+    [
+        (train, [*SHORT, "--workdir=gs://nowhere/run"]),
+        (train, ["gs://nowhere/run"]),
+        (train, [*PIXELS, "--config.data.path=gs://nowhere/data", "--workdir={tmp}/run"]),
+        (train, [*SHORT, "--init_from=gs://nowhere/run", "--workdir={tmp}/run"]),
+        (bench, ["data", *PIXELS, "--config.data.path=gs://nowhere/data"]),
+        (sample, ["gs://nowhere/run", "--labels=1"]),
+        (sample, ["{tmp}", "--labels=1", "--vae=gs://nowhere/vae"]),
+        (evaluate, ["gs://nowhere/run"]),
+        (encode, ["{tmp}", "{tmp}/out", "--vae=gs://nowhere/vae"]),
+        (verify, ["gs://nowhere/run"]),
+    ],
+)
+def test_a_command_logs_the_bucket_before_it_opens_it(
+    refuse, storage, caplog, tmp_path, command, args
+):
+    random_run.save(tmp_path)
+    disk._announce.cache_clear()
+    caplog.set_level("INFO")
+    caplog.clear()
+    refuse(command, *(arg.replace("{tmp}", str(tmp_path)) for arg in args))
+    assert caplog.messages[0] == "opening the bucket gs://nowhere"

@@ -40,7 +40,7 @@ def test_finished_work_exits_with_0_and_gets_its_flags(run):
 
 
 INTERRUPTED = """
-import gc, signal, sys, time
+import signal, sys, time
 from dit_jax.cli import command, interrupt
 
 class Destroyed:
@@ -66,6 +66,30 @@ def test_a_signal_is_one_line_even_where_an_exception_is_lost(signum, tidies, op
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     rest = " with nothing new to save: start the same command again" if code == 42 else ""
     assert (done.returncode, done.stderr) == (code, f"dit-command: interrupted{rest}\n")
+
+
+CLEANED = """
+import signal, sys
+from dit_jax.cli import command, interrupt
+
+def clean():
+    print('cleaned')
+    signal.raise_signal(signal.SIGINT)  # a second Ctrl-C must not end the first one's work
+    print('wholly')
+
+def main(values):
+    interrupt.clean_at_the_end(clean)
+    print('before')
+    signal.raise_signal(signal.SIGINT)
+
+sys.exit(command.run('dit-command', lambda values: None, main))
+"""
+
+
+def test_a_signal_flushes_the_output_and_cleans_up():
+    done = subprocess.run([sys.executable, "-c", CLEANED], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "dit-command: interrupted\n")
+    assert done.stdout.split() == ["before", "cleaned", "wholly"]
 
 
 def test_a_command_restores_the_signal_handlers(run):

@@ -292,13 +292,16 @@ def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run
         ),
         (["turn"], "got 'turn'"),
         (["from-torch", "a.pt"], "from-torch takes FILE OUT, got 'a.pt'"),
-        (["from-torch", "/nowhere.pt", "{out}"], "FILE must be an existing file, got /nowhere"),
+        (["from-torch", "/nowhere.pt", "{out}"], "FILE must exist, got /nowhere.pt"),
         (["from-torch", "", "{out}"], "FILE must not be empty"),
         (["from-torch", "{run}", "{out}"], ": use to-torch or to-diffusers"),
         (["from-torch", "{run}/half", "{out}"], "half: use {run}/half/model.safetensors"),
         (["from-torch", "{run}/text.pt", "{out}"], "text.pt is truncated or not a PyTorch file"),
         (["from-torch", "{run}/nan.pt", "{out}"], "blocks.2.mlp.fc1.bias must be finite, got NaN"),
-        (["from-torch", "{run}/nan.pt", "{out}", "--num_heads=-4"], "num_heads=-4: -4 is not a po"),
+        (
+            ["from-torch", "{run}/nan.pt", "{out}", "--num_heads=-4"],
+            "num_heads must be a whole number of at least 1, got -4",
+        ),
         (
             ["from-torch", "{run}/nan.pt", "{out}.pt"],
             "output must be a folder name without .pt, got",
@@ -314,7 +317,10 @@ def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run
         (["from-torch", "{run}/other.pt", "{out}"], "must have the names of a DiT: missing"),
         (["from-torch", "{run}/other.pt", "{run}/empty"], "output must not exist unless --over"),
         (["from-torch", "{run}/text.txt", "{out}"], "file must end with .pt, .pth, .bin, .ckpt"),
-        (["from-torch", "{run}/nan.pt", "{out}", "--prediction=v"], "prediction=v: value should"),
+        (
+            ["from-torch", "{run}/nan.pt", "{out}", "--prediction=v"],
+            "prediction must be one of noise, velocity, got 'v'",
+        ),
         (["to-torch", "/nowhere", "{out}.pt"], "checkpoint must be a directory with a saved step"),
         (["to-torch", "{run}", "{out}"], ".bin, .ckpt, .safetensors, or --bundle must be"),
         (
@@ -329,13 +335,13 @@ def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run
         (["to-torch", "{run}", "{run}", "--bundle", "--overwrite"], "must be separate from the"),
         (["to-torch", "{run}", "/no/where.pt"], "output must be in an existing directory"),
         (["to-torch", "{run}", "{out}.pt", "--weights=model"], "weights must be ema or params"),
-        (["to-diffusers", "{run}", "{out}", "--vae=/nowhere"], "vae must be the folder of a diffu"),
+        (["to-diffusers", "{run}", "{out}", "--vae=/nowhere"], "vae must exist, got /nowhere"),
         (["to-diffusers", "{run}", "{out}.pt"], "output must be a folder name without .pt, got"),
         (
             ["from-diffusers", "{run}", "{out}"],
             "folder must contain a diffusers DiT, got no config",
         ),
-        (["from-diffusers", "/nowhere", "{out}"], "DIR must be an existing folder, got /nowhere"),
+        (["from-diffusers", "/nowhere", "{out}"], "DIR must exist, got /nowhere"),
         (["inspect", "{run}/half"], "bundle must contain the config.json of dit-convert, got"),
         (
             ["from-torch", "{run}/half", "{out}", "--num_heads=four"],

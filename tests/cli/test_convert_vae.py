@@ -152,7 +152,7 @@ def test_failed_parity_check_exits_with_1(call, folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["/nowhere", "{out}"], "autoencoder must be an existing folder or file, got /nowh"),
+        (["/nowhere", "{out}"], "DIR_OR_FILE must exist, got /nowhere"),
         (["{folder}"], "vae takes DIR_OR_FILE OUT, got"),
         (["{empty}", "{out}"], "autoencoder must be a diffusers AutoencoderKL, got"),
         (["{half}", "{out}"], "must contain diffusion_pytorch_model.safetensors or diffusion"),

@@ -195,7 +195,7 @@ def test_verify_flag_encodes_again_and_checks_digests(call, refuse, root, tmp_pa
     [
         (["{data}", "{out}"], "--vae must be given"),
         (["{data}", "--vae={vae}"], "takes DATASET OUT, got"),
-        (["/nowhere", "{out}", "--vae={vae}"], "dataset must be a directory written by dit-"),
+        (["/nowhere", "{out}", "--vae={vae}"], "DATASET must exist, got /nowhere"),
         (["{data}", "{out}", "--vae={data}"], "vae must be a folder that `dit-convert vae` wrote"),
         (["{data}", "{out}", "--vae={vae}", "--split=test"], "split must be one of train"),
         (["{data}", "{out}", "--vae={vae}", "--size=15"], "size must be divisible by 4, got 15"),

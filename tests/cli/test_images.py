@@ -104,7 +104,7 @@ def test_training_commands_import_neither_torch_nor_tensorflow(root):
         (["--config.data.path={data}"], "data.vae must be given: what `dit-convert vae` wrote"),
         (
             ["--config.data.path=/nowhere", "--config.data.vae={vae}"],
-            "dataset must be a directory written by dit-prepare or tensorflow-datasets, got /n",
+            "data.path must exist, got /nowhere",
         ),
         (
             ["--config.data.path={data}", "--config.data.vae=/nowhere"],

@@ -9,15 +9,20 @@ import sys
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pictures
 import pytest
 import stable_diffusion
 import torch
 from PIL import Image
+from sklearn.svm import SVC
+
+from dit_jax.data import images
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "dit_jax" / "data" / "README.md"
 HEADING = "## Your own pictures"
+SIZE = 24  # of the pictures that a model sees
 TINY = (  # seconds instead of minutes
     *("--config.run.total_steps=2", "--config.train.batch_size=8", "--config.run.num_samples=6"),
     "--config.sampling.num_steps=ddim2",
@@ -48,6 +53,43 @@ def run(command, folder, *more):
         text=True,
     )
     assert done.returncode == 0, (line, done.stderr)
+
+
+def outlines(pictures_of_shapes):
+    """Where each picture (H, W, 3) differs from its ground, cut out and 16 x 16: (N, 256)."""
+    rows = []
+    for image in np.asarray(pictures_of_shapes, np.float64):
+        edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        distance = np.abs(image - np.median(edge, axis=0)).max(axis=-1)
+        mask = distance > 0.5 * distance.max()
+        top, bottom = np.flatnonzero(mask.any(axis=1))[[0, -1]]
+        left, right = np.flatnonzero(mask.any(axis=0))[[0, -1]]
+        cut = Image.fromarray(mask).crop((left, top, right + 1, bottom + 1)).convert("L")
+        rows.append(np.asarray(cut.resize((16, 16), Image.Resampling.BOX)).ravel() / 255)
+    return np.stack(rows)
+
+
+def read_all(paths):
+    return [images.center_crop(images.decode(path.read_bytes()), SIZE) for path in sorted(paths)]
+
+
+def fit_classifier(folder):
+    """A classifier of shapes, blind to colour, size and place; label i is the i-th class."""
+    train = [read_all((folder / name).iterdir()) for name in sorted(pictures.SHAPES)]
+    labels = np.repeat(np.arange(len(train)), [len(part) for part in train])
+    return SVC(C=10).fit(outlines(np.concatenate(train)), labels)
+
+
+def test_the_classifier_of_shapes_is_right(tmp_path):
+    pictures.draw_shapes(tmp_path / "all", per_class=60)
+    for i, path in enumerate(sorted((tmp_path / "all").glob("*/*.png"))):
+        target = tmp_path / ("train" if i % 2 else "held out") / path.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        path.rename(target / path.name)
+    classifier = fit_classifier(tmp_path / "train")
+    held_out = [read_all((tmp_path / "held out" / name).iterdir()) for name in pictures.SHAPES]
+    for label, part in enumerate(held_out):
+        assert (classifier.predict(outlines(part)) == label).mean() >= 0.96
 
 
 def test_the_commands_of_the_readme_work_in_any_folder(tmp_path):
@@ -85,3 +127,21 @@ def test_the_commands_for_latents_work_with_an_autoencoder_of_stable_diffusion(t
     run(sample, tmp_path)
     with Image.open(tmp_path / "latents.png") as image:
         assert image.mode == "RGB" and image.width > 3 * 64
+
+
+@pytest.mark.slow
+def test_samples_show_the_shape_that_was_asked_for(tmp_path):
+    pictures.draw_shapes(tmp_path / "pictures")
+    for command in read_commands(0):
+        run(command, tmp_path)
+    classifier = fit_classifier(tmp_path / "pictures")
+    requested = np.resize(np.arange(3), 99)
+    names = ",".join(sorted(pictures.SHAPES))
+    sample = f'dit-sample --checkpoint=runs/shapes --labels="{names}" --num_samples=99'
+    run(sample, tmp_path, "--out=samples.npz", "--seed=1")
+    with np.load(tmp_path / "samples.npz") as file:
+        found = classifier.predict(outlines(file["arr_0"]))
+    assert (found == requested).mean() >= 0.95
+    stars = read_all((tmp_path / "stars").iterdir())
+    found = classifier.predict(outlines(stars))
+    assert (found == sorted(pictures.SHAPES).index("green star")).mean() >= 0.95

@@ -185,10 +185,10 @@ def test_errors_about_an_unfinished_directory_are_one_line(refuse, tree, tmp_pat
     [
         ([], "takes SRC OUT, got ''"),
         (["{tree}"], "takes SRC OUT, got"),
-        (["/nowhere", "{out}"], "source must be a folder or a tar that exists, got /nowhere"),
+        (["/nowhere", "{out}"], "SRC must exist, got /nowhere"),
         (["{tree}", "{out}", "--num_shards=19"], "num_shards must be at most 18, got 19"),
         (["{tree}", "{out}", "--split=a b"], "split must be a name like train, got 'a b'"),
-        (["{tree}", "{out}", "--max_corrupt=2"], "max_corrupt"),
+        (["{tree}", "{out}", "--max_corrupt=2"], "--max_corrupt must be a number in 0 .. 1, got 2"),
         (["{tree}", "{tree}/out"], "OUT must be outside SRC, got"),
         (["{tree}", "{tree}/c0/000.jpg"], "OUT must be a folder or new, got the file"),
         (["{tree}", "{mine}"], "OUT must be new, empty or written by dit-prepare, got"),

@@ -181,12 +181,18 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels=3", "--labels_file=x"], "or --labels_file instead of it, got both"),
         (["--labels_file=nowhere.txt"], "labels_file must be a file that exists, got nowhere.txt"),
         (["--labels_file="], "labels_file must not be empty"),
-        (["--labels=3", "--num_samples=0"], "--num_samples=0"),
+        (
+            ["--labels=3", "--num_samples=0"],
+            "num_samples must be a whole number of at least 1, got 0",
+        ),
         (
             ["--labels=3", "--num_samples=99999999999999"],
             "num_samples must be of images that fit into the memory of this host, ",
         ),
-        (["--labels=3", "--weights", "--seed=1"], "--weights=--seed=1: value should be one of"),
+        (
+            ["--labels=3", "--weights", "--seed=1"],
+            "--weights must be one of ema, params, got '--seed=1'",
+        ),
         (["--vae", "--labels=3"], "vae must have a value, got --labels=3"),
         (["--labels=3", "--vae", "--seed=1"], "vae must have a value, got --seed=1"),
         (
@@ -197,8 +203,11 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels=3", "--num_steps=0"], "num_steps must be in 2 .. 1000, got '0'"),
         (["--labels=3", "--num_steps=-9"], "num_steps must be a number"),
         (["--labels=3", "--cfg_channels=4"], "cfg_channels must be in 0 .. 1, got 4"),
-        (["--labels=3", "--cfg_scale=-2"], "cfg_scale must be 0 or more, got -2.0"),
-        (["--labels=3", "--cfg_interval=5"], "cfg_interval must be two numbers, got (5.0,)"),
+        (["--labels=3", "--cfg_scale=-2"], "cfg_scale must be at least 0, got -2.0"),
+        (
+            ["--labels=3", "--cfg_interval=5"],
+            "cfg_interval must be two numbers, first <= last, got (5.0,)",
+        ),
         (["--labels=3", "--cfg_interval=a,b"], "cfg_interval must be two numbers, as 0,500, got"),
         (
             ["--labels=3", "--cfg_interval=9,1000"],
@@ -206,8 +215,11 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         ),
         (["--labels=3", "--clip_x0=maybe"], "clip_x0 must be true or false, got 'maybe'"),
         (["--labels=3", "--cfg_scale=1e38", "--noclip_x0"], "samples must be finite, got NaN"),
-        (["--labels=3", "--sampler=heun"], "--sampler=heun: value should be one of"),
-        (["--labels=3", "--batch_size=0"], "--batch_size=0"),
+        (["--labels=3", "--sampler=heun"], "--sampler must be one of ddpm, ddim, got 'heun'"),
+        (
+            ["--labels=3", "--batch_size=0"],
+            "batch_size must be a whole number of at least 1, got 0",
+        ),
         (["--labels=3", "--checkpoint=/nowhere"], "must be a directory with a saved step, got"),
     ],
 )

@@ -11,11 +11,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import random_run
 import small_run
 
 from dit_jax import settings
 from dit_jax.cli import encode
-from dit_jax.data import latents
+from dit_jax.data import feed, fields, latents
 from dit_jax.diffusion import samplers
 
 ROOT = Path(__file__).parents[2]
@@ -48,13 +49,86 @@ def test_help_and_a_typo_are_answered_within_a_second(name):
     assert (code, errors) == (0, "") and "dit-" in out
     assert seconds < 1
     code, out, errors, seconds = start(name, "--no_such_flag=1")
-    assert (code, out) == (2, "") and errors.startswith(f"dit-{name}: Unknown command line flag")
+    assert (code, out) == (2, "") and "there is no flag --no_such_flag; --help lists" in errors
     assert seconds < 1
+
+
+@pytest.mark.parametrize(
+    "name, words, message",
+    [
+        (
+            "train",
+            ["configs/digits.py", "{new}", "--init_from=/nowhere"],
+            "init_from must be a run",
+        ),
+        ("train", ["xl/2", "{new}"], "data.path must be given"),
+        ("train", ["xl/2", "{new}", "--config.data.path=/nowhere"], "data.vae must be given"),
+        (
+            "train",
+            ["xl/2", "{new}", "--config.data.path=/nowhere", "--config.data.vae=/nowhere"],
+            "data.path must exist, got /nowhere",
+        ),
+        (
+            "train",
+            ["xl/2", "{new}", "--config.data.path=/tmp", "--config.data.vae=/nowhere"],
+            "data.vae must be a folder that `dit-convert vae` wrote, got /nowhere",
+        ),
+        ("train", ["xl/2", "{new}", "--config.sampling.eta=2"], "sampling.eta must be in 0 .. 1, "),
+        ("bench", ["data", "xl/2", "--config.data.source=none"], "data.source must be one of"),
+        ("bench", ["fly", "xl/2"], "what to measure must be train, sample or data, got 'fly'"),
+        ("plan", ["xl/2", "--topology=v9:4"], "topology must be a generation and the chips"),
+        (
+            "sample",
+            ["/nowhere", "--labels=1", "--seed=-1"],
+            "--seed must be a whole number in 0 ..",
+        ),
+        ("sample", ["/nowhere", "--labels=3,,x-"], "labels must have a label on both sides of a"),
+        ("sample", ["/nowhere", "--labels=9-0"], "labels must have ranges that go up, as 0-9"),
+        ("sample", ["/nowhere", "--labels=1", "--num_steps=ten"], "num_steps must be a number, as"),
+        ("sample", ["/nowhere", "--labels=1", "--cfg_interval=5,4"], "two numbers, first <= last"),
+        ("sample", ["/nowhere", "--labels=1", "--cfg_interval=5,x"], "two numbers, as 0,500, got"),
+        ("sample", ["/nowhere", "--labels_file=/nowhere"], "labels_file must be a file that exist"),
+        ("sample", ["/nowhere", "--labels=1"], "checkpoint must be a directory with a saved step"),
+        ("evaluate", ["/nowhere"], "checkpoint must be a directory with a saved step"),
+        ("evaluate", ["/nowhere", "--seed=4294967296"], "--seed must be a whole number in 0 .. 42"),
+        ("encode", ["/nowhere", "{new}", "--vae=/nowhere"], "DATASET must exist, got /nowhere"),
+        (
+            "encode",
+            ["/tmp", "{new}", "--vae=/nowhere"],
+            "vae must be a folder that `dit-convert va",
+        ),
+        ("verify", ["/nowhere"], "PATH must exist, got /nowhere"),
+        ("prepare", ["/nowhere", "{new}"], "SRC must exist, got /nowhere"),
+        ("convert", ["from-torch", "/nowhere.pt", "{new}"], "FILE must exist, got /nowhere.pt"),
+        ("convert", ["from-diffusers", "/nowhere", "{new}"], "DIR must exist, got /nowhere"),
+        ("convert", ["to-torch", "/nowhere", "{new}.pt"], "checkpoint must be a directory with a"),
+        ("convert", ["vae", "/nowhere", "{new}"], "DIR_OR_FILE must exist, got /nowhere"),
+        ("convert", ["vae", "/tmp", "{new}.pt"], "output must be a folder name without .pt, got"),
+        ("convert", ["vae", "/tmp", "/no/where"], "output must be in an existing directory, got"),
+        ("convert", ["inspect", "/nowhere"], "FILE_OR_DIR must exist, got /nowhere"),
+    ],
+)
+def test_a_mistake_is_told_before_jax_is_imported(tmp_path, name, words, message):
+    words = [word.replace("{new}", str(tmp_path / "new")) for word in words]
+    code = (
+        f"import sys\nfrom dit_jax.cli import {name}\nsys.argv[0] = 'dit-{name}'\n"
+        f"try:\n    {name}.entry()\n"
+        "except SystemExit as end:\n    print(end.code, 'jax' in sys.modules)"
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("XLA_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, env=kept
+    )
+    assert done.stdout == "2 False\n", done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"dit-{name}: ") and message in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_flags_offer_are_those_of_the_work():
     assert settings.SAMPLERS == tuple(samplers.SAMPLERS)
     assert encode.DTYPES == latents.DTYPES
+    assert set(fields.SOURCES) == set(feed.FEEDS)
 
 
 def interrupt(name, workdir, *, after, signum=signal.SIGINT, delay=0.0):
@@ -101,7 +175,7 @@ def test_an_environment_that_jax_cannot_use_is_one_line(tmp_path, variables, mes
 WORDS = {
     "train": ["configs/digits.py:Ti/4", "{new}", "--config.train.batch_size=16"],
     "sample": ["{new}", "--labels=1"],
-    "convert": ["inspect", "{new}"],
+    "convert": ["inspect", "README.md"],
     "bench": ["data", "configs/digits.py"],
 }
 
@@ -129,12 +203,34 @@ def assert_interrupted(name, code, errors):
     assert code == (42 if name == "train" else 130)
 
 
+LONG = WORDS | {  # {run} has a checkpoint
+    "sample": ["{run}", "{new}.png", "--labels=all", "--num_samples=2000"],
+    "convert": ["to-torch", "{run}", "{new}.pt"],
+}
+
+
+def test_ctrl_c_during_a_conversion_leaves_nothing(tmp_path, monkeypatch):
+    """When XLA and PyTorch have threads, and the temporary output exists."""
+    random_run.save(tmp_path / "run")
+    monkeypatch.setitem(WORDS, "convert", ["to-torch", str(tmp_path / "run"), "{new}.pt"])
+    (tmp_path / "out").mkdir()
+    code, errors = interrupt(
+        "convert", tmp_path / "out" / "x", after="torch.serialization", delay=1
+    )
+    assert (code, errors.splitlines()[-1]) == (130, "dit-convert: interrupted")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(WORDS))
-def test_ctrl_c_at_any_moment_is_one_line(tmp_path, name):
+@pytest.mark.parametrize("name", list(LONG))
+def test_ctrl_c_at_any_moment_is_one_line(tmp_path, monkeypatch, name):
+    random_run.save(tmp_path / "run")
+    words = [word.replace("{run}", str(tmp_path / "run")) for word in LONG[name]]
+    monkeypatch.setitem(WORDS, name, words)
     for i in range(24):
         workdir = tmp_path / str(i)
         code, errors = interrupt(name, workdir, after="dit_jax.cli", delay=0.25 * i)
+        assert not list(tmp_path.glob(".partial*")), i
         assert "Traceback" not in errors and "Exception ignored" not in errors, (i, errors)
         if code in (42, 130):
             last = errors.splitlines()[-1]

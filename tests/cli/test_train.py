@@ -173,21 +173,25 @@ def test_a_wrong_field_or_a_corrupt_config_of_a_workdir_alone_is_refused(
 
 
 DIGITS = "--config=configs/digits.py"
+RANDOM = "--config.data.source=synthetic"
 
 
 @pytest.mark.parametrize(
     "args, message",
     [
         (
-            ["--config=configs/imagenet256.py:XXL/2"],
+            ["--config=configs/imagenet256.py:XXL/2", RANDOM],
             "model.size must be one of Pi, Na, Ti, XS, S, B, L, XL, got",
         ),
         (
             ["--config=configs/imagenet256.py:XL2"],
             "a variant must be SIZE/PATCH, such as XL/2, got 'XL2'",
         ),
-        (["--config=configs/imagenet256.py:XL/3"], "input_size must be divisible by patch_size 3"),
-        (["--config=configs/imagenet256.py:XL/0"], "patch_size must be at least 1, got 0"),
+        (
+            ["--config=configs/imagenet256.py:XL/3", RANDOM],
+            "input_size must be divisible by patch_size 3",
+        ),
+        (["--config=configs/imagenet256.py:XL/0", RANDOM], "patch_size must be at least 1, got 0"),
         (["--config=configs/imagenet512.py"], "data.path must be given: what dit-prepare or dit-"),
         (["--config=configs/none.py"], "a Python file that exists, got configs/none.py"),
         (["--config", "configs/none.py"], "a Python file that exists, got configs/none.py"),
@@ -199,7 +203,10 @@ DIGITS = "--config=configs/digits.py"
         (["--config=mine.py"], "configs has digits.py, "),
         (["DiT-XL/2"], "data.path must be given"),
         (["--config=xl/2", "--config.seed=-1"], "seed must be in 0 .. 4294967295, got -1"),
-        (["configs/imagenet256.py:dit-b/3"], "model.input_size must be divisible by patch_size 3"),
+        (
+            ["configs/imagenet256.py:dit-b/3", RANDOM],
+            "model.input_size must be divisible by patch_size 3",
+        ),
         (
             [DIGITS, "--run.total_steps=3"],
             "is no flag --run.total_steps; did you mean --config.run",
@@ -224,7 +231,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.model.input_size=(0, 8)"], "of at least 1, got (0, 8)"),
         (
             [DIGITS, "--config.sampling.cfg_interval=5"],
-            "cfg_interval must be two numbers, got (5,)",
+            "cfg_interval must be two numbers, first <= last, got (5,)",
         ),
         ([DIGITS, "--config.sampling.cfg_interval=(0, 999.5)"], "in 0 .. 999, got (0, 999.5)"),
         ([DIGITS, "--config.sampling.cfg_scale=nan"], "sampling.cfg_scale must be finite, got nan"),

@@ -32,6 +32,22 @@ def test_example_is_the_crop_of_its_file(dataset):
         assert source[i]["label"] == int(name[1])
 
 
+def test_a_small_dataset_is_decoded_once(dataset, monkeypatch):
+    calls = []
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda data: calls.append(0) or decode(data))
+    source = prepared.open_images(dataset[0], "train", 16)
+    first = [source[i]["image"] for i in (3, 4, 3)]
+    np.testing.assert_array_equal(first[0], first[2])
+    assert len(calls) == 2
+    source[3]["label"] = 7  # of a copy
+    assert source[3]["label"] != 7
+    monkeypatch.setattr(prepared, "MOST_DECODED", 18 * 16 * 16 * 3 - 1)
+    large = prepared.open_images(dataset[0], "train", 16)
+    assert [large[3]["label"] for _ in range(3)] == 3 * [source[3]["label"]]
+    assert len(calls) == 5
+
+
 class Toy(tfds.core.GeneratorBasedBuilder):
     """A dataset that tensorflow-datasets itself prepares, like imagenet2012."""
 

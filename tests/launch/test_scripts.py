@@ -123,6 +123,18 @@ def test_an_unknown_argument_is_one_line_and_does_nothing(clone, run, tmp_path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "word", ["--config.", "--config.x y=1", "--config=x", "--noconfig.a=1", ""]
+)
+@pytest.mark.parametrize("name", ["quickstart.sh", "fashion.sh", "scaling.sh"])
+def test_only_fields_of_the_config_go_to_dit_train(clone, run, tmp_path, name, word):
+    before = sorted(tmp_path.rglob("*"))
+    done = run(clone / "launch" / name, "--config.seed=3", word)
+    rule = "takes flags --config.TOPIC.FIELD=VALUE"
+    assert (done.returncode, done.stderr) == (2, f"{name}: {rule}, got '{word}'\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["quickstart.sh", "fashion.sh", "scaling.sh", "test.sh"])
 def test_an_old_or_missing_python_is_reported(tmp_path, name):
     old = tmp_path / "python3"

@@ -15,6 +15,7 @@ def job(put, run, tmp_path):
     clone = tmp_path / "clone"
     (clone / "launch").mkdir(parents=True)
     (clone / "launch" / "environment.sh").write_text('echo "$EXTRAS" > "$FAKE/extras"\n')
+    shutil.copy(SCRIPT.parents[1] / "common.sh", clone / "launch")
     spool = shutil.copy(SCRIPT, tmp_path / "slurm_script")
     put("scontrol", 'echo "$*" > "$FAKE/scontrol"; [ ! -e "$FAKE/refused" ]\n')
 
@@ -109,6 +110,15 @@ def test_wrong_use_is_reported_in_one_line(run, tmp_path):
     assert done.stderr == (
         f"launch/slurm/train.sh: the job must be submitted from the clone, got {tmp_path}\n"
     )
+
+
+@pytest.mark.parametrize("word, rest", [("runs", " too"), ("--step=3", "")])
+def test_an_unknown_argument_is_refused(run, job, word, rest):
+    words = ["configs/digits.py", "/shared/x", "--config.data.flip", "--config.seed", "3", word]
+    line = f"takes CONFIG WORKDIR and flags of dit-train, got '{word}'{rest}\n"
+    for done in (job(0, *words), run("slurm/train.sh", *words, "--dry-run")):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"launch/slurm/train.sh: {line}"
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])

@@ -86,6 +86,17 @@ def test_wrong_use_is_reported_in_one_line(run, settings, message):
     )
 
 
+@pytest.mark.parametrize(
+    "word, rest", [("runs", " too"), ("--dryrun", ""), ("--configs=x", ""), ("-x", "")]
+)
+def test_an_unknown_argument_is_refused(run, word, rest):
+    done = run("xpk/train.sh", FLAG, word, "--dry-run", **SETTINGS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"launch/xpk/train.sh: takes CONFIG and flags of dit-train, got '{word}'{rest}\n"
+    )
+
+
 def test_config_outside_the_commit_is_refused(run):
     done = run("xpk/train.sh", "--config=/tmp/mine.py:XL/2", "--dry-run", **SETTINGS)
     assert (done.returncode, done.stdout) == (2, "")

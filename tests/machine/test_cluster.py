@@ -45,7 +45,7 @@ def test_only_slurm_steps_with_several_tasks_connect(connections, monkeypatch, v
     [(None, True), ("", True), ("tpu", True), ("tpu,cpu", True), ("cpu", False), ("cuda", False)],
 )
 def test_a_tpu_pod_is_detected_by_its_chips(connections, monkeypatch, platforms, expected):
-    monkeypatch.setattr(cluster.glob, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(cluster.peers.glob, "glob", lambda pattern: ["/dev/accel0"])
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)  # of libtpu
     if platforms is None:
         monkeypatch.delenv("JAX_PLATFORMS", raising=False)

@@ -40,8 +40,8 @@ def test_numbers_ranges_names_and_all(text, expected):
         ("Red Circle", "names of classes, got 'Red Circle'; did you mean red circle"),
         ("blue sqare", r"got 'blue sqare'; did you mean blue square\?$"),
         ("xyz", "got 'xyz'; names are red circle, blue square, round, red, ...$"),
-        ("0,,1", "^labels must be numbers, ranges or names of classes, got ''"),
-        ('"round, red', "got '\"round, red'; did you mean round, red"),
+        ("0,,1", "^labels must have a label on both sides of a comma, got '0,,1'$"),
+        ('0,"round, red', "^labels must close every quote, got '\"round, red'$"),
         ('"6"', "got '6'; "),
     ],
 )

@@ -56,6 +56,17 @@ def test_a_long_name_is_cut_to_its_column():
     assert pictures._fit("long", font, 2) == ""  # not even the dots fit
 
 
+def test_names_in_any_letters_are_drawn_and_as_labels_where_no_font_has_them():
+    known = ("ant", "Gänsefüßchen", "Ёж", "λύκος", "قطة")
+    unknown = ("猫", "a猫", "cat 🐈", "two\nlines", "\u200b", "\ufdd0", "\ud83d")
+    draw(range(len(known + unknown)), known + unknown)  # no crash
+    for name in known:
+        assert not np.array_equal(draw([1], ("", name)), draw([1], ("", "1"))), name
+    for name in unknown:
+        np.testing.assert_array_equal(draw([1], ("", name)), draw([1], ("", "1")), name)
+    assert not is_title(draw([0], ("",)), 0, 30)
+
+
 def test_every_image_is_written_to_a_file_of_its_own(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 1)).astype(np.uint8)
     pictures.write_all(images, tmp_path / "new")
