@@ -62,7 +62,7 @@ def sampling_compute(path, receipts, *, score):
     """Fig. 10: score against the Gflops of sampling one image, a curve for each checkpoint."""
     groups = {}
     for receipt in sorted(receipts, key=_sampling_gflops):
-        groups.setdefault(receipt["samples"]["checkpoint"], []).append(receipt)
+        groups.setdefault(receipt["samples"]["path"], []).append(receipt)
     groups = dict(sorted(groups.items(), key=lambda item: item[1][0]["model"]["gflops"]))
     names = [group[0]["model"]["name"].removeprefix("DiT-") for group in groups.values()]
     if len(set(names)) < len(names):

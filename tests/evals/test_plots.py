@@ -100,7 +100,7 @@ def test_scores_against_the_compute_of_sampling(tmp_path, drawn):
 
 
 def test_two_checkpoints_of_one_model_are_named_by_their_paths(tmp_path, drawn):
-    given = [receipt("S/4", checkpoint=f"runs/{name}") for name in ("first", "second")]
+    given = [receipt("S/4", path=f"runs/{name}") for name in ("first", "second")]
     plots.sampling_compute(tmp_path / "a.png", given, score=FID)
     assert sorted(texts(drawn[0].axes[0])) == ["first", "second"]
 
