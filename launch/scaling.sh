@@ -64,6 +64,18 @@ train() {  # MODEL DESIGN FLAG...
     --config.run.total_steps="$STEPS" --config.run.checkpoint_every="$EVERY" "$@"
 }
 
+# All runs are judged by the classifier that dit-evaluate fitted for the first one.
+share_classifier() {
+  local kept target=$run/evaluation/classifier
+  for kept in "$workdir"/*/evaluation/classifier; do
+    if [ -e "$target" ] || [ ! -e "$kept" ]; then return; fi
+    mkdir -p "$run/evaluation"
+    rm -rf "$target.partial"
+    cp -r "$kept" "$target.partial"
+    mv "$target.partial" "$target"
+  done
+}
+
 score() {
   local step
   for ((step = EVERY; step <= STEPS; step += EVERY)); do
@@ -77,6 +89,7 @@ study() {  # MODEL DESIGN FLAG...
   run=$workdir/${1/\//-}
   [ "$2" = adaln_zero ] || run+=-$2
   train "$@"
+  share_classifier
   score
 }
 

@@ -163,6 +163,7 @@ def note(axes, text, point, offset, color, across="left", *, leader=False):
     from matplotlib.patheffects import withStroke
 
     line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+    line["relpos"] = (0 if across == "left" else 1, 0.5)  # where it meets the text
     annotation = axes.annotate(
         text,
         point,

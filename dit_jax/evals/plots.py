@@ -59,12 +59,18 @@ def sweep(path, entries, *, field, score):
 
 
 def sampling_compute(path, receipts, *, score):
-    """Fig. 10: score against the Gflops of sampling one image, a curve for each model."""
+    """Fig. 10: score against the Gflops of sampling one image, a curve for each checkpoint."""
     groups = {}
     for receipt in sorted(receipts, key=_sampling_gflops):
-        groups.setdefault(receipt["model"]["name"].removeprefix("DiT-"), []).append(receipt)
-    groups = sorted(groups.items(), key=lambda item: item[1][0]["model"]["gflops"])
-    curves = [_curve(name, map(_sampling_gflops, each), each, score) for name, each in groups]
+        groups.setdefault(receipt["samples"]["path"], []).append(receipt)
+    groups = dict(sorted(groups.items(), key=lambda item: item[1][0]["model"]["gflops"]))
+    names = [group[0]["model"]["name"].removeprefix("DiT-") for group in groups.values()]
+    if len(set(names)) < len(names):
+        names = _short(list(groups))
+    curves = [
+        _curve(name, map(_sampling_gflops, group), group, score)
+        for name, group in zip(names, groups.values(), strict=True)
+    ]
     _draw_compute(path, "compute of sampling (Gflops per image)", curves, score)
 
 

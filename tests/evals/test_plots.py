@@ -99,6 +99,12 @@ def test_scores_against_the_compute_of_sampling(tmp_path, drawn):
     np.testing.assert_allclose(curves[0], [0.36 * 16, 0.36 * 64, 0.36 * 256])
 
 
+def test_two_checkpoints_of_one_model_are_named_by_their_paths(tmp_path, drawn):
+    given = [receipt("S/4", path=f"runs/{name}") for name in ("first", "second")]
+    plots.sampling_compute(tmp_path / "a.png", given, score=FID)
+    assert sorted(texts(drawn[0].axes[0])) == ["first", "second"]
+
+
 def test_scores_against_the_compute_of_models(tmp_path, drawn):
     plots.model_compute(tmp_path / "a.png", runs_of_paper(), step=400_000, score=FID)
     check_file(tmp_path / "a.png")

@@ -260,7 +260,9 @@ case "${0##*/} $1" in
   dit-train*) [ "${STOP:-}" != "${2##*/}" ] || exit 42
     mkdir -p "$2/checkpoints/2" "$2/checkpoints/4" ;;
   dit-evaluate\ --study*) echo "the table" ;;
-  dit-evaluate*) mkdir -p "$2" && touch "$2/receipt.json" ;;
+  dit-evaluate*) mkdir -p "$2" && touch "$2/receipt.json"
+    kept=${2%/scores/*}/evaluation/classifier
+    [ -e "$kept" ] || { mkdir -p "$kept" && echo "of $2" > "$kept/weights"; } ;;
 esac
 """
 )
@@ -302,6 +304,13 @@ def test_scaling_trains_and_scores_each_model_and_design_then_plots(study, tmp_p
         ]
     workdir = tmp_path / "study"
     assert calls == [*expected, f"dit-evaluate --study={workdir} --out={workdir}/plots"]
+
+
+def test_all_runs_of_scaling_are_judged_by_one_classifier(study, tmp_path):
+    study(MODELS="Ti/4 Pi/2 Pi/7", DESIGNS="adaln")
+    files = list((tmp_path / "study").glob("*/evaluation/*/*"))
+    assert {path.read_text() for path in files} == {f"of {tmp_path}/study/Ti-4/scores/2\n"}
+    assert {path.parts[-2] for path in files} == {"classifier"} and len(files) == 4
 
 
 def test_scaling_skips_what_is_done(study, tmp_path):
