@@ -12,7 +12,7 @@ def get_config():
     config.seed = 0
 
     config.model = ConfigDict()  # the architecture: everything that the parameters depend on
-    config.model.size = "XL"  # Ti, S, B, L or XL
+    config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, L or XL
     config.model.patch_size = 2
     config.model.input_size = (32, 32)  # H, W of a latent: 256 / 8; any number of axes
     config.model.in_channels = 4
@@ -78,12 +78,15 @@ def get_config():
     config.run.log_every = 100
     config.run.checkpoint_every = 5_000
     config.run.keep_checkpoints = 2  # the newest; one more while a new one is verified
-    config.run.keep_best = 0  # also keep the steps of the lowest mean loss since the step before
+    config.run.keep_best = 0  # also keep that many steps, the best of all saved ones
+    config.run.keep_best_by = "loss"  # the mean since the step before; "score": Frechet distance
     config.run.verify_checkpoints = True  # read back before others are deleted; checked on restore
     config.run.max_rollbacks = 0  # how often a diverged run goes back to its last save
     config.run.spike_factor = 0.0  # losses above this times the usual diverge; 0: only NaN, inf
     config.run.sample_every = 10_000  # a grid of samples and the loss curve
     config.run.num_samples = 16  # in that grid
+    config.run.score_every = 0  # Frechet distance and KID to the training images; 0: never
+    config.run.score_samples = 500  # for these scores
     return config.lock()  # setting any other field is an error
 
 

@@ -161,11 +161,14 @@ class Run:
     checkpoint_every: int = at_least(1, 5_000)
     keep_checkpoints: int = at_least(1, 2)
     keep_best: int = at_least(0, 0)
+    keep_best_by: str = one_of(("loss", "score"), "loss")
     verify_checkpoints: bool = True
     max_rollbacks: int = at_least(0, 0)
     spike_factor: float = keeps("0 or above 1", lambda x: x == 0 or x > 1, 0.0)
     sample_every: int = at_least(1, 10_000)
     num_samples: int = at_least(1, 16)
+    score_every: int = at_least(0, 0)
+    score_samples: int = at_least(2, 500)
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,19 @@ def read(fields):
             "train.class_dropout_prob must be 0 without model.null_label, "
             f"got {settings.train.class_dropout_prob}"
         )
+    _check_best(settings.run)
     return settings
+
+
+def _check_best(run):
+    """UserError if steps are kept by a score that they do not have."""
+    if run.keep_best_by == "score" and not run.score_every:
+        raise UserError("run.keep_best_by must be loss if run.score_every is 0, got 'score'")
+    if run.keep_best_by == "score" and run.checkpoint_every % run.score_every:
+        raise UserError(
+            f"run.checkpoint_every must be a multiple of run.score_every {run.score_every} if "
+            f"run.keep_best_by is score, got {run.checkpoint_every}"
+        )
 
 
 def defaults():

@@ -3,6 +3,7 @@
 # Started alone, `bash launch/common.sh` does nothing. Settings: none.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+start_dir=$PWD
 
 # Prints the help and ends the script if one of the arguments asks for it.
 help_if_asked() {
@@ -54,6 +55,19 @@ require() {  # SETTING...
   for setting; do
     [ "${!setting:-}" ] || fail "$setting must be set: see --help"
   done
+}
+
+must_be_on_disk() {  # SETTING...
+  local setting
+  for setting; do
+    [[ ${!setting:-} != *://* ]] || fail "$setting must be on a local disk, got ${!setting}"
+  done
+}
+
+# Prints the path in a setting, relative to the directory where the script was started, or else the
+# default, relative to the clone.
+path_of() {  # SETTING DEFAULT
+  if [ "${!1:-}" ]; then (cd "$start_dir" && realpath -m "${!1}"); else echo "$2"; fi
 }
 
 # Call it after all settings are checked, so that a wrong setting is reported before a missing tool.

@@ -12,14 +12,12 @@
 #   PYTHON   the Python that makes .venv, 3.11 or newer; default: python3
 
 set -euo pipefail
-start_dir=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 check_fields "$@"
-[[ ${WORKDIR:-} != *://* ]] || fail "WORKDIR must be on a local disk, got $WORKDIR"
+must_be_on_disk WORKDIR
 source "$root/launch/environment.sh"
-workdir=${WORKDIR:+$(cd "$start_dir" && realpath -m "$WORKDIR")}
-workdir=${workdir:-runs/digits}
+workdir=$(path_of WORKDIR runs/digits)
 SECONDS=0  # bash adds one each second
 
 dit-train configs/digits.py "$workdir" "$@"

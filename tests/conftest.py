@@ -15,11 +15,11 @@ import bucket
 import jax
 import numpy as np
 import pytest
-from testdata import weights
+from testdata import evaluation, weights
 
-from dit_jax.convert import torch_dit
+from dit_jax.convert import torch_dit, torch_inception
 from dit_jax.machine import disk
-from dit_jax.models import dit
+from dit_jax.models import dit, inception
 
 jax.config.update("jax_platforms", "cpu")
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands in other processes
@@ -84,6 +84,39 @@ def golden():
     with np.load(TESTDATA / "golden.npz") as file:
         arrays = dict(file)
     return {k: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for k, x in arrays.items()}
+
+
+@pytest.fixture(scope="session")
+def golden_eval():
+    """The numbers of `testdata/golden_eval.npz`, which `testdata/evaluation.py` describes."""
+    with np.load(TESTDATA / "golden_eval.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="session")
+def inception_weights():
+    """The state dict of an Inception with the weights of `testdata/evaluation.py`."""
+    return evaluation.weights(torch_inception.shapes())
+
+
+@pytest.fixture(scope="session")
+def look(inception_weights):
+    """look(uint8 images) -> Features, {stage: mean over H and W}; compiled once for all sizes."""
+    params = jax.device_put(torch_inception.from_torch(inception_weights))
+    resize = jax.jit(inception.resize)
+
+    @jax.jit
+    def run(params, x):
+        net = inception.bind(params)
+        means = {name: y.mean(axis=(1, 2)) for name, y in net.stages(x)}
+        return net(x), means
+
+    def look(images):
+        chunks = [images[i : i + 4] for i in range(0, len(images), 4)]
+        outs = [run(params, resize(np.resize(x, (4, *x.shape[1:])))) for x in chunks]
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *outs)
+
+    return look
 
 
 @pytest.fixture(scope="session")
@@ -160,6 +193,6 @@ def pytest_testnodedown(node):
 
 def pytest_terminal_summary(terminalreporter):
     if ERRORS:
-        terminalreporter.section("largest relative errors against the official PyTorch code")
+        terminalreporter.section("largest errors relative to the golden numbers")
         for name, error, bound in sorted(ERRORS):
             terminalreporter.line(f"{name:<24} {error:8.1e} of {bound:.0e}")

@@ -65,6 +65,16 @@ def test_an_absent_field_or_topic_has_its_default():
         ),
         ({"train": {"frozen": ["("]}}, r"must be a list of regular expressions, got \('\(',\)$"),
         ({"train": {"frozen": [3]}}, r"must be a list of regular expressions, got \(3,\)$"),
+        ({"run": {"score_samples": 1}}, "^run.score_samples must be at least 2, got 1$"),
+        ({"run": {"keep_best_by": "fid"}}, "^run.keep_best_by must be one of loss, score, got 'fi"),
+        (
+            {"run": {"keep_best_by": "score"}},
+            "^run.keep_best_by must be loss if run.score_every is 0, got 'score'$",
+        ),
+        (
+            {"run": {"keep_best_by": "score", "score_every": 300, "checkpoint_every": 400}},
+            "^run.checkpoint_every must be a multiple of run.score_every 300 if .*, got 400$",
+        ),
         ({"sampling": {"sampler": "euler"}}, "^sampling.sampler must be one of ddpm, ddim, got 'e"),
         ({"sampling": {"num_steps": "x"}}, "^sampling.num_steps must be a number, as .* got 'x'$"),
         ({"sampling": {"num_steps": "-3"}}, "^sampling.num_steps must be a number, as "),

@@ -1,8 +1,9 @@
 """Checkpoints: Orbax step directories that hold trees of arrays and one JSON item, `meta`.
 
 DIR/STEP/ has one item for every tree and `meta`. The caller gives `model`, the architecture, and
-`config`, the settings; or `vae`, the architecture of an autoencoder. This module adds the step, the
-versions of the packages, a digest of every leaf, and a digest of meta itself.
+`config`, the settings; or `vae`, the architecture of an autoencoder; or `inception`, the origin of
+its weights; or `classifier`, its architecture and what it was fitted to. This module adds the step,
+the versions of the packages, a digest of every leaf, and a digest of meta itself.
 """
 
 import hashlib
@@ -22,7 +23,12 @@ from dit_jax.errors import UserError
 from dit_jax.machine import disk, sharding
 
 ITEMS = ("params", "ema", "opt_state")  # the trees
-KINDS = {"model": "a DiT", "vae": "an autoencoder"}  # what meta can describe
+KINDS = {
+    "model": "a DiT",
+    "vae": "an autoencoder",
+    "inception": "an Inception",
+    "classifier": "a classifier",
+}  # what meta can describe
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -30,17 +36,22 @@ class Damaged(UserError):
     """A checkpoint is unreadable or corrupt; the message names the step."""
 
 
-def open_writer(*, background=True, barrier=None):
+def open_writer(*, background=True, barrier=None, alone=False):
     """An Orbax checkpointer for `save`; close it after use.
 
     background: saves run in threads, on a copy of the arrays. barrier(**options): how several
-    processes wait for each other then; None: Orbax's own.
+    processes wait for each other then; None: Orbax's own. alone: process 0 saves NumPy arrays and
+    waits for no other; not in the background.
     """
+    processes = ocp.options.MultiprocessingOptions(active_processes={0} if alone else None)
     # Compression would take most of a save's time and memory, and saves 8 % of such floats.
-    trees = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in ITEMS}
-    handler = ocp.CompositeCheckpointHandler(**trees, meta=ocp.JsonCheckpointHandler())
+    options = {"use_compression": False, "multiprocessing_options": processes}
+    trees = {name: ocp.PyTreeCheckpointHandler(**options) for name in ITEMS}
+    meta = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
+    options = ocp.CompositeOptions(multiprocessing_options=processes)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options, **trees, meta=meta)
     if not background:
-        return ocp.Checkpointer(handler)
+        return ocp.Checkpointer(handler, multiprocessing_options=processes)
     options = ocp.AsyncOptions(barrier_sync_fn=barrier)
     return ocp.AsyncCheckpointer(handler, async_options=options)
 
@@ -64,6 +75,13 @@ def save(writer, directory, step, items, meta):
 
 def _meta_sha256(meta):
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def digest(meta, item):
+    """A sha256 of the leaves of an item, from the meta of its step."""
+    return hashlib.sha256(
+        json.dumps(meta["digests"].get(item), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def read_meta(directory, step, *, of=None):

@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parents[1]
 OWN_CONFIG = f"{PACKAGE}/runs/own_config.py"
 CONFIGS = PACKAGE.with_name("configs")
 VARIANT = re.compile(r"(?:dit-)?(ti|s|b|l|xl)/(\d+)", re.IGNORECASE)  # DiT-XL/2, xl/2
+SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 
@@ -29,6 +30,38 @@ def define_config(values):
     """Defines the flag config, whose fields are flags too: --config.TOPIC.FIELD=VALUE."""
     text = "PATH[:VARIANT] of a Python file, or DiT-XL/2 for the paper's config of that size."
     config_flags.DEFINE_config_file("config", None, text, flag_values=values)
+
+
+def define_sampling(values):
+    """Defines the flags of SAMPLING; one that is not given comes from the run's config."""
+    options = {"flag_values": values}
+    flags.DEFINE_enum("sampler", None, settings_lib.SAMPLERS, "The sampler.", **options)
+    flags.DEFINE_string(
+        "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
+    )
+    flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1.", **options)
+    flags.DEFINE_boolean("clip_x0", None, "Clip x0 to [-1, 1] at every step: pixels.", **options)
+    flags.DEFINE_float("cfg_scale", None, "Scale of classifier-free guidance; 1: none.", **options)
+    flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
+    flags.DEFINE_list(
+        "cfg_interval", None, "FIRST,LAST: guide at these steps only; 0 is the cleanest.", **options
+    )
+
+
+def sampling(values):
+    """{option: value} of the flags of SAMPLING that were given."""
+    given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
+    if "cfg_interval" in given:
+        given["cfg_interval"] = _parse_interval(given["cfg_interval"])
+    return given
+
+
+def _parse_interval(texts):
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        text = ",".join(texts)
+        raise UserError(f"cfg_interval must be two numbers, as 0,500, got {text!r}") from None
 
 
 def settings(values):

@@ -6,6 +6,7 @@
     dit-convert from-diffusers DiT-XL-2-256 runs/xl2           a folder of diffusers' DiTPipeline
     dit-convert to-diffusers runs/xl2 xl2-pipeline --vae=DIR
     dit-convert vae sd-vae-ft-ema runs/vae                     autoencoder: diffusers' folder, file
+    dit-convert inception FILE runs/inception                  the weights file of pytorch-fid
     dit-convert inspect FILE_OR_DIR                            prints format, shapes, settings
 
 Every conversion is followed by a parity check. It runs both sides on the same inputs, prints the
@@ -31,6 +32,7 @@ COMMANDS = {  # name: (arguments, allowed flags); convert/commands.py has their 
     "from-diffusers": (("DIR", "OUT"), ("overwrite", "space")),
     "to-diffusers": (("CHECKPOINT", "OUTDIR"), ("overwrite", "weights", "vae")),
     "vae": (("DIR_OR_FILE", "OUT"), ("overwrite", "from_hub")),
+    "inception": (("FILE", "OUT"), ("overwrite", "other_weights")),
     "inspect": (("FILE_OR_DIR",), SHAPE_FLAGS),
 }
 
@@ -48,6 +50,7 @@ def define(values):
         **options,
     )
     flags.DEFINE_boolean("bundle", False, "to-torch: write a bundle.", **options)
+    flags.DEFINE_boolean("other_weights", False, "inception: accept another sha256.", **options)
     flags.DEFINE_string("vae", None, "to-diffusers: AutoencoderKL folder to include.", **options)
     flags.DEFINE_string(
         "from_hub",

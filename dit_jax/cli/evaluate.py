@@ -1,80 +1,183 @@
-"""Judges a model's samples and writes the result to a JSON file.
+"""Judges samples: of a model, of a folder of images, or of an .npz. Every score gets a receipt.
 
-    dit-evaluate runs/digits runs/digits/judgments.json
+    dit-evaluate runs/digits
+    dit-evaluate runs/fashion runs/fashion/evaluation --num_samples=5000
+    dit-evaluate runs/xl2 runs/fid --inception=runs/inception --preset=paper-256 \\
+        --reference=VIRTUAL_imagenet256_labeled.npz --vae=runs/vae
+    dit-evaluate samples.npz runs/fid --inception=runs/inception --reference=REFERENCE.npz
+    dit-evaluate data/imagenet reference.npz --make_reference --size=256 --inception=runs/inception
+    dit-evaluate --repeat=runs/fid/receipt.json runs/again
+    dit-evaluate --compare runs/fid runs/again
+    dit-evaluate --sweep=cfg_scale=1,1.5,2,4 --out=runs/sweep runs/fashion runs/other
+    dit-evaluate --study=runs/scaling --out=runs/scaling/plots
 
-CHECKPOINT and OUT can also be given as --checkpoint and --out; without OUT it writes that file.
-It works for models of digits only so far; dit_jax/evals/digits.py explains the three judgments.
+CHECKPOINT is what is judged, and OUT a folder; they can also be given as --checkpoint and --out.
+With --inception, from `dit-convert inception`, the scores are those of papers: FID, sFID, Inception
+Score, precision, recall, KID. Without it, a small classifier of the run's own data looks at the
+samples, and the distance is called by that name. A model of digits without further flags is judged
+as in the README, into a JSON file: judgments.json in the run, or OUT.
+
+OUT holds receipt.json and the features of all images. A killed evaluation goes on where it was.
+dit_jax/evals/README.md defines the scores.
 """
 
-import json
 import sys
-import time
 
 from absl import flags
 
-import dit_jax
-from dit_jax.checkpoint import steps
-from dit_jax.cli import command
+from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
+from dit_jax.evals import receipt, request
 from dit_jax.machine import disk
+
+MANY = {"--compare", "--sweep"}  # flags with which every word is one of several inputs
 
 
 def define(values):
     options = {"flag_values": values}
-    flags.DEFINE_string("checkpoint", None, "A run or a checkpoint.", **options)
-    flags.DEFINE_string("out", None, "A JSON file; default: judgments.json in the run.", **options)
+    text = "A run, a checkpoint, a folder of images, or an .npz with arr_0."
+    flags.DEFINE_string("checkpoint", None, text, **options)
+    flags.DEFINE_string("out", None, "A folder; default: evaluation in the run.", **options)
+    text = "Inception, from dit-convert inception; default: a classifier of the run's data."
+    flags.DEFINE_string("inception", None, text, **options)
+    text = "An .npz of ADM's format; default, without --inception: the run's own data."
+    flags.DEFINE_string("reference", None, text, **options)
+    text = "Settings of a table of the paper: paper-256, paper-256-nocfg, paper-512, scaling-400k."
+    flags.DEFINE_string("preset", None, text, **options)
+    text = "How many; default: 50,000 with a preset, else 1,000, or all images that exist."
+    flags.DEFINE_integer("num_samples", None, text, lower_bound=6, **options)
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
     command.define_seed(values)
-    flags.DEFINE_integer("batch_size", 500, "Images at a time.", lower_bound=1, **options)
+    flags.DEFINE_string("vae", None, "The autoencoder that decodes latents.", **options)
+    flags.DEFINE_enum(
+        "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
+    )
+    arguments.define_sampling(values)
+    flags.DEFINE_integer(
+        "batch_size", 500, "Images at a time, for digits.", lower_bound=1, **options
+    )
+    text = "Resamples for deviations; default: 20, but none for FID, of which each takes 30 s."
+    flags.DEFINE_integer("bootstrap", None, text, lower_bound=0, **options)
+    flags.DEFINE_boolean("fid_infinity", False, "Extrapolate FID to infinitely many.", **options)
+    flags.DEFINE_boolean("make_reference", False, "Write OUT.npz from prepared data.", **options)
+    flags.DEFINE_integer("size", None, "Of its images, in pixels.", lower_bound=1, **options)
+    flags.DEFINE_string("split", "train", "Of the prepared data.", **options)
+    flags.DEFINE_string("repeat", None, "A receipt: judge again and compare.", **options)
+    flags.DEFINE_boolean("compare", False, "Print receipts side by side.", **options)
+    flags.DEFINE_string("sweep", None, "OPTION=VALUE,...: judge with each, and plot.", **options)
+    text = "A folder of runs with scores/STEP: print a table and plot the scaling study."
+    flags.DEFINE_string("study", None, text, **options)
+    command.define_cluster(values)
 
 
-def check(values):
-    out = output_path(values)
-    if disk.is_on_disk(out):
-        command.output_path(out)
+def check(values, *inputs):
+    if values.compare:
+        if len(inputs) < 2:
+            raise UserError(f"--compare takes two receipts or more, got {len(inputs)}")
+        for path in inputs:
+            receipt.read(path)
+    elif values.sweep:
+        request.read_sweep(values.sweep)
+        command.output_folder(_require(values, "out", "--sweep"))
+        if not inputs:
+            raise UserError("--sweep takes one run or more, got none")
+        for path in inputs:
+            read_request(values, path).check()
+    elif values.study:
+        command.check_exists("study", values.study)
+        command.output_folder(_require(values, "out", "--study"))
+    elif values.repeat:
+        request.Request.from_receipt(receipt.read(values.repeat), values.repeat).check()
+        new_folder(values)
+    elif values.make_reference:
+        for name in ("checkpoint", "out", "inception", "size"):
+            _require(values, name, "--make_reference")
+        out = command.output_path(values.out)
+        if out.suffix != ".npz":
+            raise UserError(f"out must end with .npz, got {out}")
+        command.check_exists("checkpoint", values.checkpoint)
+    else:
+        if not values.checkpoint:
+            raise UserError("--checkpoint must be given")
+        read_request(values, values.checkpoint).check()
+        folder(values)
 
 
-def output_path(values):
-    directory, _ = steps.locate(values.checkpoint)
-    home = directory.parent if directory.name == "checkpoints" else directory
-    return disk.path(values.out or home / "judgments.json")
+def _require(values, name, flag):
+    if not values[name].value:
+        raise UserError(f"--{name} must be given with {flag}")
+    return values[name].value
 
 
-def main(values):
-    out = output_path(values)
-    from dit_jax.evals import digits
-    from dit_jax.machine import devices
+def read_request(values, path):
+    given = {name: values[name].value for name in request.FLAGS if values[name].value is not None}
+    return request.Request(samples=str(path), sampling=arguments.sampling(values), **given)
 
-    dit = dit_jax.load(values.checkpoint, weights=values.weights)
-    data = dit.settings.data
-    if data.source != "digits":
-        raise UserError(f"checkpoint must be of a model of digits so far, got one of {data.source}")
-    if dit.config.num_classes == 1:
-        raise UserError(f"checkpoint must be of a model of 2 digits or more, got {data.classes}")
-    options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
-    started = time.perf_counter()
-    guided = dit.sample(digits.labels(digits.NUM_GUIDED, data.classes), **options)
-    labels = digits.labels(digits.NUM_UNGUIDED, data.classes)
-    unguided = dit.sample(labels, cfg_scale=1, **options)
-    seconds = time.perf_counter() - started
-    judgments = digits.judge(guided, unguided, data.classes)
-    print(digits.report(judgments))
-    receipt = {
-        "checkpoint": values.checkpoint,
-        "step": dit.step,
-        "weights": values.weights,
-        "seed": values.seed,
-        "sampling": dit.sampling,
-        "samples": {"guided": len(guided), "unguided": len(unguided)},
-        "seconds_to_sample": seconds,
-        "devices": devices.describe(),
-        "judgments": judgments,
-    }
-    disk.write_text(out, json.dumps(receipt, indent=2) + "\n")
+
+def new_folder(values):
+    """The folder of --repeat, which is the only word or --out."""
+    out = values.out or values.checkpoint
+    if not out:
+        raise UserError("--out must be given with --repeat: a new folder")
+    out = command.output_folder(out)
+    if (out / "receipt.json").exists():
+        raise UserError(f"out must be a new folder, got {out}, which has a receipt")
+    return out
+
+
+def folder(values):
+    return values.out or str(request.home(values.checkpoint) / "evaluation")
+
+
+def main(values, *inputs):
+    from dit_jax.runs import evaluate, judge_digits
+
+    if values.compare:
+        print(receipt.compare({str(path): receipt.read(path) for path in inputs}))
+    elif values.sweep:
+        from dit_jax.runs import sweeps
+
+        asked, (name, swept) = read_request(values, inputs[0]), request.read_sweep(values.sweep)
+        out = command.output_folder(values.out)
+        sweeps.run(asked, inputs, name, swept, out, sys.argv)
+    elif values.study:
+        from dit_jax.runs import study
+
+        print(study.report(command.expand(values.study), command.output_folder(values.out)))
+    elif values.repeat:
+        return repeat(values)
+    elif values.make_reference:
+        options = {"split": values.split, "size": values.size, "inception": values.inception}
+        data, out = command.expand(values.checkpoint), command.output_path(values.out)
+        evaluate.make_reference(data, out, **options)
+    else:
+        asked = read_request(values, values.checkpoint)
+        if judge_digits.fits(asked):
+            out = disk.path(values.out or request.home(asked.samples) / "judgments.json")
+            if disk.is_on_disk(out):
+                command.output_path(out)
+            judge_digits.run(asked, out, values.batch_size)
+        else:
+            evaluate.run(asked, command.output_folder(folder(values)), sys.argv)
+    return 0
+
+
+def repeat(values):
+    from dit_jax.runs import evaluate
+
+    old = receipt.read(values.repeat)
+    asked = request.Request.from_receipt(old, values.repeat)
+    new = evaluate.run(asked, new_folder(values), sys.argv)
+    if new is None:  # on another process
+        return 0
+    text, repeated = receipt.check_repeated(old, new)
+    print(text)
+    return 0 if repeated else 1
 
 
 def entry():
-    options = {"required": ["checkpoint"], "words": ["checkpoint", "out"]}
+    many = any(word.partition("=")[0] in MANY for word in sys.argv[1:])
+    options = {"takes": None} if many else {"words": ["checkpoint", "out"]}
     sys.exit(command.run("dit-evaluate", define, main, check=check, **options))
 
 

@@ -24,12 +24,10 @@ from absl import flags, logging
 import dit_jax
 from dit_jax import settings
 from dit_jax.checkpoint import steps
-from dit_jax.cli import command
+from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.machine import words
 from dit_jax.sampling import labels as labels_lib
-
-SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 
 
 def define(values):
@@ -58,17 +56,7 @@ def define(values):
     command.define_seed(values)
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
-    flags.DEFINE_enum("sampler", None, settings.SAMPLERS, "The sampler.", **options)
-    flags.DEFINE_string(
-        "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
-    )
-    flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1.", **options)
-    flags.DEFINE_boolean("clip_x0", None, "Clip x0 to [-1, 1] at every step: pixels.", **options)
-    flags.DEFINE_float("cfg_scale", None, "Scale of classifier-free guidance; 1: none.", **options)
-    flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
-    flags.DEFINE_list(
-        "cfg_interval", None, "FIRST,LAST: guide at these steps only; 0 is the cleanest.", **options
-    )
+    arguments.define_sampling(values)
 
 
 def check(values):
@@ -87,7 +75,7 @@ def check(values):
         raise UserError(f"labels_file must be a file that exists, got {values.labels_file}")
     else:
         labels_lib.read_lines(command.expand(values.labels_file))
-    settings.read_topic(settings.Sampling, read_options(values))
+    settings.read_topic(settings.Sampling, arguments.sampling(values))
     steps.locate(values.checkpoint)
     if values.vae:
         steps.locate(values.vae, name="vae")
@@ -106,7 +94,7 @@ def main(values):
     if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
         raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
     options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
-    images = dit.sample(labels, **options, **read_options(values))
+    images = dit.sample(labels, **options, **arguments.sampling(values))
     if out.suffix == ".npz":
         np.savez(out, images)
     elif not out.suffix:
@@ -117,14 +105,6 @@ def main(values):
         options = {"columns": values.columns, "scale": scale}
         pictures.grid_of_classes(images, labels, names, **options).save(out)
     logging.info("%s of step %d: %s", words.count(len(images), "image"), dit.step, out)
-
-
-def read_options(values):
-    """{name: value} of the options of sampling that were given."""
-    given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
-    if "cfg_interval" in given:
-        given["cfg_interval"] = parse_interval(given["cfg_interval"])
-    return given
 
 
 def read_labels(values, dit):
@@ -141,14 +121,6 @@ def read_labels(values, dit):
     count = values.num_samples or len(labels)
     arguments.check_room("num_samples", count, dit.config)
     return np.resize(labels, count).tolist()
-
-
-def parse_interval(texts):
-    try:
-        return [float(text) for text in texts]
-    except ValueError:
-        text = ",".join(texts)
-        raise UserError(f"cfg_interval must be two numbers, as 0,500, got {text!r}") from None
 
 
 def entry():

@@ -20,10 +20,11 @@ from dit_jax.convert import (
     parity,
     prediction,
     torch_dit,
+    torch_inception,
     torch_vae,
 )
 from dit_jax.errors import UserError
-from dit_jax.sampling import autoencoder
+from dit_jax.sampling import autoencoder, extractor
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
 SETTING_FLAGS = ("space", "schedule", "prediction")
@@ -127,6 +128,23 @@ def vae(values, *paths):
         if importlib.util.find_spec("diffusers") is None:
             return {"passed": None}
         return parity.autoencoders(source, temporary)
+
+    return _convert(values, source, out, convert)
+
+
+def inception(values, source, out):
+    files.check_folder(out)
+    sha256 = torch_inception.check_file(source, other_weights=values.other_weights)
+
+    def convert(temporary):
+        logging.info("reading %s", source)
+        params = torch_inception.from_torch(torch_inception.read(source))
+        logging.info("writing %s", out)
+        published = sha256 == torch_inception.SHA256
+        extractor.save(temporary, params, sha256=sha256, published=published)
+        if importlib.util.find_spec("torch") is None:
+            return {"passed": None}
+        return parity.inceptions(source, temporary)
 
     return _convert(values, source, out, convert)
 

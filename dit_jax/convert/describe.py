@@ -11,12 +11,13 @@ from dit_jax.convert import (
     native,
     prediction,
     torch_dit,
+    torch_inception,
     torch_vae,
 )
 from dit_jax.errors import UserError
-from dit_jax.machine import prng
-from dit_jax.models import dit, vae
-from dit_jax.sampling import autoencoder
+from dit_jax.machine import disk, prng
+from dit_jax.models import dit, inception, vae
+from dit_jax.sampling import autoencoder, extractor
 
 
 def describe(path, *, num_heads=0, num_classes=0):
@@ -38,6 +39,8 @@ def describe(path, *, num_heads=0, num_classes=0):
     kind = native.kind(path)
     if kind == "vae":
         return {"format": "autoencoder of dit_jax", **_of_vae(autoencoder.describe(path))}
+    if kind == "inception":
+        return {"format": "Inception of dit_jax", **extractor.describe(path), **_of_inception()}
     if kind == "model":
         model, settings, step, items = native.describe(path)
         fields = {"format": "dit_jax", "step": step, "sets": ", ".join(items)}
@@ -69,6 +72,10 @@ def _of_vae(config):
     return {**config._asdict(), "parameters": _count(lambda: vae.init(config, prng.key(0)))}
 
 
+def _of_inception():
+    return {"parameters": _count(inception.init)}
+
+
 def _count(init):
     return f"{sum(x.size for x in jax.tree.leaves(jax.eval_shape(init))):,}"
 
@@ -96,6 +103,10 @@ def _of_state_dict(path, num_heads, num_classes):
         config = torch_vae.read_config(torch_vae.rename(state_dict), torch_vae.read_fields(path))
         name = f"autoencoder with the names of {whose} ({end})"
         return {"format": name, "dtype": dtype, **_of_vae(config)}
+    if torch_inception.is_inception(state_dict):
+        published = disk.sha256(path) == torch_inception.SHA256
+        fields = {"format": f"Inception of pytorch-fid ({end})", "published": published}
+        return {**fields, "dtype": dtype, **_of_inception()}
     model = torch_dit.read_config(state_dict, num_heads=num_heads, num_classes=num_classes)
     predicted, evidence = prediction.find(path, state_dict, model)
     fields = {

@@ -42,12 +42,12 @@ def describe(path):
 
 
 def kind(path):
-    """Returns "model" for a DiT checkpoint, "vae" for an autoencoder, None for anything else."""
+    """Returns the key of `store.KINDS` that a checkpoint has, None for anything else."""
     try:
         meta = store.read_meta(*steps.locate(path))
     except ValueError:
         return None
-    return "vae" if "vae" in meta else "model"
+    return next((kind for kind in store.KINDS if kind in meta), None)
 
 
 def step_folder(path):

@@ -11,13 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dit_jax.convert import files, native, torch_dit, torch_vae
-from dit_jax.models import dit, vae
-from dit_jax.sampling import autoencoder
+from dit_jax.convert import files, native, torch_dit, torch_inception, torch_vae
+from dit_jax.models import dit, inception, vae
+from dit_jax.sampling import autoencoder, extractor
 
 STEPS = (0, 500, 999)
 TOLERANCE = 2e-5  # of the relative error: two libraries round float32 sums differently
 VAE_TOLERANCES = {"moments": 1e-5, "decoded": 5e-5}  # the decoder has longer sums
+INCEPTION_TOLERANCE = 1e-4  # of the features; 94 convolutions
 TINY = np.finfo(np.float32).tiny  # avoids a division by 0
 
 
@@ -133,11 +134,29 @@ def autoencoders(source, path):
     model = autoencoder.load(path)
     encode, decode = (jax.jit(run) for run in vae.make_apply(config))
     ours = encode(model.params, x), decode(model.params, vae.mode(theirs[0]))
+    return _of_parts(VAE_TOLERANCES, theirs, ours)
+
+
+def inceptions(source, path):
+    """Returns the report of Inception's weights file, run by PyTorch, and of ours at `path`.
+
+    Both compute the features of two random images of 64 x 96.
+    """
+    from dit_jax.convert import torch_inception_model  # imports torch
+
+    tensors = to_tensors(torch_inception.read(source))
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
+    theirs = [x.numpy() for x in torch_inception_model.features(tensors, images)]
+    params = extractor.load(path).params
+    ours = jax.jit(inception.apply)(params, images)
+    return _of_parts(dict.fromkeys(ours._fields, INCEPTION_TOLERANCE), theirs, ours)
+
+
+def _of_parts(tolerances, theirs, ours):
+    """Returns the report of several outputs; tolerances: {name of an output: its tolerance}."""
     parts = [
         {"part": part, "tolerance": bound, **_compare(expected, np.asarray(actual))}
-        for (part, bound), expected, actual in zip(
-            VAE_TOLERANCES.items(), theirs, ours, strict=True
-        )
+        for (part, bound), expected, actual in zip(tolerances.items(), theirs, ours, strict=True)
     ]
     worst = max(parts, key=lambda part: np.inf if part["relative"] is None else part["relative"])
     passed = [

@@ -127,14 +127,31 @@ def move(source, target):
 
 
 def write_text(file, text):
-    """Writes a file atomically."""
-    file = path(file)
-    if not is_on_disk(file):
-        file.write_text(text)
+    """Writes a file of text in UTF-8 atomically."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file, data):
+    """Writes a file atomically; a full disk leaves the file as it was."""
+    if not is_on_disk(path(file)):
+        path(file).write_bytes(data)
         return
+    with replacing(file) as opened:
+        opened.write(data)
+
+
+@contextlib.contextmanager
+def replacing(file):
+    """A context that opens a new binary file, which becomes `file` at the end if nothing fails."""
+    file = path(file)
     partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
-    partial.write_text(text)
-    partial.replace(file)
+    try:
+        with partial.open("wb") as opened:
+            yield opened
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def append(path, lines, *, after):

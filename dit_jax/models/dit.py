@@ -20,8 +20,11 @@ from dit_jax.models.attention import ATTENTIONS
 from dit_jax.models.blocks import BLOCKS
 from dit_jax.models.layers import DTYPES, REMAT_POLICIES
 
-SIZES = {  # depth, hidden size, heads: table 1 of the paper; Ti is ours, for tiny images
+SIZES = {  # depth, hidden size, heads: table 1 of the paper; Pi to XS are ours, for tiny images
+    "Pi": (2, 64, 2),
+    "Na": (3, 96, 3),
     "Ti": (4, 128, 4),
+    "XS": (6, 192, 6),
     "S": (12, 384, 6),
     "B": (12, 768, 12),
     "L": (24, 1024, 16),

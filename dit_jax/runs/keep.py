@@ -17,16 +17,17 @@ PAUSE = 2  # seconds after the first attempt; doubles after each
 
 
 class Keeper:
-    """Saves steps to a directory and keeps the `newest` of them and the `best` by loss.
+    """Saves steps to a directory and keeps the `newest` of them and the `best`.
 
-    verify: every step is read back and compared with its digests before an older one is deleted; a
-    corrupt one is set aside. Every process must call every method equally often. `saved` is the
-    newest step whose save is complete (and verified), None before the first.
+    best_by: the name of a number in the meta of a step; the lowest are best, and a step without one
+    is not. verify: every step is read back and compared with its digests before an older one is
+    deleted; a corrupt one is set aside. Every process must call every method equally often. `saved`
+    is the newest step whose save is complete (and verified), None before the first.
     """
 
-    def __init__(self, directory, *, newest, best=0, verify=True):
+    def __init__(self, directory, *, newest, best=0, best_by="loss", verify=True):
         self._directory, self._newest, self._best = disk.path(directory), newest, best
-        self._verify = verify
+        self._best_by, self._verify = best_by, verify
         self._writer = store.open_writer(barrier=lambda **options: self._task.wait(**options))
         self._step = self._task = self._thread = self._error = None
         self.saved = steps.latest(directory)
@@ -132,12 +133,12 @@ class Keeper:
 
     def _delete_old(self):
         saved = steps.saved(self._directory)
-        kept = {*saved[-self._newest :], *sorted(saved, key=self._loss)[: self._best]}
+        kept = {*saved[-self._newest :], *sorted(saved, key=self._rank)[: self._best]}
         for step in set(saved) - kept:
             steps.delete(self._directory, step)
 
-    def _loss(self, step):
+    def _rank(self, step):
         try:
-            return store.read_meta(self._directory, step).get("loss", float("inf"))
+            return store.read_meta(self._directory, step).get(self._best_by, float("inf"))
         except store.Damaged:
             return float("inf")

@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, progress on the terminal, and the loss curve."""
+"""The record of a run: metrics.jsonl, progress on the terminal, the curves of loss and scores."""
 
 import json
 
@@ -8,20 +8,25 @@ from absl import logging
 from tqdm import tqdm
 
 from dit_jax.errors import UserError
+from dit_jax.evals import drawing
 from dit_jax.machine import disk
 
 
-def make_log(path, *, start, total_steps, batch_size, flops_per_step, peak_flops, saved):
+def make_log(
+    path, *, start, total_steps, batch_size, flops_per_step, peak_flops, saved, measured=None
+):
     """log(step, means, seconds) for `loop.run`: one JSON line, and progress on the terminal.
 
     Lines of steps after `start`, left by a killed run, are dropped first. peak_flops: FLOP/s of
     all devices, None if unknown; then there is no MFU. saved() is the newest saved step, None
-    before the first.
+    before the first. measured: more fields for the line of step `start`, or None.
     """
     if jax.process_index() != 0:
         return lambda step, means, seconds: None
     path = disk.path(path)
     records = [record for record in read(path) if record["step"] <= start] if start else []
+    if measured and records and records[-1]["step"] == start:
+        records[-1] |= measured
     text = "".join(json.dumps(record) + "\n" for record in records)
     disk.write_text(path, text)
     unwritten = ""  # lines that a full disk refused
@@ -75,42 +80,62 @@ def _parse(line, where):
 
 def plot_losses(metrics_path, png_path):
     """Plots the noise MSE and the variational bound over the steps, and smoothed."""
-    from matplotlib.figure import Figure  # here, since it takes half a second
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-
     records = read(metrics_path)
     names = [name for name in ("mse", "vb") if records and name in records[0]]
     if not names:  # before the first log
         return
     titles = {"mse": "noise MSE", "vb": "variational bound (bits)"}
-    figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
-    figure.suptitle(f"{disk.path(metrics_path).parent.name}: loss to step {records[-1]['step']}")
-    for i, name in enumerate(names):
+    figure, panels = _make_figure(metrics_path, f"loss to step {records[-1]['step']}", len(names))
+    for axes, name in zip(panels, names, strict=True):
         steps, means = curve(records, name)
-        axes = figure.add_subplot(1, len(names), i + 1)
         style = {"color": "tab:blue", "marker": "o" if len(steps) == 1 else None}  # else invisible
         axes.plot(steps, means, **style, alpha=0.3, label="mean since the last log")
         axes.plot(steps, smooth(means), **style, label="smoothed")
-        axes.set(title=titles[name], xlabel="step", ylabel=titles[name], yscale="log")
-        axes.set_xlim(0, steps[-1])
-        axes.yaxis.set_major_locator(_ticks(max(means) / min(means)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.grid(alpha=0.3)
+        _finish(axes, titles[name], steps, means)
         axes.legend(frameon=False)
+    _write(figure, png_path)
+
+
+def plot_scores(metrics_path, png_path, titles):
+    """Plots scores over the steps, one panel for each of titles, {name: title}."""
+    records = [each for each in read(metrics_path) if titles.keys() <= each.keys()]
+    if not records:  # before the first score
+        return
+    text = f"scores of the EMA to step {records[-1]['step']}"
+    figure, panels = _make_figure(metrics_path, text, len(titles))
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        steps, values = ([each[key] for each in records] for key in ("step", name))
+        axes.plot(steps, values, color="tab:blue", marker="o", markersize=4, clip_on=False)
+        _finish(axes, title, steps, values)
+    _write(figure, png_path)
+
+
+def _make_figure(metrics_path, text, count):
+    """(a figure, its `count` panels side by side), titled with the name of the run and a text."""
+    from matplotlib.figure import Figure  # here, since it takes half a second
+
+    figure = Figure(figsize=(6 * count, 4), layout="constrained")
+    figure.suptitle(f"{disk.path(metrics_path).parent.name}: {text}")
+    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
+
+
+def _finish(axes, title, steps, values):
+    """Labels a panel and its axes; the vertical one is logarithmic if all values are above 0."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set(title=title, xlabel="step", ylabel=title)
+    axes.set_xlim(0, steps[-1])
+    if min(values) > 0:
+        axes.set_yscale("log")
+        drawing.readable_log(axes.yaxis, max(values) / min(values))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(alpha=0.3)
+
+
+def _write(figure, png_path):
     with disk.path(png_path).open("wb") as file:
         figure.savefig(file, dpi=120, format="png")
-
-
-def _ticks(ratio):
-    """The ticks of a logarithmic axis whose ends have this ratio: enough to read values off."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    if ratio < 2:
-        return MaxNLocator(6)
-    return LogLocator(subs=(1, 2, 5) if ratio > 10 else (1, 1.5, 2, 3, 4, 6, 8))
 
 
 def curve(records, name):

@@ -17,7 +17,7 @@ from dit_jax.data import feed, loader
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, devices, disk, prng, sharding
 from dit_jax.models import flops
-from dit_jax.runs import build, keep, moved, outline, record
+from dit_jax.runs import build, keep, moved, outline, record, scoring
 from dit_jax.runs import origin as origins
 from dit_jax.runs import workdir as workdirs
 from dit_jax.sampling import generate, pictures
@@ -65,6 +65,7 @@ def _open_data(settings, parts, workdir):
     fed, batch = feed.make(settings, parts.mesh), sharding.of_batch(parts.mesh)
     with cluster.together():
         moved.check(workdir, settings, fed)
+        scoring.check(settings, fed)
         num_rows = sharding.count_local_rows(batch, settings.train.batch_size)
         loader.check_fits(fed.source, augment=fed.augment, num_rows=num_rows)
     if jax.process_count() > 1:
@@ -171,12 +172,14 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
         _check_latents(first, key)
     batches = itertools.chain([first], batches)
     spikes = divergence.Spikes(limits.spike_factor, past.losses)
-    keeper, log = _open_outputs(settings, parts, workdir, start)
+    scorer = scoring.Scorer(settings, parts, fed, workdir) if limits.score_every else None
+    measured = _score_missed(settings, scorer, state, workdir)
+    keeper, log = _open_outputs(settings, parts, workdir, start, measured)
 
-    def save(step, state, loss, last):
+    def save(step, state, measures, last):
         items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
         config = settings_lib.to_json(settings)
-        meta = {"model": parts.model._asdict(), "config": config, "loss": loss}
+        meta = {"model": parts.model._asdict(), "config": config, **measures}
         meta |= {"rollbacks": past.rollbacks, "losses": spikes.losses}
         if past.init_from:
             meta["init_from"] = past.init_from
@@ -198,28 +201,42 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
             log_every=limits.log_every,
             checkpoint_every=limits.checkpoint_every,
             spikes=spikes,
+            scores=scorer and (limits.score_every, scorer),
             log=log,
             save=save,
             save_again=keeper.poll,
-            hooks=[(limits.sample_every, _make_hook(settings, parts, fed, workdir))],
+            hooks=_make_hooks(settings, parts, fed, workdir),
             stop_requested=cluster.agree(stop_requested),
         )
     return keeper.failure
 
 
-def _open_outputs(settings, parts, workdir, start):
-    """(a Keeper of the run's steps, the log of `loop.run`) from a step on."""
+def _score_missed(settings, scorer, state, workdir):
+    """The scores of a resumed step that has none because the run was stopped there, else {}."""
+    if not scorer:
+        return {}
+    step, missed = int(state.step), False
+    with cluster.together():
+        if jax.process_index() == 0:
+            missed = scoring.is_missed(settings, record.read(workdir / "metrics.jsonl"), step)
+    return scorer(step, state) if cluster.any_of(missed) else {}
+
+
+def _open_outputs(settings, parts, workdir, start, measured):
+    """(a Keeper of the run's steps, the log of `loop.run`) from a step on, with its scores."""
     limits, batch_size = settings.run, settings.train.batch_size
     with cluster.together():
         keeper = keep.Keeper(
             workdir / "checkpoints",
             newest=limits.keep_checkpoints,
             best=limits.keep_best,
+            best_by="loss" if limits.keep_best_by == "loss" else "frechet_distance",
             verify=limits.verify_checkpoints,
         )
         write = record.make_log(
             workdir / "metrics.jsonl",
             start=start,
+            measured=measured,
             total_steps=limits.total_steps,
             batch_size=batch_size,
             flops_per_step=batch_size * flops.train_flops(parts.model),
@@ -307,6 +324,18 @@ def _compile(jitted, state, batch, key):
     devices.check_memory(step)
     logging.info("compiled the step in %.1f s", time.perf_counter() - started)
     return step
+
+
+def _make_hooks(settings, parts, fed, workdir):
+    """The hooks of `loop.run`."""
+
+    def plot_scores(step, state):
+        if jax.process_index() == 0:
+            with disk.only_warned("the scores could not be drawn"):
+                record.plot_scores(workdir / "metrics.jsonl", workdir / "scores.png", scoring.NAMES)
+
+    hooks = [(settings.run.sample_every, _make_hook(settings, parts, fed, workdir))]
+    return [*hooks, (settings.run.score_every, plot_scores)] if settings.run.score_every else hooks
 
 
 def _make_hook(settings, parts, fed, workdir):

@@ -16,6 +16,8 @@ from dit_jax.errors import UserError
 from dit_jax.machine import prng, sharding
 from dit_jax.models import conditions, pixels
 
+LABEL = np.uint32(2**32 - 1)  # of the key of an image's label; its noise has keys 0, 1, ...
+
 
 def make_sampler(process, sampling):
     """(Levels, Sampler) of a `settings.Sampling`."""
@@ -65,18 +67,19 @@ def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
     return jax.jit(generate, in_shardings=(None, sharding.replicated(mesh)), out_shardings=batch)
 
 
-def run(generate, params, labels, *, seed, batch_size, noise=None, progress=False):
+def run(generate, params, labels, *, seed, batch_size, first=0, noise=None, progress=False):
     """One image for each of labels (M,) or (M, L), batch_size at a time: NumPy (M, ...) of `make`.
 
-    Image i depends on (seed, i), its label and its noise, and not on batch_size, which is rounded
-    up to a multiple of the number of devices. The last batch is padded, so that nothing compiles
-    twice. noise: (M, H, W, C), or None for the seed's. progress: shows a bar with rate and time
-    left, on a terminal. UserError if an image is not finite.
+    They are the images first, first + 1, ... of the seed. Image i depends on (seed, i), its label
+    and its noise, and not on batch_size, which is rounded up to a multiple of the number of
+    devices. The last batch is padded, so that nothing compiles twice. noise: (M, H, W, C), or None
+    for the seed's. progress: shows a bar with rate and time left, on a terminal. UserError if an
+    image is not finite.
     """
     labels, count = np.asarray(labels), jax.device_count()
     batch_size = -(-min(batch_size, len(labels)) // count) * count
     total = -(-len(labels) // batch_size) * batch_size
-    keys = jax.random.key_data(image_keys(np.uint32(seed), total))
+    keys = jax.random.key_data(image_keys(np.uint32(seed), total, np.uint32(first)))
     given = {"labels": _pad(labels, total, np.int32 if labels.ndim == 1 else np.float32)}
     given |= {"key_data": np.asarray(keys)}
     given |= {} if noise is None else {"noise": _pad(noise, total, np.float32)}
@@ -101,10 +104,29 @@ def _pad(x, total, dtype):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def image_keys(seed, count):
-    """The keys of images 0 .. count - 1, from which the noise of every step is folded: (count,)."""
+def image_keys(seed, count, first=0):
+    """The keys of images first .. first + count - 1, from which noise is folded: (count,)."""
     key = prng.key(seed)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count, dtype=jnp.uint32))
+    indices = first + jnp.arange(count, dtype=jnp.uint32)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+
+
+def random_labels(seed, first, count, num_classes):
+    """The labels, (count,), of images first, first + 1, ...: uniform, by seed and index."""
+    keys = image_keys(np.uint32(seed), count, np.uint32(first))
+
+    def draw(key):
+        return jax.random.randint(jax.random.fold_in(key, LABEL), (), 0, num_classes)
+
+    return np.asarray(jax.vmap(draw)(keys), np.int32)
+
+
+def images_at_once(config):
+    """How many images of a DiTConfig a device should draw at once: about 4,096 tokens of them.
+
+    Float sums depend on the number in the last bit. What must be repeated exactly uses this number.
+    """
+    return max(8, min(256, 4096 // config.num_tokens))
 
 
 def count_passes(process, sampling):

@@ -50,6 +50,7 @@ def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtyp
         weights=weights,
         decoder=decoder,
         class_names=tuple(meta.get("class_names", ())),
+        digest=store.digest(meta, weights),
     )
 
 
@@ -67,6 +68,7 @@ class LoadedDiT:
     """A trained DiT: its config, its parameters, its forward pass and its samples.
 
     class_names: the name of label 0, 1, ...; () if the checkpoint has none, as converted ones.
+    digest: a sha256 of the parameters.
     """
 
     def __init__(
@@ -81,10 +83,11 @@ class LoadedDiT:
         weights,
         decoder=None,
         class_names=(),
+        digest=None,
     ):
         self.config, self.params, self.settings = config, params, settings
         self.step, self.weights, self.decoder = step, weights, decoder
-        self.class_names = class_names
+        self.class_names, self.digest = class_names, digest
         self.process = process = processes.make(settings.diffusion)
         self._apply = jax.jit(apply)
         self._make = functools.cache(
@@ -138,6 +141,7 @@ class LoadedDiT:
         seed=0,
         noise=None,
         trajectory=False,
+        first=0,
         batch_size=256,
         progress=False,
         **sampling,
@@ -146,7 +150,8 @@ class LoadedDiT:
 
         labels: N whole numbers, or weights (N, num_classes) that mix the vectors of the labels,
         each row with the sum 1. noise: where to start, (N, H, W, C) standard normal numbers in the
-        units of the model; None: drawn from the seed, as is the noise of later steps. trajectory:
+        units of the model; None: drawn from the seed, as is the noise of later steps. first: these
+        are the images first, first + 1, ... of the seed, each with its own noise. trajectory:
         returns what the sampler has at every level of noise, (S+1, N, ...) for S steps, from the
         noise to the samples.
 
@@ -162,6 +167,7 @@ class LoadedDiT:
         config = self.config
         arguments.check_whole("batch_size", batch_size, 1)
         arguments.check_whole("seed", seed, 0, settings_lib.MAX_SEED)
+        arguments.check_whole("first", first, 0, 2**32 - 2)
         if not isinstance(trajectory, (bool, np.bool_)):
             raise UserError(f"trajectory must be true or false, got {trajectory!r}")
         labels = arguments.read_labels("labels", labels, config.num_classes, config)
@@ -177,6 +183,7 @@ class LoadedDiT:
             labels,
             seed=seed,
             batch_size=batch_size,
+            first=first,
             noise=noise,
             progress=progress,
         )
@@ -189,9 +196,14 @@ class LoadedDiT:
         images = self.decoder.decode(latents.reshape(-1, *latents.shape[-3:]), progress=progress)
         return images.reshape(*latents.shape[:-3], *images.shape[1:])
 
-    def __repr__(self):
+    @property
+    def name(self):
+        """Size and patch, such as "XL/2"."""
         config = self.config
         shape = (config.depth, config.hidden_size, config.num_heads)
         names = {size: name for name, size in dit.SIZES.items()}
-        size = f"{names.get(shape, 'of its own size')}/{config.patch_size}"
-        return f"LoadedDiT({size} {config.conditioning}, step {self.step}, {self.weights})"
+        return f"{names.get(shape, 'of its own size')}/{config.patch_size}"
+
+    def __repr__(self):
+        design = self.config.conditioning
+        return f"LoadedDiT({self.name} {design}, step {self.step}, {self.weights})"

@@ -1,4 +1,16 @@
-"""The training loop: step, check, save, log, hooks."""
+"""The training loop: step, check, score, save, log, hooks.
+
+Its caller gives functions:
+log(step, means, seconds) gets the means of the metrics since the last log and the seconds of a
+step; the metric data_wait is the share of time spent waiting for batches.
+scores: None or (every, score). score(step, state) -> {name: float} is called every `every` steps
+and at the end; its result is saved and logged with the step.
+save(step, state, measures, last) is called after all metrics up to that step were checked. measures
+has the mean loss since the last call and the scores. last: the final save, so wait for it.
+save_again() says at every log whether to repeat a save that failed.
+hooks: (every, hook). hook(step, state) is called after the log, every `every` steps and at the end.
+stop_requested() is asked with at most two steps in flight.
+"""
 
 import time
 
@@ -25,6 +37,7 @@ def run(
     log_every,
     checkpoint_every,
     spikes,
+    scores,
     log,
     save,
     save_again,
@@ -33,15 +46,9 @@ def run(
 ):
     """Trains from state.step to total_steps and returns the last state.
 
-    train_step(state, batch, key) -> state, metrics. log(step, means, seconds) gets the means of
-    the metrics since the last log and the seconds of a step; the metric data_wait is the share of
-    time spent waiting for batches. Raises divergence.Diverged if a metric is not finite, or if
-    `spikes`, a divergence.Spikes, finds a spike of the loss.
-
-    save(step, state, loss, last) is called after all metrics up to that step were checked; loss is
-    the mean since the last call. last: the final save, so wait for it. save_again() says at every
-    log whether to repeat a save that failed. hooks: (every, hook); hook(step, state) is called
-    every `every` steps and at the end. stop_requested() is asked with at most two steps in flight.
+    train_step(state, batch, key) -> state, metrics; the other functions are explained above. Raises
+    divergence.Diverged if a metric is not finite, or if `spikes`, a divergence.Spikes, finds a
+    spike of the loss.
     """
     step = int(state.step)
     recent, started = [], time.perf_counter()  # metrics since the last log, on the device
@@ -54,20 +61,24 @@ def run(
         step += 1
         jax.block_until_ready(recent[-1:])  # the step before; this one keeps the devices busy
         recent.append(metrics)
-        stopping = stop_requested()
+        stopping = stop_requested() and step < total_steps
         saving = stopping or _due(step, checkpoint_every, total_steps)
-        logging = saving or _due(step, log_every, total_steps)
+        # A signal leaves little time: a step at which a run stops is scored when it is resumed.
+        scoring = scores and not stopping and _due(step, scores[0], total_steps)
+        logging = saving or scoring or _due(step, log_every, total_steps)
         if logging:
             recent = _read(recent, step, spikes)  # waits for the device
             seconds = time.perf_counter() - started
             means = {name: _mean([m[name] for m in recent]) for name in recent[0]}
             losses += [m["loss"] for m in recent]
+            means["data_wait"] = waited / seconds
+        measured = scores[1](step, state) if scoring else {}
         if saving or (logging and save_again()):
-            save(step, state, _mean(losses), stopping or step == total_steps)
+            save(step, state, {"loss": _mean(losses)} | measured, stopping or step == total_steps)
             losses = []
         if logging:  # after a final save, so that the record names it
-            log(step, means | {"data_wait": waited / seconds}, seconds / len(recent))
-        if stopping and step < total_steps:
+            log(step, means | measured, seconds / len(recent))
+        if stopping:
             raise Interrupted(step)
         for every, hook in hooks:
             if _due(step, every, total_steps):

@@ -55,6 +55,7 @@ def empty(storage, path):
     storage.objects[key] = storage.objects[key]._replace(content=b"")
 
 
+@pytest.mark.slow
 def test_resume_in_a_bucket_after_kill_stop_and_damage_gives_the_result_of_a_disk(
     storage, bucket_path, tmp_path
 ):

@@ -112,6 +112,7 @@ def test_training_batches_from_the_cache_match_those_from_the_images(root):
     assert len(np.unique(np.concatenate(flat), axis=0)) > 24  # some of the 24 images are flipped
 
 
+@pytest.mark.slow
 def test_training_from_the_cache_decodes_samples(call, root, tmp_path):
     options = (
         *("--config=configs/imagenet256.py:Ti/2", "--config.model.input_size=(4, 4)"),

@@ -26,20 +26,27 @@ def test_judgments_are_printed_and_written(call, tmp_path):
     "args, message",
     [
         (["--checkpoint=/nowhere"], "must be a directory with a saved step, got /nowhere"),
-        (["--checkpoint={latents}"], "checkpoint must be of a model of digits so far, got one of"),
-        (
-            ["--checkpoint={latents}", "--out=no/where.json"],
-            "out must be in a directory that exists",
-        ),
-        (["--checkpoint={latents}", "--out={latents}"], "out must be a file, got the directory"),
-        (["--checkpoint={latents}", "--out="], "out must not be empty"),
+        (["--checkpoint={run}", "--out=no/where.json"], "out must be in a directory that exists"),
+        (["--checkpoint={run}", "--out={run}"], "out must be a file, got the directory"),
+        (["--checkpoint={run}", "--out="], "out must not be empty"),
+        (["--checkpoint={run}", "--preset=paper-256"], "--inception must be given with --preset"),
+        (["--checkpoint={run}", "--reference=x.npz"], "--inception must be given with --reference"),
+        (["--checkpoint={run}", "--preset=table-2"], "preset must be one of paper-256, "),
+        (["--checkpoint={run}", "--cfg_scale=-1"], "cfg_scale must be at least 0, got -1"),
+        (["--checkpoint={run}", "--vae=nowhere"], "vae must be a"),
         ([], "--checkpoint must be given"),
     ],
 )
 def test_wrong_use_is_one_line(refuse, tmp_path, args, message):
-    config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
+    random_run.save(tmp_path)
+    assert message in refuse(evaluate, *(arg.format(run=tmp_path) for arg in args))
+
+
+def test_a_model_of_latents_needs_an_autoencoder(refuse, tmp_path):
+    config = random_run.CONFIG | {"data": {"source": "latents", "space": "latents"}}
     random_run.save(tmp_path, config)
-    assert message in refuse(evaluate, *(arg.format(latents=tmp_path) for arg in args))
+    line = refuse(evaluate, tmp_path)
+    assert "--vae must be given for a model of latents" in line
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_sampling(refuse, tmp_path):

@@ -38,6 +38,7 @@ def test_a_plan_is_printed_and_written(call, tmp_path, standard):
     assert "estimates, not measurements" in printed
 
 
+@pytest.mark.slow
 def test_a_sweep_ranks_what_it_tries(call, tmp_path, standard, monkeypatch):
     asked, out = [], tmp_path / "plan.json"
     monkeypatch.setattr(planning, "meshes", lambda count, **o: asked.append(o) or MESHES)

@@ -51,6 +51,7 @@ def test_two_processes_train_sample_and_save(reference):
     store.verify(reference / "checkpoints", LAST)
 
 
+@pytest.mark.slow
 def test_a_failed_save_a_signal_and_a_share_that_one_process_cannot_read(reference, tmp_path):
     run, directory = tmp_path / "run", tmp_path / "run" / "checkpoints"
     workers = start_pod(run, 2, "--config.run.total_steps=2000")

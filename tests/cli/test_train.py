@@ -181,7 +181,7 @@ RANDOM = "--config.data.source=synthetic"
     [
         (
             ["--config=configs/imagenet256.py:XXL/2", RANDOM],
-            "model.size must be one of Ti, S, B, L, XL, got",
+            "model.size must be one of Pi, Na, Ti, XS, S, B, L, XL, got",
         ),
         (
             ["--config=configs/imagenet256.py:XL2"],

@@ -301,7 +301,7 @@ def test_a_fresh_model_predicts_zero():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"size": "XXL"}, "size must be one of Ti, S, B, L, XL, got 'XXL'"),
+        ({"size": "XXL"}, "size must be one of Pi, Na, Ti, XS, S, B, L, XL, got 'XXL'"),
         (
             {"conditioning": "film"},
             f"conditioning must be one of {', '.join(CONDITIONINGS)}, got 'film'",

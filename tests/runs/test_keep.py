@@ -36,6 +36,17 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert_complete(tmp_path, [2, 4, 5, 6])
 
 
+def test_the_best_by_another_measure_are_kept(tmp_path):
+    """A step without it, as one that a signal saved, is not the best."""
+    scores = {1: 3.0, 2: None, 3: 1.0, 4: 2.0, 5: 4.0}
+    with keep.Keeper(tmp_path, newest=1, best=1, best_by="score") as keeper:
+        for step, score in scores.items():
+            meta = {"loss": 9.0 - step} | ({"score": score} if score else {})
+            keeper.save(step, items(step), meta)
+        keeper.wait()
+    assert_complete(tmp_path, [3, 5])
+
+
 def test_a_step_is_read_back_before_an_older_one_is_deleted(tmp_path, monkeypatch):
     seen, verify = [], store.verify
 

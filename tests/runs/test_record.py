@@ -11,10 +11,11 @@ from dit_jax.runs import record
 MEANS = {"loss": 0.5, "mse": 0.4, "vb": 0.1, "grad_norm": 1.0, "data_wait": 0.1}
 
 
-def make_log(path, *, start=0, peak_flops=None):
+def make_log(path, *, start=0, peak_flops=None, measured=None):
     return record.make_log(
         path,
         start=start,
+        measured=measured,
         total_steps=10,
         batch_size=32,
         flops_per_step=4e12,
@@ -136,6 +137,44 @@ def test_the_loss_curve_has_a_title_axes_that_can_be_read_and_a_smoothed_line(
         ticks = [value for value in axes.yaxis.get_majorticklocs() if low <= value <= high]
         labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
         assert len(ticks) >= 4 and all(float(text) for text in labels)  # 0.05, not 5 x 10^-2
+
+
+TITLES = {"frechet_distance": "Frechet distance (classifier features)", "kid": "KID"}
+
+
+def score(log, values):
+    for step, value in values.items():
+        log(step, MEANS | {"frechet_distance": value, "kid": value - 3}, 0.5)
+
+
+def test_scores_are_plotted_with_labelled_axes(tmp_path, monkeypatch):
+    """Over all records with scores, on a logarithmic axis where all values are above 0."""
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    log = make_log(tmp_path / "m")
+    record.plot_scores(tmp_path / "m", tmp_path / "scores.png", TITLES)
+    log(1, MEANS, 0.5)  # without a score, as older records
+    record.plot_scores(tmp_path / "m", tmp_path / "scores.png", TITLES)
+    assert not drawn
+    score(log, {2: 20.0, 4: 9.0, 8: 2.5})
+    record.plot_losses(tmp_path / "m", tmp_path / "loss.png")
+    record.plot_scores(tmp_path / "m", tmp_path / "scores.png", TITLES)
+    shown = drawn[-1]
+    assert shown.get_suptitle() == f"{tmp_path.name}: scores of the EMA to step 8"
+    first, second = shown.axes
+    for axes, title in zip(shown.axes, TITLES.values(), strict=True):
+        assert axes.get_title() == axes.get_ylabel() == title and axes.get_xlabel() == "step"
+        assert list(axes.lines[0].get_xdata()) == [2, 4, 8]
+    assert list(first.lines[0].get_ydata()) == [20, 9, 2.5] and first.get_yscale() == "log"
+    assert list(second.lines[0].get_ydata()) == [17, 6, -0.5] and second.get_yscale() == "linear"
+
+
+def test_a_score_of_the_resumed_step_is_added_to_its_line(tmp_path):
+    log = make_log(tmp_path / "m")
+    for step in (2, 4, 6):
+        log(step, MEANS, 0.5)
+    make_log(tmp_path / "m", start=4, measured={"kid": 0.5})
+    assert [line.get("kid") for line in record.read(tmp_path / "m")] == [None, 0.5]
 
 
 def test_smoothing_removes_a_spike_and_keeps_a_slope():

@@ -79,6 +79,28 @@ def test_an_image_does_not_depend_on_its_batch(params, usual):
     assert np.abs(other.astype(int) - small).mean() > 10
 
 
+def test_images_can_be_drawn_in_parts(params, usual):
+    labels = np.arange(16) % 10
+    whole = generate.run(usual, params, labels, seed=0, batch_size=8)
+    part = generate.run(usual, params, labels[8:], seed=0, first=8, batch_size=8)
+    np.testing.assert_array_equal(part, whole[8:])
+
+
+def test_labels_are_drawn_by_index():
+    labels = generate.random_labels(0, 0, 5000, 10)
+    np.testing.assert_array_equal(generate.random_labels(0, 700, 30, 10), labels[700:730])
+    counts = np.bincount(labels, minlength=10)
+    assert len(counts) == 10 and counts.min() > 420 and counts.max() < 580  # 500 +- 21
+    assert (generate.random_labels(1, 0, 5000, 10) == labels).mean() < 0.15
+
+
+@pytest.mark.parametrize("tokens, count", [(16, 256), (256, 16), (1024, 8), (4, 256)])
+def test_devices_draw_about_the_same_number_of_tokens(tokens, count):
+    side = 2 * int(tokens**0.5)
+    config = dit.configure("Ti", 2, input_size=(side, side), in_channels=1, num_classes=10)
+    assert generate.images_at_once(config) == count
+
+
 def test_one_device_draws_what_eight_draw(params, usual):
     labels = np.arange(8)
     eight = generate.run(usual, params, labels, seed=0, batch_size=8)

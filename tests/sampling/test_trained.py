@@ -69,6 +69,15 @@ def noise_of(seed, count, num_steps):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_many_images_can_be_drawn_in_parts(run, sampler):
+    model = dit_jax.load(run[0])
+    options = {"sampler": sampler, "num_steps": 4, "seed": 5, "batch_size": 8}
+    labels = np.arange(16) % 10
+    later = model.sample(labels[8:], first=8, **options)
+    np.testing.assert_array_equal(later, model.sample(labels, **options)[8:])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_given_noise_is_where_sampling_starts(run, sampler):
     model = dit_jax.load(run[0])
     drawn = functools.partial(model.sample, [3, 1, 4], sampler=sampler, num_steps=4, seed=5)
@@ -180,6 +189,8 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"seed": -1}, "seed must be a whole number in 0 .. 4294967295, got -1"),
         ([3], {"seed": 2**32}, "seed must be a whole number in 0 .. 4294967295, got 4294967296"),
         ([3], {"seed": None}, "seed must be a whole number in 0 .. 4294967295, got None"),
+        ([3], {"first": -1}, "first must be a whole number in 0 .. 4294967294, got -1"),
+        ([3], {"first": 1.0}, "first must be a whole number in 0 .. 4294967294, got 1.0"),
         ([3], {"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
         ([3], {"batch_size": "a"}, "batch_size must be a whole number of at least 1, got 'a'"),
         ([3], {"cfg_scale": "2"}, "cfg_scale must be a number, got '2'"),

@@ -16,17 +16,25 @@ def train(
     checkpoint_every=6,
     spikes=None,
     failed_saves=(),
+    score_every=None,
 ):
     """(run, events): run() runs the loop with a step that only counts and appends to events."""
     events, failed_saves = [], list(failed_saves)
 
-    def save(step, state, loss, last):
-        events.append(("save", step, loss, last))
+    def save(step, state, measures, last):
+        events.append(("save", step, *measures.values(), last))
 
     def save_again():
         failed = any(event[0] == "save" and event[1] in failed_saves for event in events)
         failed_saves.clear() if failed else None
         return failed
+
+    def score(step, state):
+        events.append(("score", step))
+        return {"distance": 10.0 * step}
+
+    def log(step, means, seconds):
+        events.append(("log", step, means["loss"], *filter(None, [means.get("distance")])))
 
     def train_step(state, batch, key):
         assert batch == int(state.step)  # a resumed loop gets the batch of its step
@@ -43,8 +51,9 @@ def train(
             total_steps=total_steps,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
-            log=lambda step, means, seconds: events.append(("log", step, means["loss"])),
+            log=log,
             spikes=spikes or divergence.Spikes(0),
+            scores=score_every and (score_every, score),
             save=save,
             save_again=save_again,
             hooks=[(5, lambda step, state: events.append(("hook", step)))],
@@ -71,6 +80,25 @@ def test_logs_saves_and_hooks_come_at_their_periods():
         ("hook", 10),
         *[("save", 12, 9.5, True), ("log", 12, 10.5), ("hook", 12)],
     ]
+
+
+def test_scores_come_before_the_save_and_are_in_the_save_and_in_the_log():
+    run, events = train(total_steps=10, log_every=100, score_every=3)
+    run()
+    assert events == [
+        *[("score", 3), ("log", 3, 2.0, 30.0)],
+        ("hook", 5),
+        *[("score", 6), ("save", 6, 3.5, 60.0, False), ("log", 6, 5.0, 60.0)],
+        *[("score", 9), ("log", 9, 8.0, 90.0)],
+        *[("score", 10), ("save", 10, 8.5, 100.0, True), ("log", 10, 10.0, 100.0), ("hook", 10)],
+    ]
+
+
+def test_a_run_that_must_stop_saves_without_a_score():
+    run, events = train(total_steps=10, log_every=100, score_every=3, stop_at=3)
+    with pytest.raises(loop.Interrupted):
+        run()
+    assert events == [("save", 3, 2.0, True), ("log", 3, 2.0)]
 
 
 def test_a_resumed_run_keeps_the_periods():
@@ -159,6 +187,7 @@ def test_at_most_two_steps_are_in_flight():
         checkpoint_every=100,
         log=lambda *_: None,
         spikes=divergence.Spikes(0),
+        scores=None,
         save=lambda *_: None,
         save_again=lambda: False,
         hooks=[],

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from receipts import FID, PAPER, receipt, run, runs_of_paper
+
+from dit_jax.errors import UserError
+from dit_jax.evals import scaling
+
+
+def test_the_trend_of_the_paper():
+    gflops, fids = zip(*PAPER.values(), strict=True)
+    trend = scaling.trend(gflops, fids)
+    assert round(trend.correlation, 2) == -0.93  # as under fig. 8
+    assert trend.exponent == pytest.approx(-0.36, abs=0.005)
+
+
+def test_the_trend_of_an_exact_power_law():
+    gflops = np.array([0.1, 1.0, 7.0, 90.0])
+    trend = scaling.trend(gflops, 20 * gflops**-0.5)
+    assert trend.exponent == pytest.approx(-0.5) and trend.factor == pytest.approx(20)
+    line = scaling.trend(gflops, 3 - np.log(gflops))  # a line in log Gflops
+    assert line.correlation == pytest.approx(-1) and line.exponent is None  # one is negative
+
+
+@pytest.mark.parametrize(
+    "gflops, values", [([1, 2], [3, 4]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 4], [5] * 3)]
+)
+def test_there_is_no_trend_of_two_models_or_of_equal_ones(gflops, values):
+    assert scaling.trend(gflops, values) is None
+
+
+def test_compute_of_training_is_counted_as_in_the_paper():
+    each = run("XL/2", gflops=118.64, value=19.47)
+    assert each.training_gflops(400_000) == pytest.approx(118.64 * 256 * 400_000 * 3)
+    assert each.steps == [100_000, 200_000, 400_000]
+    assert each.loss_at(400_000) == each.losses[1][-1]
+
+
+@pytest.mark.parametrize(
+    "score, low",
+    [
+        *((FID, True), ("sFID-10K (ADM)", True), ("KID", True)),
+        ("Frechet distance (classifier features)", True),
+        *(("inception score", False), ("precision", False), ("recall", False)),
+    ],
+)
+def test_distances_are_good_if_low(score, low):
+    assert scaling.lower_is_better(score) == low
+
+
+def test_the_score_is_the_first_that_all_receipts_have():
+    a, b = receipt(score="sFID"), receipt(score="KID")
+    for each in (a, b):
+        each["scores"] |= {"recall": {"value": 0.5}, "precision": {"value": 0.7}}
+    assert scaling.common_score([a, b]) == "recall"
+    assert scaling.common_score([a, b], "precision") == "precision"
+    assert scaling.value(a, "recall") == 0.5 and scaling.deviation(a, "recall") is None
+    with pytest.raises(UserError, match="^score must be one of recall, precision, got 'KID'"):
+        scaling.common_score([a, b], "KID")
+    b["scores"]["recall"]["value"] = float("nan")
+    with pytest.raises(UserError, match="^recall must be finite in all receipts, got nan of runs/"):
+        scaling.common_score([a, b])
+    with pytest.raises(UserError, match="^receipts must have a score in common, got KID, sFID$"):
+        scaling.common_score([receipt(score="sFID"), receipt(score="KID")])
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"count": 10_000}, "count, got 50000 of runs/Ti/4 and 10000 of runs/S/4"),
+        ({"weights": "params"}, "weights, got 'ema' of"),
+        (
+            {"sampling": {"sampler": "ddim", "num_steps": "ddim25", "cfg_scale": 1.5}},
+            "sampling.cfg_",
+        ),
+    ],
+)
+def test_scores_of_other_samples_cannot_be_compared(change, name):
+    with pytest.raises(UserError, match=f"^receipts must have the same {name}"):
+        scaling.check_comparable([receipt(), receipt("S/4", **change)])
+
+
+@pytest.mark.parametrize("name", ["network", "reference"])
+def test_scores_by_another_network_or_reference_cannot_be_compared(name):
+    other = receipt() | {name: {"network": "classifier"}}
+    with pytest.raises(UserError, match=f"^receipts must have the same {name}, got "):
+        scaling.check_comparable([receipt(), other])
+
+
+def test_what_a_sweep_varies_and_the_seed_may_differ():
+    sampling = receipt()["samples"]["sampling"] | {"cfg_scale": 4.0}
+    receipts = [receipt(), receipt(sampling=sampling, step=7, seed=3)]
+    scaling.check_comparable(receipts, free=["cfg_scale"])
+
+
+def test_runs_are_compared_at_the_last_step_that_all_have():
+    steps = [(100, 200, 300), (100, 200), (50, 100, 200, 400)]
+    runs = [run("Ti/4", gflops=1, value=1, steps=each) for each in steps]
+    assert scaling.common_step(runs) == 200
+    runs.append(run("S/4", "adaln", gflops=1, value=1, steps=(60,)))
+    with pytest.raises(
+        UserError, match=r"^runs must be scored at one common step, got .*S/4 adaln"
+    ):
+        scaling.common_step(runs)
+
+
+def test_the_table_has_a_line_for_each_run():
+    rows = scaling.rows(runs_of_paper(), 400_000, FID)
+    lines = scaling.table(rows, FID).splitlines()
+    assert len(lines) == 13 and lines[0].endswith(FID)
+    assert lines[1].split() == [
+        "S/8",
+        "adaln_zero",
+        "360,000",
+        "0.36",
+        "0.1522",
+        "153.6",
+        "+-",
+        "3.1",
+    ]
+    rows[0]["deviation"] = None
+    assert scaling.table(rows, FID).splitlines()[1].endswith("  153.6")
