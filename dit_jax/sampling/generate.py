@@ -116,7 +116,7 @@ def random_labels(seed, first, count, num_classes):
     keys = image_keys(np.uint32(seed), count, np.uint32(first))
 
     def draw(key):
-        return jax.random.randint(jax.random.fold_in(key, LABEL), (), 0, num_classes)
+        return jax.random.randint(jax.random.fold_in(key, LABEL), (), 0, num_classes, jnp.int32)
 
     return np.asarray(jax.vmap(draw)(keys), np.int32)
 

@@ -156,7 +156,7 @@ def test_a_reference_is_made_of_prepared_images(call, inception, tmp_path):
     assert scores["precision"]["value"] == scores["recall"]["value"] == 1
 
 
-def test_small_data_are_judged_by_a_classifier_of_their_own(call, tmp_path, monkeypatch):
+def test_small_data_are_judged_by_a_classifier_of_their_own(call, caplog, tmp_path, monkeypatch):
     """500 samples of random weights, with real digits beside them."""
     monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
     random_run.save(tmp_path / "run")
@@ -171,9 +171,10 @@ def test_small_data_are_judged_by_a_classifier_of_their_own(call, tmp_path, monk
     assert values["agreement with the label"] < 0.4 < found["held_out"]["agreement with the label"]
     assert values["precision"] < found["held_out"]["precision"]
     assert f"{name}" in text and "(held-out images: " in text
-    assert "fitted a classifier to 1350 images" in errors
+    assert "fitted a classifier to 1350 images" in caplog.text
+    caplog.clear()
     code, again, errors = call(evaluate, *given)
-    assert code == 0 and again == text and "fitted" not in errors
+    assert code == 0 and again == text and "fitted" not in caplog.text
 
 
 def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
