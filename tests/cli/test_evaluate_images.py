@@ -160,6 +160,7 @@ def test_small_data_are_judged_by_a_classifier_of_their_own(call, caplog, tmp_pa
     """500 samples of random weights, with real digits beside them."""
     monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
     random_run.save(tmp_path / "run")
+    caplog.set_level("INFO")
     given = [tmp_path / "run", tmp_path / "out", "--num_samples=500"]
     code, text, errors = call(evaluate, *given)
     assert code == 0, errors
