@@ -118,7 +118,7 @@ def check(values, *words):
     else:
         source = None if values.from_hub else paths[0]
     for argument, path in (arguments[0], source), ("vae", values.vae):
-        if path:
+        if path and name != "inception":  # which says where its file can be had
             command.check_exists(argument, path)
     if name != "inspect":
         from dit_jax.convert import files  # needs NumPy

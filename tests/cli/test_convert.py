@@ -288,7 +288,7 @@ def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run
     [
         (
             [],
-            "must be one of from-torch, to-torch, from-diffusers, to-diffusers, vae, inspect",
+            "must be one of from-torch, to-torch, from-diffusers, to-diffusers, vae, inception",
         ),
         (["turn"], "got 'turn'"),
         (["from-torch", "a.pt"], "from-torch takes FILE OUT, got 'a.pt'"),

@@ -102,7 +102,7 @@ def test_the_commands_of_the_readme_work_in_any_folder(tmp_path):
         run(sample, tmp_path)
     assert len(list((tmp_path / "stars").iterdir())) == 100
     with Image.open(tmp_path / "shapes.png") as image:
-        assert image.width > 3 * 64
+        assert image.width > 3 * 2 * SIZE  # three columns, enlarged
     assert len(list((tmp_path / "runs/shapes/samples").iterdir())) == 1
 
 
