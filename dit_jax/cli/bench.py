@@ -37,7 +37,7 @@ def check(values, what):
     if what not in ("train", "sample", "data"):
         raise UserError(f"what to measure must be train, sample or data, got {what!r}")
     if values.out:
-        command.output_path(values.out)
+        command.output_path(values.out, ".json")
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
     if what == "data":
@@ -47,7 +47,7 @@ def check(values, what):
 
 def main(values, what):
     settings = arguments.settings(values)
-    out = values.out and command.output_path(values.out)
+    out = values.out and command.output_path(values.out, ".json")
     from dit_jax.runs import bench
 
     options = {"repeats": values.repeats, "warmup": values.warmup}

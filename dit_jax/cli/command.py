@@ -162,8 +162,11 @@ def output_folder(text):
     return path
 
 
-def output_path(text):
-    """The Path of a file to write; UserError if it cannot be written."""
+def output_path(text, suffix=""):
+    """The Path of a file to write; UserError if it cannot be written or ends otherwise.
+
+    suffix: of a command that replaces the file, so that a mistyped OUT is no file of another kind.
+    """
     path = expand(text)
     if path.is_dir():
         raise UserError(f"out must be a file, got the directory {path}")
@@ -171,6 +174,8 @@ def output_path(text):
         raise UserError(f"out must be in a directory that exists, got {path}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"out must be where you may write, got {path}")
+    if not path.name.endswith(suffix):
+        raise UserError(f"out must end with {suffix}, got {path}")
     return path
 
 

@@ -92,9 +92,7 @@ def check(values, *inputs):
     elif values.make_reference:
         for name in ("checkpoint", "out", "inception", "size"):
             _require(values, name, "--make_reference")
-        out = command.output_path(values.out)
-        if out.suffix != ".npz":
-            raise UserError(f"out must end with .npz, got {out}")
+        command.output_path(values.out, ".npz")
         command.check_exists("checkpoint", values.checkpoint)
     else:
         if not values.checkpoint:
@@ -155,7 +153,9 @@ def main(values, *inputs):
         if judge_digits.fits(asked):
             out = disk.path(values.out or request.home(asked.samples) / "judgments.json")
             if disk.is_on_disk(out):
-                command.output_path(out)
+                command.output_path(out, ".json")
+            elif out.suffix != ".json":
+                raise UserError(f"out must end with .json, got {out}")
             judge_digits.run(asked, out, values.batch_size)
         else:
             evaluate.run(asked, command.output_folder(folder(values)), sys.argv)

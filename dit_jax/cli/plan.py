@@ -32,12 +32,12 @@ def define(values):
 def check(values):
     chips.parse(values.topology)
     if values.out:
-        command.output_path(values.out)
+        command.output_path(values.out, ".json")
 
 
 def main(values):
     settings = arguments.settings(values)
-    out = values.out and command.output_path(values.out)
+    out = values.out and command.output_path(values.out, ".json")
     import jax
 
     from dit_jax.planning import plan

@@ -82,3 +82,10 @@ def test_summarize_uses_median_and_quartiles():
 )
 def test_wrong_use_is_one_line(refuse, args, message):
     assert message in refuse(bench, *args)
+
+
+def test_a_second_config_is_not_overwritten(refuse, tmp_path):
+    (tmp_path / "mine.py").write_text("years")
+    line = refuse(bench, "train", "configs/digits.py", tmp_path / "mine.py")
+    assert line.endswith(f"out must end with .json, got {tmp_path}/mine.py")
+    assert (tmp_path / "mine.py").read_text() == "years"
