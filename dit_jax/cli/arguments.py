@@ -5,6 +5,7 @@ What a command reads and writes can be given as words or as flags: `dit-train CO
 """
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -254,6 +255,8 @@ def _check_values(values, required):
         value = values[name].value
         if value in ("", []):
             raise UserError(f"{name} must not be empty")
+        if "." not in name and isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be finite, got {value}")  # absl's bounds accept nan
         if isinstance(value, str) and value.startswith("--"):  # `--vae --labels=1`
             raise UserError(f"{name} must have a value, got {value}")
     if "config" in values and values.config:

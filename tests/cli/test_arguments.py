@@ -75,6 +75,8 @@ def test_words_stand_for_flags_in_their_order(parse, words, found):
         (["a", "--share=2"], "--share must be a number in 0.0 .. 1.0, got 2"),
         (["a", "--share=all"], "--share must be a number in 0.0 .. 1.0, got 'all'"),
         (["a", "--scale=x"], "--scale must be a number, got 'x'"),
+        (["a", "--share=nan"], "--share must be finite, got nan"),
+        (["a", "--scale=-inf"], "--scale must be finite, got -inf"),
     ],
 )
 def test_wrong_words_are_refused(parse, words, message):
