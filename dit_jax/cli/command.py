@@ -18,6 +18,7 @@ from dit_jax.machine import disk, peers
 
 CLUSTER = ("coordinator", "num_processes", "process_id")
 PACKAGE = str(Path(__file__).parents[1])
+MAX_CROP = 4096  # pixels: with the flips, a batch of 32 such crops takes 3 GB before it is encoded
 
 
 def run(
@@ -32,8 +33,8 @@ def run(
     the exit code after SIGINT or SIGTERM, which end the process at once unless main calls
     `interrupt.raise_from_here`.
 
-    A UserError, an OSError, a bucket's refusal and devices that jax cannot use become one line on
-    stderr and exit code 2. Any other exception is a bug and keeps its traceback.
+    A UserError, an OSError, a MemoryError, a bucket's refusal and devices that jax cannot use
+    become one line on stderr and exit code 2. Any other exception is a bug and keeps its traceback.
     """
     handlers = interrupt.listen(name, stopped)
     compat.log_plainly(_is_for_users)
@@ -54,6 +55,8 @@ def run(
         return 141
     except (UserError, OSError) as error:
         return fail(name, error)
+    except MemoryError as error:
+        return fail(name, f"this needs more memory than this host has: {_show_reason(error)}")
     except Exception as error:
         if disk.is_refusal(error):
             return fail(name, error)
@@ -63,6 +66,10 @@ def run(
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+def _show_reason(error):
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _run(name, values, check, main, uses_jax, **rules):
@@ -106,6 +113,12 @@ def define_cluster(values):
     flags.DEFINE_string("coordinator", None, address, **options)
     flags.DEFINE_integer("num_processes", None, "With --coordinator.", lower_bound=1, **options)
     flags.DEFINE_integer("process_id", None, number, lower_bound=0, **options)
+
+
+def define_size(values, default, text):
+    """Defines the flag size: of crops, in pixels."""
+    bounds = {"lower_bound": 1, "upper_bound": MAX_CROP}
+    flags.DEFINE_integer("size", default, text, **bounds, flag_values=values)
 
 
 def define_seed(values):

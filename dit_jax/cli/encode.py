@@ -24,7 +24,7 @@ DTYPES = ("float16", "float32")  # as data.latents, which needs NumPy
 def define(values):
     options = {"flag_values": values}
     flags.DEFINE_string("vae", None, "Folder that `dit-convert vae` wrote.", **options)
-    flags.DEFINE_integer("size", 256, "Size of the crop in pixels.", lower_bound=1, **options)
+    command.define_size(values, 256, "Size of the crop in pixels.")
     flags.DEFINE_string("split", "train", "Split of the dataset to encode.", **options)
     flags.DEFINE_enum("dtype", "float16", DTYPES, "Dtype of the moments.", **options)
     flags.DEFINE_integer(

@@ -60,7 +60,7 @@ def define(values):
     flags.DEFINE_integer("bootstrap", None, text, lower_bound=0, **options)
     flags.DEFINE_boolean("fid_infinity", False, "Extrapolate FID to infinitely many.", **options)
     flags.DEFINE_boolean("make_reference", False, "Write OUT.npz from prepared data.", **options)
-    flags.DEFINE_integer("size", None, "Of its images, in pixels.", lower_bound=1, **options)
+    command.define_size(values, None, "Of its images, in pixels.")
     flags.DEFINE_string("split", "train", "Of the prepared data.", **options)
     flags.DEFINE_string("repeat", None, "A receipt: judge again and compare.", **options)
     flags.DEFINE_boolean("compare", False, "Print receipts side by side.", **options)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import random_run
 from absl import flags
@@ -123,6 +124,15 @@ def test_a_user_error_is_one_line(run):
         raise UserError("size must be small, got 3")
 
     assert run(main) == (2, "dit-command: size must be small, got 3\n")
+
+
+def test_a_lack_of_memory_is_one_line(run):
+    def main(values):
+        return np.empty(2**60, np.uint8)
+
+    code, errors = run(main)
+    assert code == 2
+    assert errors.startswith("dit-command: this needs more memory than this host has: Unable to ")
 
 
 def test_any_other_value_error_keeps_its_traceback(run):
