@@ -19,6 +19,7 @@ FREE = (
     "data.cache",
 )
 MAX_SEED = 2**32 - 1
+MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
 SPACING = re.compile("(ddim)?[0-9]+")
 SPACING_RULE = 'a number, as "250" or "ddim50"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
@@ -31,6 +32,11 @@ def keeps(rule, fits, default):
 
 def at_least(least, default):
     return keeps(f"at least {least}", lambda x: x >= least, default)
+
+
+def steps(least, default):
+    """A number of steps to which the optimizer or the loop counts."""
+    return keeps(f"in {least} .. {MAX_STEPS}", lambda x: least <= x <= MAX_STEPS, default)
 
 
 def above(bound, default):
@@ -132,8 +138,8 @@ class Train:
     b2: float = fraction(0.999)
     eps: float = above(0, 1e-8)
     weight_decay: float = at_least(0, 0.0)
-    warmup_steps: int = at_least(0, 0)
-    decay_steps: int = at_least(0, 0)
+    warmup_steps: int = steps(0, 0)
+    decay_steps: int = steps(0, 0)
     ema_decay: float = fraction(0.9999)
     ema_warmup: bool = False
     frozen: tuple = tuple_of("regular expressions", _is_pattern)
@@ -156,7 +162,7 @@ class Sampling:
 class Run:
     """How long a run takes, and what it writes."""
 
-    total_steps: int = at_least(1, 400_000)
+    total_steps: int = steps(1, 400_000)
     log_every: int = at_least(1, 100)
     checkpoint_every: int = at_least(1, 5_000)
     keep_checkpoints: int = at_least(1, 2)

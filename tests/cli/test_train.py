@@ -259,12 +259,29 @@ RANDOM = "--config.data.source=synthetic"
             "train.batch_size must fit into the memory of a host, ",
         ),
         ([DIGITS, "--config.train.batch_size=0"], "train.batch_size must be at least 1, got 0"),
-        ([DIGITS, "--config.run.total_steps=0"], "run.total_steps must be at least 1, got 0"),
-        ([DIGITS, "--config.run.total_steps=-7"], "run.total_steps must be at least 1, got -7"),
+        (
+            [DIGITS, "--config.run.total_steps=0"],
+            "run.total_steps must be in 1 .. 2147483647, got 0",
+        ),
+        (
+            [DIGITS, "--config.run.total_steps=99999999999"],
+            "must be in 1 .. 2147483647, got 999999",
+        ),
+        (
+            [DIGITS, "--config.run.num_samples=100000000"],
+            "num_samples must be at most 10000, got 1",
+        ),
+        (
+            [DIGITS, "--config.run.score_samples=50001"],
+            "score_samples must be at most 50000, got 5",
+        ),
         ([DIGITS, "--config.run.log_every=0"], "run.log_every must be at least 1, got 0"),
         ([DIGITS, "--config.train.learning_rate=0.0"], "learning_rate must be above 0, got 0.0"),
         ([DIGITS, "--config.train.ema_decay=1.0"], "train.ema_decay must be in [0, 1), got 1.0"),
-        ([DIGITS, "--config.train.warmup_steps=-1"], "warmup_steps must be at least 0, got -1"),
+        (
+            [DIGITS, "--config.train.warmup_steps=-1"],
+            "warmup_steps must be in 0 .. 2147483647, got",
+        ),
         ([DIGITS, "--config.train.decay_steps=3"], "decay_steps must be 0 or above warmup_steps"),
         ([DIGITS, "--config.model.null_label=False"], "class_dropout_prob must be 0 without"),
         ([DIGITS, "--config.compute.dtype=float16"], "dtype must be one of float32, bfloat16"),
