@@ -22,6 +22,7 @@ from absl import flags
 from dit_jax.cli import arguments, command
 from dit_jax.data import fields
 from dit_jax.errors import UserError
+from dit_jax.machine import disk
 
 
 def define(values):
@@ -62,7 +63,7 @@ def show(figures, out):
     for name, value in figures.items():
         print(f"{name:32s} {value:.4g}" if isinstance(value, float) else f"{name:32s} {value}")
     if out:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        disk.write_text(out, json.dumps(figures, indent=2) + "\n")
 
 
 def entry():

@@ -167,11 +167,12 @@ def check_exists(name, text):
         raise UserError(f"{name} must exist, got {text}")
 
 
-def output_folder(text):
-    """The Path of a folder to write; UserError if it is a file."""
+def output_folder(text, name="OUT"):
+    """The Path of a folder to write; UserError if it is a file or cannot be written."""
     path = expand(text)
+    disk.check_writable(path, name)
     if path.exists() and not path.is_dir():
-        raise UserError(f"OUT must be a folder or new, got the file {path}")
+        raise UserError(f"{name} must be a folder or new, got the file {path}")
     return path
 
 
@@ -181,11 +182,12 @@ def output_path(text, suffix=""):
     suffix: of a command that replaces the file, so that a mistyped OUT is no file of another kind.
     """
     path = expand(text)
+    disk.check_writable(path, "out")
     if path.is_dir():
         raise UserError(f"out must be a file, got the directory {path}")
     if not path.parent.is_dir():
         raise UserError(f"out must be in a directory that exists, got {path}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         raise UserError(f"out must be where you may write, got {path}")
     if not path.name.endswith(suffix):
         raise UserError(f"out must end with {suffix}, got {path}")

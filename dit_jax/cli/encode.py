@@ -37,14 +37,15 @@ def define(values):
 
 
 def check(values, dataset, out):
-    command.output_folder(out)
+    if not values.verify:
+        command.output_folder(out)
     if not command.has_peers(values):  # they must all fail if the path is missing on one
         command.check_exists("DATASET", dataset)
         steps.locate(values.vae, name="vae")
 
 
 def main(values, dataset, out):
-    dataset, out = command.expand(dataset), command.output_folder(out)
+    dataset, out = command.expand(dataset), command.expand(out)
     from dit_jax.data import encode
 
     return encode.run(values, dataset, out)

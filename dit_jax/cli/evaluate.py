@@ -98,7 +98,9 @@ def check(values, *inputs):
         if not values.checkpoint:
             raise UserError("--checkpoint must be given")
         read_request(values, values.checkpoint).check()
-        folder(values)
+        out = disk.path(folder(values))
+        if disk.is_on_disk(out):
+            disk.check_writable(out, "out")
 
 
 def _require(values, name, flag):

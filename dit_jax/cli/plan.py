@@ -18,6 +18,7 @@ import sys
 from absl import flags
 
 from dit_jax.cli import arguments, command
+from dit_jax.machine import disk
 from dit_jax.planning import chips
 
 
@@ -51,7 +52,7 @@ def main(values):
         figures = plans.plan_one(settings, target)
         plans.show(figures)
     if out:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        disk.write_text(out, json.dumps(figures, indent=2) + "\n")
 
 
 def entry():

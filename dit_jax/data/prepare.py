@@ -53,7 +53,7 @@ def write(
     out = Path(out)
     if num_shards > len(listing.examples):
         raise UserError(f"num_shards must be at most {len(listing.examples)}, got {num_shards}")
-    out.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(out, "OUT")
     with disk.locked(out, "OUT"):
         manifest = read_manifest(out)
         finished = manifest["splits"].get(split)

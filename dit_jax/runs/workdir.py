@@ -46,7 +46,7 @@ def held(workdir):
     """
     with contextlib.ExitStack() as stack:
         with cluster.together():
-            _make(workdir)
+            disk.make_folder(workdir, "workdir")
             if jax.process_index() == 0 and disk.is_on_disk(workdir):
                 stack.enter_context(disk.locked(workdir, "workdir"))
         yield
@@ -77,15 +77,6 @@ def _check_path(workdir):
         raise UserError(f"workdir must not be or lie under a file, got {workdir}")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"workdir must be where you may write, got {workdir}")
-
-
-def _make(workdir):
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"workdir must be where a folder can be made, got {workdir}: {error.strerror}"
-        ) from error
 
 
 def _is_nothing(name):

@@ -198,6 +198,23 @@ def test_a_config_may_be_a_separate_word_or_start_with_a_tilde(refuse, tmp_path,
 def test_an_unwritable_output_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"out must be a file, got the directory {tmp_path}"):
         command.output_path(tmp_path)
+    (tmp_path / "x").touch()
     monkeypatch.setattr(command.os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ValueError, match=f"out must be where you may write, got {tmp_path}/x"):
         command.output_path(tmp_path / "x")
+
+
+@pytest.mark.parametrize("check", [command.output_path, command.output_folder])
+@pytest.mark.parametrize(
+    "path, reason",
+    [("/proc/x.png", "No such file or directory"), ("x" * 300, "File name too long")],
+)
+def test_an_output_that_cannot_be_made_is_named(check, path, reason):
+    with pytest.raises(UserError, match=f"(?i)^out must be where you may write, got .*: {reason}$"):
+        check(path)
+
+
+def test_a_check_of_an_output_leaves_nothing(tmp_path):
+    command.output_path(tmp_path / "x.png")
+    command.output_folder(tmp_path / "new" / "folder")
+    assert not list(tmp_path.iterdir())

@@ -203,7 +203,7 @@ def test_other_images_may_take_the_place_of_refused_ones(call, refuse, tree, pre
         (["{tree}", "{tree}/out"], "OUT must be outside SRC, got"),
         (["{tree}", "{tree}/c0/000.jpg"], "OUT must be a folder or new, got the file"),
         (["{tree}", "{mine}"], "OUT must be new, empty or written by dit-prepare, got"),
-        (["{tree}", "/proc/out"], "No such file or directory: '/proc/out'"),
+        (["{tree}", "/proc/out"], "OUT must be where you may write, got /proc/out: No such"),
     ],
 )
 def test_wrong_use_prints_one_line(refuse, tree, tmp_path, args, message):
