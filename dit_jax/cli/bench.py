@@ -35,8 +35,6 @@ def define(values):
 
 
 def check(values, what):
-    if what not in ("train", "sample", "data"):
-        raise UserError(f"what to measure must be train, sample or data, got {what!r}")
     if values.out:
         command.output_path(values.out, ".json")
     if what == "data" and values.peer:

@@ -167,12 +167,12 @@ def check_exists(name, text):
         raise UserError(f"{name} must exist, got {text}")
 
 
-def output_folder(text, name="OUT"):
+def output_folder(text):
     """The Path of a folder to write; UserError if it is a file or cannot be written."""
     path = expand(text)
-    disk.check_writable(path, name)
+    disk.check_writable(path, "OUT")
     if path.exists() and not path.is_dir():
-        raise UserError(f"{name} must be a folder or new, got the file {path}")
+        raise UserError(f"OUT must be a folder or new, got the file {path}")
     return path
 
 

@@ -70,7 +70,10 @@ def test_summarize_uses_median_and_quartiles():
     "args, message",
     [
         (["--config=configs/digits.py"], "takes train|sample|data, got ''"),
-        (["fly", "--config=configs/digits.py"], "must be train, sample or data, got 'fly'"),
+        (
+            ["fly", "--config=configs/digits.py"],
+            "one of train, sample, data, got 'fly'",
+        ),
         (["train"], "--config must be given"),
         (["data", "--peer", "--config=configs/digits.py"], "peer must be false for data"),
         (

@@ -225,8 +225,8 @@ RANDOM = "--config.data.source=synthetic"
         ),
         ([DIGITS, "--config.model=S"], "config.model must be set field by field, as --config.mod"),
         ([DIGITS, "--config.model.null_label=maybe"], "null_label must be true or false, got 'ma"),
-        ([DIGITS, "--config.model.input_size=8"], "(8, 8, 1) for digits, got (8, 1)"),
-        ([DIGITS, "--config.model.input_size=(8, 8, 8)"], "for digits, got (8, 8, 8, 1)"),
+        ([DIGITS, "--config.model.input_size=8"], "must be (8, 8) for digits, got (8,)"),
+        ([DIGITS, "--config.model.input_size=(8, 8, 8)"], "for digits, got (8, 8, 8)"),
         ([DIGITS, "--config.model.input_size=(8.0, 8)"], "input_size must be whole numbers of at"),
         ([DIGITS, "--config.model.input_size=(0, 8)"], "of at least 1, got (0, 8)"),
         (
@@ -249,7 +249,7 @@ RANDOM = "--config.data.source=synthetic"
             [DIGITS, "--config.model.num_classes=5"],
             "model.num_classes must be 10 for digits, got 5",
         ),
-        ([DIGITS, "--config.model.in_channels=3"], "(8, 8, 1) for digits, got (8, 8, 3)"),
+        ([DIGITS, "--config.model.in_channels=3"], "in_channels must be 1 for digits, got 3"),
         (
             [DIGITS, "--config.train.batch_size=100"],
             "divisible by 8 (mesh.data x mesh.fsdp) x 1 accum",
