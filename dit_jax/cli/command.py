@@ -54,18 +54,28 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (UserError, OSError) as error:
-        return fail(name, error)
+        return fail(name, _name_buckets(values, error))
     except MemoryError as error:
         return fail(name, f"this needs more memory than this host has: {_show_reason(error)}")
     except Exception as error:
         if disk.is_refusal(error):
-            return fail(name, error)
+            return fail(name, _name_buckets(values, error))
         if reason := compat.unusable_devices(error):
             return fail(name, _explain_devices(reason))
         raise
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+def _name_buckets(values, error):
+    """An error, with the arguments that are in a bucket if a bucket raised it: it names none."""
+    if not disk.is_of_bucket(error):
+        return error
+    flags_given = {name: values[name].value for name in values}
+    found = [f"{k} {x}" for k, x in flags_given.items() if str(x).startswith(disk.BUCKETS)]
+    found += [word for word in sys.argv[1:] if word.startswith(disk.BUCKETS)]
+    return f"{found[0]} must be in a bucket that answers: {error}" if found else error
 
 
 def _show_reason(error):

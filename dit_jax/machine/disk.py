@@ -69,10 +69,15 @@ def bucket_of(file):
     return path(BUCKETS + str(file).removeprefix(BUCKETS).split("/")[0])
 
 
+def is_of_bucket(error):
+    """Whether the client of the buckets raised an exception; its text may name no path."""
+    return type(error).__module__.startswith(("gcsfs.", "google.", "aiohttp."))
+
+
 def is_refusal(error):
     """Whether an exception means that a bucket refused access or did not answer."""
     return (
-        type(error).__module__.startswith(("gcsfs.", "google.", "aiohttp."))
+        is_of_bucket(error)
         or str(error).startswith(compat.TENSORSTORE_REFUSALS)
         or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
     )

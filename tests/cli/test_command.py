@@ -119,6 +119,30 @@ def test_an_os_error_is_one_line(run, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--size=3", "--where=gs://none/run"], "where gs://none/run"),
+        (["--size=3", "gs://none/run"], "gs://none/run"),
+    ],
+)
+def test_a_bucket_that_does_not_answer_is_named(monkeypatch, capsys, words, named):
+    def define_both(values):
+        define(values)
+        flags.DEFINE_string("where", None, "Of it.", flag_values=values)
+
+    class ClientError(OSError):
+        __module__ = "aiohttp.client_exceptions"
+
+    def main(values, *found):
+        raise ClientError("Cannot connect to host")
+
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    assert command.run("dit-command", define_both, main, takes=None) == 2
+    line = f"dit-command: {named} must be in a bucket that answers: Cannot connect to host\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_user_error_is_one_line(run):
     def main(values):
         raise UserError("size must be small, got 3")
