@@ -20,7 +20,7 @@ FREE = (
 )
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
-SPACING = re.compile("(ddim)?[0-9]+")
+SPACING = re.compile("(ddim)?[0-9]{1,9}")
 SPACING_RULE = 'a number, as "250" or "ddim50"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
 
@@ -286,8 +286,9 @@ def _convert(name, value, declared):
     if kind is str and type(value) is int:  # num_steps: 250 stands for "250"
         value = str(value)
     if type(value) is not kind:
-        words = {int: "a whole number", float: "a number", bool: "true or false"}
-        wanted = words.get(kind, "a list" if kind is tuple else "text")
+        rule = declared.metadata.get("rule", ("text",))[0]
+        words = {str: rule, int: "a whole number", float: "a number", bool: "true or false"}
+        wanted = words.get(kind, "a list")
         raise UserError(f"{name} must be {wanted}, got {value!r}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{name} must be finite, got {value}")
