@@ -69,11 +69,11 @@ def run(
 
 
 def _name_buckets(values, error):
-    """An error, with the arguments that are in a bucket if a bucket raised it: it names none."""
+    """An error, with the first argument in a bucket if the client of buckets raised it."""
     if not disk.is_of_bucket(error):
         return error
-    flags_given = {name: values[name].value for name in values}
-    found = [f"{k} {x}" for k, x in flags_given.items() if str(x).startswith(disk.BUCKETS)]
+    given = {name: values[name].value for name in values}
+    found = [f"{name} {text}" for name, text in given.items() if str(text).startswith(disk.BUCKETS)]
     found += [word for word in sys.argv[1:] if word.startswith(disk.BUCKETS)]
     return f"{found[0]} must be in a bucket that answers: {error}" if found else error
 

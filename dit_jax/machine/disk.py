@@ -189,7 +189,7 @@ def replacing(file):
 
 
 def _partial(file):
-    return file.with_name(f".partial-{os.getpid()}-{file.name}")
+    return file.parent / f".partial-{os.getpid()}-{file.name}"
 
 
 def append(path, lines, *, after):

@@ -238,7 +238,9 @@ def test_an_output_that_cannot_be_made_is_named(check, path, reason):
         check(path)
 
 
-def test_a_check_of_an_output_leaves_nothing(tmp_path):
+def test_a_check_of_an_output_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.output_folder(".") == Path(".")
     command.output_path(tmp_path / "x.png")
     command.output_folder(tmp_path / "new" / "folder")
     assert not list(tmp_path.iterdir())
