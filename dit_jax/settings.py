@@ -19,7 +19,8 @@ FREE = (
     "data.cache",
 )
 MAX_SEED = 2**32 - 1
-SPACING = re.compile("(ddim)?[0-9]+")
+MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
+SPACING = re.compile("(ddim)?[0-9]{1,9}")
 SPACING_RULE = 'a number, as "250" or "ddim50"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
 
@@ -31,6 +32,11 @@ def keeps(rule, fits, default):
 
 def at_least(least, default):
     return keeps(f"at least {least}", lambda x: x >= least, default)
+
+
+def steps(least, default):
+    """A number of steps to which the optimizer or the loop counts."""
+    return keeps(f"in {least} .. {MAX_STEPS}", lambda x: least <= x <= MAX_STEPS, default)
 
 
 def above(bound, default):
@@ -132,8 +138,8 @@ class Train:
     b2: float = fraction(0.999)
     eps: float = above(0, 1e-8)
     weight_decay: float = at_least(0, 0.0)
-    warmup_steps: int = at_least(0, 0)
-    decay_steps: int = at_least(0, 0)
+    warmup_steps: int = steps(0, 0)
+    decay_steps: int = steps(0, 0)
     ema_decay: float = fraction(0.9999)
     ema_warmup: bool = False
     frozen: tuple = tuple_of("regular expressions", _is_pattern)
@@ -156,7 +162,7 @@ class Sampling:
 class Run:
     """How long a run takes, and what it writes."""
 
-    total_steps: int = at_least(1, 400_000)
+    total_steps: int = steps(1, 400_000)
     log_every: int = at_least(1, 100)
     checkpoint_every: int = at_least(1, 5_000)
     keep_checkpoints: int = at_least(1, 2)
@@ -280,8 +286,9 @@ def _convert(name, value, declared):
     if kind is str and type(value) is int:  # num_steps: 250 stands for "250"
         value = str(value)
     if type(value) is not kind:
-        words = {int: "a whole number", float: "a number", bool: "true or false"}
-        wanted = words.get(kind, "a list" if kind is tuple else "text")
+        rule = declared.metadata.get("rule", ("text",))[0]
+        words = {str: rule, int: "a whole number", float: "a number", bool: "true or false"}
+        wanted = words.get(kind, "a list")
         raise UserError(f"{name} must be {wanted}, got {value!r}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{name} must be finite, got {value}")

@@ -98,7 +98,7 @@ choose_machine() {  # https://cloud.google.com/tpu/docs/runtimes
     v5litepod-*) RUNTIME=v2-alpha-tpuv5-lite ;;
     v5p-*) RUNTIME=v2-alpha-tpuv5 ;;
     v6e-*) RUNTIME=v2-alpha-tpuv6e ;;
-    *) fail "RUNTIME must be set for TYPE $TYPE" ;;
+    *) fail "TYPE must be of a known generation, as v3-32, or RUNTIME be set, got $TYPE" ;;
   esac
 }
 

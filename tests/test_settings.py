@@ -77,6 +77,9 @@ def test_an_absent_field_or_topic_has_its_default():
         ),
         ({"sampling": {"sampler": "euler"}}, "^sampling.sampler must be one of ddpm, ddim, got 'e"),
         ({"sampling": {"num_steps": "x"}}, "^sampling.num_steps must be a number, as .* got 'x'$"),
+        ({"sampling": {"num_steps": 2.5}}, "^sampling.num_steps must be a number, as .* got 2.5$"),
+        ({"sampling": {"num_steps": "9" * 5000}}, "^sampling.num_steps must be a number, as "),
+        ({"sampling": {"sampler": None}}, "^sampling.sampler must be one of ddpm, ddim, got None$"),
         ({"sampling": {"num_steps": "-3"}}, "^sampling.num_steps must be a number, as "),
         ({"sampling": {"eta": 2}}, "^sampling.eta must be in 0 .. 1, got 2.0$"),
         ({"sampling": {"cfg_scale": -1}}, "^sampling.cfg_scale must be at least 0, got -1.0$"),
@@ -145,6 +148,6 @@ def test_every_field_has_a_default_and_a_rule_in_words():
         for each in settings.to_json(settings.Settings()).values()
         if isinstance(each, dict)
     )
-    assert settings.rule("run.total_steps") == "at least 1"
+    assert settings.rule("run.total_steps") == "in 1 .. 2147483647"
     assert settings.rule("data.space") == "one of pixels, latents"
     assert all(isinstance(settings.rule(name), str) for name in defaults)

@@ -1,5 +1,6 @@
 """The steps in a directory: list, locate, delete and set aside."""
 
+import os
 import shutil
 
 from dit_jax.errors import UserError
@@ -76,6 +77,8 @@ def locate(path, step=None, *, name="checkpoint"):
     step: which of the saved ones; None: the newest, or the one whose folder `path` is. name: of the
     argument, in KINDS. UserError if it is not saved.
     """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise UserError(f"{name} must be {KINDS[name]}, got {path!r}")
     path = disk.path(path)
     if is_complete(path):
         directory, known = path.parent, [int(path.name)]

@@ -5,6 +5,7 @@ What a command reads and writes can be given as words or as flags: `dit-train CO
 """
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -73,14 +74,17 @@ def parse(values, *, required=(), words=(), takes=()):
     """Parses sys.argv into the flags; returns the arguments that `takes` names.
 
     words: flags that can be given as words, in this order, after those arguments. takes None: every
-    word is an argument. required: flags that must be given.
+    word is an argument; a name in it as this|that lists what the argument may be. required: flags
+    that must be given.
     """
+    _check_lines(sys.argv[1:])
     given, found = _split(sys.argv[1:], values)
     count = len(found) if takes is None else len(takes)
     if len(found) > count + len(words):
         rule = " ".join([*takes, *(name.upper() for name in words)]) or "flags only"
         raise UserError(f"takes {rule}, got {' '.join(found)!r}")
     positional = found[:count]
+    _check_choices(takes or (), positional)
     given += _name_words(found[count:], words, given)
     if "config" in values:
         _find_config(given, values)
@@ -92,6 +96,21 @@ def parse(values, *, required=(), words=(), takes=()):
         raise UserError(f"{takes[positional.index('')]} must not be empty")
     _check_values(values, required)
     return positional
+
+
+def _check_lines(arguments):
+    """UserError for an argument of several lines, of which a message would show the last only."""
+    for each in arguments:
+        if len(each.splitlines()) > 1:
+            raise UserError(f"an argument must be a single line, got {each!r}")
+
+
+def _check_choices(takes, found):
+    """UserError for an argument that is none of its choices, as one that was left out makes it."""
+    for name, word in zip(takes, found, strict=False):
+        if "|" in name and word not in name.split("|"):
+            choices = name.replace("|", ", ")
+            raise UserError(f"the first word must be one of {choices}, got {word!r}")
 
 
 def _split(arguments, values):
@@ -175,7 +194,7 @@ def _locate(text):
     if not path.is_file() and installed.is_file():
         path = installed
     if not path.is_file():
-        raise UserError(f"config must be a Python file that exists, got {path}{_offer(path)}")
+        raise UserError(f"config must be a Python file that exists, got {text}{_offer(path)}")
     # The file may say `from configs import base`, so the parent of its folder is importable.
     sys.path.insert(0, str(path.resolve().parent.parent))
     size = VARIANT.fullmatch(variant)
@@ -204,7 +223,12 @@ def _check_fields(given):
         known = settings_lib.defaults()
         if topic in ("config", "noconfig") and dot and name not in known:
             if not any(field.startswith(f"{name}.") for field in known):
-                raise UserError(f"config has no field {name}{_suggest(name)}")
+                is_plain = all(map(str.isidentifier, name.split(".")))
+                shown = name if is_plain else repr(name)
+                raise UserError(f"config has no field {shown}{_suggest(name)}")
+            if "=" not in flag:  # ml_collections would take the next argument as its value
+                example = f"--config.{name}.FIELD=VALUE"
+                raise UserError(f"--config.{name} must be set field by field, as {example}")
 
 
 def _suggest(name):
@@ -254,6 +278,8 @@ def _check_values(values, required):
         value = values[name].value
         if value in ("", []):
             raise UserError(f"{name} must not be empty")
+        if "." not in name and isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be finite, got {value}")  # absl's bounds accept nan
         if isinstance(value, str) and value.startswith("--"):  # `--vae --labels=1`
             raise UserError(f"{name} must have a value, got {value}")
     if "config" in values and values.config:

@@ -22,6 +22,7 @@ from absl import flags
 from dit_jax.cli import arguments, command
 from dit_jax.data import fields
 from dit_jax.errors import UserError
+from dit_jax.machine import disk
 
 
 def define(values):
@@ -34,10 +35,8 @@ def define(values):
 
 
 def check(values, what):
-    if what not in ("train", "sample", "data"):
-        raise UserError(f"what to measure must be train, sample or data, got {what!r}")
     if values.out:
-        command.output_path(values.out)
+        command.output_path(values.out, ".json")
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
     if what == "data":
@@ -47,7 +46,7 @@ def check(values, what):
 
 def main(values, what):
     settings = arguments.settings(values)
-    out = values.out and command.output_path(values.out)
+    out = values.out and command.output_path(values.out, ".json")
     from dit_jax.runs import bench
 
     options = {"repeats": values.repeats, "warmup": values.warmup}
@@ -62,7 +61,7 @@ def show(figures, out):
     for name, value in figures.items():
         print(f"{name:32s} {value:.4g}" if isinstance(value, float) else f"{name:32s} {value}")
     if out:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        disk.write_text(out, json.dumps(figures, indent=2) + "\n")
 
 
 def entry():

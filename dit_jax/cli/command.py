@@ -18,6 +18,7 @@ from dit_jax.machine import disk, peers
 
 CLUSTER = ("coordinator", "num_processes", "process_id")
 PACKAGE = str(Path(__file__).parents[1])
+MAX_CROP = 4096  # pixels: with the flips, a batch of 32 such crops takes 3 GB before it is encoded
 
 
 def run(
@@ -32,8 +33,8 @@ def run(
     the exit code after SIGINT or SIGTERM, which end the process at once unless main calls
     `interrupt.raise_from_here`.
 
-    A UserError, an OSError, a bucket's refusal and devices that jax cannot use become one line on
-    stderr and exit code 2. Any other exception is a bug and keeps its traceback.
+    A UserError, an OSError, a MemoryError, a bucket's refusal and devices that jax cannot use
+    become one line on stderr and exit code 2. Any other exception is a bug and keeps its traceback.
     """
     handlers = interrupt.listen(name, stopped)
     compat.log_plainly(_is_for_users)
@@ -53,16 +54,32 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (UserError, OSError) as error:
-        return fail(name, error)
+        return fail(name, _name_buckets(values, error))
+    except MemoryError as error:
+        return fail(name, f"this needs more memory than this host has: {_show_reason(error)}")
     except Exception as error:
         if disk.is_refusal(error):
-            return fail(name, error)
+            return fail(name, _name_buckets(values, error))
         if reason := compat.unusable_devices(error):
             return fail(name, _explain_devices(reason))
         raise
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+def _name_buckets(values, error):
+    """An error, with the first argument in a bucket if the client of buckets raised it."""
+    if not disk.is_of_bucket(error):
+        return error
+    given = {name: values[name].value for name in values}
+    found = [f"{name} {text}" for name, text in given.items() if str(text).startswith(disk.BUCKETS)]
+    found += [word for word in sys.argv[1:] if word.startswith(disk.BUCKETS)]
+    return f"{found[0]} must be in a bucket that answers: {error}" if found else error
+
+
+def _show_reason(error):
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _run(name, values, check, main, uses_jax, **rules):
@@ -106,6 +123,12 @@ def define_cluster(values):
     flags.DEFINE_string("coordinator", None, address, **options)
     flags.DEFINE_integer("num_processes", None, "With --coordinator.", lower_bound=1, **options)
     flags.DEFINE_integer("process_id", None, number, lower_bound=0, **options)
+
+
+def define_size(values, default, text):
+    """Defines the flag size: of crops, in pixels."""
+    bounds = {"lower_bound": 1, "upper_bound": MAX_CROP}
+    flags.DEFINE_integer("size", default, text, **bounds, flag_values=values)
 
 
 def define_seed(values):
@@ -155,22 +178,29 @@ def check_exists(name, text):
 
 
 def output_folder(text):
-    """The Path of a folder to write; UserError if it is a file."""
+    """The Path of a folder to write; UserError if it is a file or cannot be written."""
     path = expand(text)
+    disk.check_writable(path, "OUT")
     if path.exists() and not path.is_dir():
         raise UserError(f"OUT must be a folder or new, got the file {path}")
     return path
 
 
-def output_path(text):
-    """The Path of a file to write; UserError if it cannot be written."""
+def output_path(text, suffix=""):
+    """The Path of a file to write; UserError if it cannot be written or ends otherwise.
+
+    suffix: of a command that replaces the file, so that a mistyped OUT is no file of another kind.
+    """
     path = expand(text)
+    disk.check_writable(path, "out")
     if path.is_dir():
         raise UserError(f"out must be a file, got the directory {path}")
     if not path.parent.is_dir():
         raise UserError(f"out must be in a directory that exists, got {path}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         raise UserError(f"out must be where you may write, got {path}")
+    if not path.name.endswith(suffix):
+        raise UserError(f"out must end with {suffix}, got {path}")
     return path
 
 

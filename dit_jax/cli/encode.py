@@ -24,7 +24,7 @@ DTYPES = ("float16", "float32")  # as data.latents, which needs NumPy
 def define(values):
     options = {"flag_values": values}
     flags.DEFINE_string("vae", None, "Folder that `dit-convert vae` wrote.", **options)
-    flags.DEFINE_integer("size", 256, "Size of the crop in pixels.", lower_bound=1, **options)
+    command.define_size(values, 256, "Size of the crop in pixels.")
     flags.DEFINE_string("split", "train", "Split of the dataset to encode.", **options)
     flags.DEFINE_enum("dtype", "float16", DTYPES, "Dtype of the moments.", **options)
     flags.DEFINE_integer(
@@ -37,14 +37,15 @@ def define(values):
 
 
 def check(values, dataset, out):
-    command.output_folder(out)
+    if not values.verify:
+        command.output_folder(out)
     if not command.has_peers(values):  # they must all fail if the path is missing on one
         command.check_exists("DATASET", dataset)
         steps.locate(values.vae, name="vae")
 
 
 def main(values, dataset, out):
-    dataset, out = command.expand(dataset), command.output_folder(out)
+    dataset, out = command.expand(dataset), command.expand(out)
     from dit_jax.data import encode
 
     return encode.run(values, dataset, out)

@@ -60,7 +60,7 @@ def define(values):
     flags.DEFINE_integer("bootstrap", None, text, lower_bound=0, **options)
     flags.DEFINE_boolean("fid_infinity", False, "Extrapolate FID to infinitely many.", **options)
     flags.DEFINE_boolean("make_reference", False, "Write OUT.npz from prepared data.", **options)
-    flags.DEFINE_integer("size", None, "Of its images, in pixels.", lower_bound=1, **options)
+    command.define_size(values, None, "Of its images, in pixels.")
     flags.DEFINE_string("split", "train", "Of the prepared data.", **options)
     flags.DEFINE_string("repeat", None, "A receipt: judge again and compare.", **options)
     flags.DEFINE_boolean("compare", False, "Print receipts side by side.", **options)
@@ -92,15 +92,15 @@ def check(values, *inputs):
     elif values.make_reference:
         for name in ("checkpoint", "out", "inception", "size"):
             _require(values, name, "--make_reference")
-        out = command.output_path(values.out)
-        if out.suffix != ".npz":
-            raise UserError(f"out must end with .npz, got {out}")
+        command.output_path(values.out, ".npz")
         command.check_exists("checkpoint", values.checkpoint)
     else:
         if not values.checkpoint:
             raise UserError("--checkpoint must be given")
         read_request(values, values.checkpoint).check()
-        folder(values)
+        out = disk.path(folder(values))
+        if disk.is_on_disk(out):
+            disk.check_writable(out, "out")
 
 
 def _require(values, name, flag):
@@ -155,7 +155,9 @@ def main(values, *inputs):
         if judge_digits.fits(asked):
             out = disk.path(values.out or request.home(asked.samples) / "judgments.json")
             if disk.is_on_disk(out):
-                command.output_path(out)
+                command.output_path(out, ".json")
+            elif out.suffix != ".json":
+                raise UserError(f"out must end with .json, got {out}")
             judge_digits.run(asked, out, values.batch_size)
         else:
             evaluate.run(asked, command.output_folder(folder(values)), sys.argv)

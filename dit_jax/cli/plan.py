@@ -18,6 +18,7 @@ import sys
 from absl import flags
 
 from dit_jax.cli import arguments, command
+from dit_jax.machine import disk
 from dit_jax.planning import chips
 
 
@@ -32,12 +33,12 @@ def define(values):
 def check(values):
     chips.parse(values.topology)
     if values.out:
-        command.output_path(values.out)
+        command.output_path(values.out, ".json")
 
 
 def main(values):
     settings = arguments.settings(values)
-    out = values.out and command.output_path(values.out)
+    out = values.out and command.output_path(values.out, ".json")
     import jax
 
     from dit_jax.planning import plan
@@ -51,7 +52,7 @@ def main(values):
         figures = plans.plan_one(settings, target)
         plans.show(figures)
     if out:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        disk.write_text(out, json.dumps(figures, indent=2) + "\n")
 
 
 def entry():

@@ -24,7 +24,13 @@ from absl import flags
 from dit_jax.checkpoint import steps
 from dit_jax.cli import arguments, command
 from dit_jax.data import fields
+from dit_jax.errors import UserError
 from dit_jax.machine import disk
+
+MOST = {  # of the samples that a run draws on its way; training waits for them
+    "num_samples": 10_000,  # in one picture: a grid of 100 x 100
+    "score_samples": 50_000,  # as many as the FID of papers takes
+}
 
 
 def define(values):
@@ -40,8 +46,12 @@ def define(values):
 
 
 def check(values):
-    data, workdir = arguments.settings(values).data, disk.path(values.workdir)
+    settings, workdir = arguments.settings(values), disk.path(values.workdir)
+    data = settings.data
     fields.check(data)
+    for name, most in MOST.items():
+        if (count := getattr(settings.run, name)) > most:
+            raise UserError(f"run.{name} must be at most {most}, got {count}")
     if command.has_peers(values):  # they must all fail if a path is missing on one
         return
     if steps.latest(workdir / "checkpoints") is None:

@@ -209,6 +209,7 @@ def check_output(path, *, source, folder, overwrite):
         raise UserError(f"output must be separate from the input {source}, got {path}")
     if not path.parent.is_dir():
         raise UserError(f"output must be in an existing directory, got {path}")
+    disk.check_writable(path, "output")
     if steps.latest(path.parent) is not None:
         raise UserError(f"output must not be in a folder of checkpoint steps, got {path}")
     for old in [path] if folder else [path, report_path(path)]:

@@ -32,7 +32,7 @@ def run(options, dataset, out):
     plan = make_plan(options, model, source)
     if options.verify:
         return verify(model, source, plan, out, options.verify)
-    out.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(out, "OUT")
     with disk.locked(out, "OUT") if jax.process_index() == 0 else contextlib.nullcontext():
         encode_all(model, source, plan, out)
     return 0

@@ -164,9 +164,10 @@ def _load_vae(settings, mesh):
 def _check(settings, *, input_size_and_channels, num_classes, space=None):
     """UserError if the model does not fit the data set."""
     model, data = settings.model, settings.data
-    shape = (*model.input_size, model.in_channels)
+    *size, channels = input_size_and_channels
     for name, value, rule in (
-        ("model.input_size and in_channels", shape, tuple(input_size_and_channels)),
+        ("model.input_size", model.input_size, tuple(size)),
+        ("model.in_channels", model.in_channels, channels),
         ("model.num_classes", model.num_classes, num_classes),
         ("data.space", data.space, space or data.space),
     ):

@@ -111,14 +111,14 @@ def claim(out, plan):
     """
     notes = Path(out) / arrayrecord.PROGRESS
     existing = read_manifest(out) or disk.read_json(notes / "plan.json")
-    if existing:
+    files = sorted(x.name for x in Path(out).iterdir() if not disk.is_clutter(x.name))
+    if existing and files:  # without a shard, another plan may replace it: nothing is lost
         check_plan(out, existing, plan)
         notes.mkdir(exist_ok=True)
         return
-    foreign = sorted(x.name for x in Path(out).iterdir() if not disk.is_clutter(x.name))
-    if foreign:
+    if files:
         raise UserError(
-            f"OUT must be new, empty or written by dit-encode, got {out} with {foreign[0]}"
+            f"OUT must be new, empty or written by dit-encode, got {out} with {files[0]}"
         )
     notes.mkdir(exist_ok=True)
     disk.write_text(notes / "plan.json", json.dumps(plan))

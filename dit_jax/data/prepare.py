@@ -14,6 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -25,6 +26,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import disk
 
 SHARD_BYTES = 2**28
+REFUSED = "refused"  # in PROGRESS: OUT may be used for other images
 NAME = "images"  # the dataset's name, with which the name of every shard starts
 
 
@@ -51,7 +53,7 @@ def write(
     out = Path(out)
     if num_shards > len(listing.examples):
         raise UserError(f"num_shards must be at most {len(listing.examples)}, got {num_shards}")
-    out.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(out, "OUT")
     with disk.locked(out, "OUT"):
         manifest = read_manifest(out)
         finished = manifest["splits"].get(split)
@@ -70,9 +72,13 @@ def write(
         if finished:
             _repair(out, manifest, finished, jobs, pool)
         else:
-            shards = _write_all(out, jobs, max_corrupt=max_corrupt, **pool)
-            summary = _summarize(listing, shards)
-            _check_classes(summary)
+            try:
+                shards = _write_all(out, jobs, max_corrupt=max_corrupt, **pool)
+                summary = _summarize(listing, shards)
+                _check_classes(summary)
+            except UserError:  # the shards are kept for the same images and a larger max_corrupt
+                (out / arrayrecord.PROGRESS / REFUSED).touch()
+                raise
             manifest["classes"] = listing.classes
             manifest["splits"][split] = {"source": source, **summary}
             finish(out, manifest)
@@ -136,16 +142,31 @@ def _check_folder(out, manifest, source):
             raise UserError(
                 f"OUT must be new, empty or written by dit-prepare, got {out} with {foreign[0]}"
             )
-    if note.exists() and note.read_text() != source:
+    if note.exists() and note.read_text() != source and not _is_worthless(out):
         raise UserError(
             "OUT must be new or unfinished with the same images and num_shards, "
             f"got {out}: delete it to start again"
         )
 
 
+def _is_worthless(out):
+    """Whether an unfinished run finished no shard, or was refused for its images."""
+    notes = out / arrayrecord.PROGRESS
+    return (notes / REFUSED).exists() or not any(notes.glob("*.json"))
+
+
 def _start(out, source):
-    """Makes the folder for progress and deletes the leftovers of a killed run."""
-    (out / arrayrecord.PROGRESS).mkdir(exist_ok=True)
+    """Makes the folder for progress and deletes the leftovers of a killed run.
+
+    Shards of other images, which `_check_folder` found worthless, are deleted too.
+    """
+    notes = out / arrayrecord.PROGRESS
+    if (notes / "source").exists() and (notes / "source").read_text() != source:
+        for note in notes.glob("*.json"):
+            (out / note.stem).unlink(missing_ok=True)
+        shutil.rmtree(notes)
+    notes.mkdir(exist_ok=True)
+    (notes / REFUSED).unlink(missing_ok=True)
     arrayrecord.remove_partials(out)
     disk.write_text(out / arrayrecord.PROGRESS / "source", source)
 

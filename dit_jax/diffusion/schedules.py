@@ -84,7 +84,9 @@ def from_alpha_bar(alpha_bar, timestep):
 
 def keep_steps(num_steps, spacing):
     """The steps, ascending, that `spacing` keeps of num_steps; UserError if it is malformed."""
-    if not settings.SPACING.fullmatch(spacing):
+    if type(spacing) is int:
+        spacing = str(spacing)
+    if not isinstance(spacing, str) or not settings.SPACING.fullmatch(spacing):
         raise UserError(f"num_steps must be {settings.SPACING_RULE}, got {spacing!r}")
     digits = spacing.removeprefix("ddim")
     count = int(digits)

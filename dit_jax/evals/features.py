@@ -32,7 +32,7 @@ class Store:
         self.folder = disk.path(folder)
         identity = json.loads(json.dumps(identity))  # as the file has it
         self.identity = _digest(identity)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(self.folder, "out")
         file = self.folder / "identity.json"
         known = disk.read_json(file)
         if known and _digest(known) != self.identity:

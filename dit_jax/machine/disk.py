@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -68,10 +69,15 @@ def bucket_of(file):
     return path(BUCKETS + str(file).removeprefix(BUCKETS).split("/")[0])
 
 
+def is_of_bucket(error):
+    """Whether the client of the buckets raised an exception; its text may name no path."""
+    return type(error).__module__.startswith(("gcsfs.", "google.", "aiohttp."))
+
+
 def is_refusal(error):
     """Whether an exception means that a bucket refused access or did not answer."""
     return (
-        type(error).__module__.startswith(("gcsfs.", "google.", "aiohttp."))
+        is_of_bucket(error)
         or str(error).startswith(compat.TENSORSTORE_REFUSALS)
         or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
     )
@@ -103,6 +109,34 @@ def exists(path):
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def make_folder(folder, name):
+    """Makes a folder with its parents; UserError that names the argument if it cannot be made."""
+    try:
+        path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{name} must be where a folder can be made, got {folder}: {error.strerror or error}"
+        ) from error
+
+
+def check_writable(path, name):
+    """UserError that names the argument unless a path on a disk can be made or written into.
+
+    Tries it in the nearest folder that exists, and leaves nothing there: the permissions say too
+    little for root, or on a read-only disk.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            _partial(path).stat()  # the longest name of all, which may be too long
+        nearest = next(each for each in (path, *path.absolute().parents) if each.is_dir())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{name} must be where you may write, got {path}: {error.strerror}"
+        ) from error
 
 
 def children(folder):
@@ -144,7 +178,7 @@ def write_bytes(file, data):
 def replacing(file):
     """A context that opens a new binary file, which becomes `file` at the end if nothing fails."""
     file = path(file)
-    partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
+    partial = _partial(file)
     try:
         with partial.open("wb") as opened:
             yield opened
@@ -152,6 +186,10 @@ def replacing(file):
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _partial(file):
+    return file.parent / f".partial-{os.getpid()}-{file.name}"
 
 
 def append(path, lines, *, after):

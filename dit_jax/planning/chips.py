@@ -1,5 +1,6 @@
 """The generations of TPUs that a plan can be made for, and the sources of their figures."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ class Chip(NamedTuple):
 
     devices: of a chip. memory: bytes of a device. flops_per_cycle: of the matrix units of a device,
     in bfloat16. link_rate: bytes/s that a chip can send over all its links together, one way.
-    sides: number of axes of a topology. example: a topology.
+    sides: number of axes of a topology. most: chips of a whole pod. example: a topology.
     """
 
     devices: int
@@ -21,6 +22,7 @@ class Chip(NamedTuple):
     flops_per_cycle: int
     link_rate: float
     sides: int
+    most: int
     example: str
 
 
@@ -35,23 +37,29 @@ class Chip(NamedTuple):
 # (Jouppi et al. 2023, table 4; the older paper has 656 Gbit/s, 82 GB/s, for v3); later ones half of
 # the "bidirectional ICI bandwidth per chip" on Google's pages.
 CHIPS = {
-    "v2": Chip(2, 8 * GIB, 2 * 1 * 128**2, 4 * 62e9, 2, "v2:2x2"),
-    "v3": Chip(2, 16 * GIB, 2 * 2 * 128**2, 4 * 70e9, 2, "v3:8x16"),
-    "v4": Chip(1, 32 * GIB, 2 * 8 * 128**2, 6 * 50e9, 3, "v4:2x2x4"),
-    "v5e": Chip(1, 16 * GIB, 2 * 4 * 128**2, 200e9, 2, "v5e:4x4"),
-    "v5p": Chip(1, 95 * GIB, 2 * 8 * 128**2, 600e9, 3, "v5p:2x2x2"),
-    "v6e": Chip(1, 31.5 * GIB, 2 * 4 * 256**2, 400e9, 2, "v6e:2x4"),
-    "tpu7x": Chip(2, 95 * GIB, 2 * 4 * 256**2, 600e9, 3, "tpu7x:2x2x1"),
+    "v2": Chip(2, 8 * GIB, 2 * 1 * 128**2, 4 * 62e9, 2, 256, "v2:2x2"),
+    "v3": Chip(2, 16 * GIB, 2 * 2 * 128**2, 4 * 70e9, 2, 1024, "v3:8x16"),
+    "v4": Chip(1, 32 * GIB, 2 * 8 * 128**2, 6 * 50e9, 3, 4096, "v4:2x2x4"),
+    "v5e": Chip(1, 16 * GIB, 2 * 4 * 128**2, 200e9, 2, 256, "v5e:4x4"),
+    "v5p": Chip(1, 95 * GIB, 2 * 8 * 128**2, 600e9, 3, 8960, "v5p:2x2x2"),
+    "v6e": Chip(1, 31.5 * GIB, 2 * 4 * 256**2, 400e9, 2, 256, "v6e:2x4"),
+    "tpu7x": Chip(2, 95 * GIB, 2 * 4 * 256**2, 600e9, 3, 9216, "tpu7x:2x2x1"),
 }
 
 
 def parse(topology):
     """(generation, chips along each side) of a topology as "v3:8x16"; UserError for other text."""
     name, _, sides = topology.partition(":")
-    is_size = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sides)
+    is_size = re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})+", sides)
     extents = tuple(map(int, sides.split("x"))) if is_size else ()
     if name not in CHIPS or len(extents) != CHIPS[name].sides:
         refuse(topology)
+    count, most = math.prod(extents), CHIPS[name].most
+    if count > most:  # libtpu accepts some of these, and takes minutes
+        raise UserError(
+            f"topology must be of at most {most} chips, a whole {name} pod, got {topology!r}, "
+            f"which has {count}"
+        )
     return name, extents
 
 

@@ -11,6 +11,7 @@ from dit_jax.checkpoint import steps, store
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.runs import own_config
+from dit_jax.runs import workdir as workdirs
 from dit_jax.sampling import autoencoder
 
 
@@ -19,7 +20,7 @@ def check(workdir, settings, fed):
 
     Logs which paths have changed. Writes nothing.
     """
-    if not disk.exists(workdir / "config.json"):
+    if not disk.exists(workdir / "config.json") or not workdirs.has_saved(workdir):
         return
     old, new = own_config.read_settings(workdir).data, settings.data
     meta = _newest_meta(workdir / "checkpoints")

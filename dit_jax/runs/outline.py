@@ -43,6 +43,12 @@ def warnings(settings, model, num_examples):
             f"train.batch_size is {batch_size}, but there are {num_examples} examples: a batch "
             "repeats examples"
         )
+    warmup_steps, total_steps = settings.train.warmup_steps, settings.run.total_steps
+    if warmup_steps and warmup_steps >= total_steps:
+        lines.append(
+            f"train.warmup_steps is {warmup_steps}, but run.total_steps is {total_steps}: the "
+            "learning rate never reaches train.learning_rate"
+        )
     numbers = model.patch_area * model.in_channels
     if numbers > model.hidden_size:
         lines.append(

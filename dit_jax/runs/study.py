@@ -28,7 +28,7 @@ def report(workdir, out, score=None):
     score = scaling.common_score(receipts, score)
     step = scaling.common_step(runs)
     out = disk.path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(out, "out")
     main = [run for run in runs if run.conditioning == DESIGN]
     trend = None
     if len(main) > 1:

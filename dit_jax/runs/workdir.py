@@ -24,8 +24,10 @@ def check(workdir, settings):
     """UserError if a run of these Settings can neither start nor resume here; writes nothing."""
     _check_path(workdir)
     if disk.exists(workdir / "config.json"):
-        check_same(workdir, own_config.read_settings(workdir), settings)
-        _check_saved(workdir)
+        old = own_config.read_settings(workdir)
+        if has_saved(workdir):
+            check_same(workdir, old, settings)
+            _check_saved(workdir)
     elif disk.exists(workdir / "metrics.jsonl"):
         raise UserError(
             f"workdir must not have lost its config.json, got {workdir}: restore it or use another"
@@ -44,7 +46,7 @@ def held(workdir):
     """
     with contextlib.ExitStack() as stack:
         with cluster.together():
-            _make(workdir)
+            disk.make_folder(workdir, "workdir")
             if jax.process_index() == 0 and disk.is_on_disk(workdir):
                 stack.enter_context(disk.locked(workdir, "workdir"))
         yield
@@ -77,15 +79,6 @@ def _check_path(workdir):
         raise UserError(f"workdir must be where you may write, got {workdir}")
 
 
-def _make(workdir):
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"workdir must be where a folder can be made, got {workdir}: {error.strerror}"
-        ) from error
-
-
 def _is_nothing(name):
     """Whether a file of this name may be in the workdir of a new run.
 
@@ -109,19 +102,30 @@ def check_same(workdir, old, new):
         )
 
 
-def _check_saved(workdir):
-    """UserError if the saved steps are gone: starting at 0 would drop the record.
+def has_saved(workdir):
+    """Whether the run in workdir, if any, has saved a step, even if that is lost by now.
 
-    A run that was killed before its first save was complete may start at 0. On a disk a step's
-    folder is renamed to its number after everything is in it.
+    A run that was killed before its first save was complete starts at 0, with any config: nothing
+    of it is lost. On a disk a step's folder is renamed to its number after everything is in it.
     """
     directory = workdir / "checkpoints"
-    saved = [line.get("saved") for line in record.read(workdir / "metrics.jsonl")]
     named = disk.is_on_disk(directory) and any(
         path.name.isdecimal() for path in disk.children(directory)
     )
-    if (any(saved) or named) and steps.latest(directory) is None:
-        last = max((step for step in saved if step), default="?")
+    return named or steps.latest(directory) is not None or any(_recorded(workdir))
+
+
+def _recorded(workdir):
+    """The saved steps that the record of the run names."""
+    lines = record.read(workdir / "metrics.jsonl")
+    return [line["saved"] for line in lines if line.get("saved")]
+
+
+def _check_saved(workdir):
+    """UserError if the saved steps are gone: starting at 0 would drop the record."""
+    recorded = _recorded(workdir)
+    if steps.latest(workdir / "checkpoints") is None:
+        last = max(recorded, default="?")
         raise UserError(
             f"workdir must not have lost its saved steps: {workdir} had saved step {last}, but "
             "there is no complete step in checkpoints; restore one or use another workdir"

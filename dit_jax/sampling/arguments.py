@@ -42,7 +42,7 @@ def of_call(x, t, y, *, config, last_time):
 
     t may be one number for all. y may be the null label.
     """
-    x, t = _real("x", _array("x", x)), _real("t", _array("t", t))
+    x, t = _in_model_units("x", x), _real("t", _array("t", t))
     y = _array("y", y)
     count, image = y.shape[0] if y.ndim else 0, (*config.input_size, config.in_channels)
     fits = x.shape == (count, *image) and t.shape in ((), (count,)) and y.ndim <= 2
@@ -102,7 +102,7 @@ def _read_weights(name, array, config):
 
 def read_noise(values, shape):
     """The noise as NumPy float32 of that shape, finite."""
-    noise = np.asarray(_real("noise", _array("noise", values)))
+    noise = np.asarray(_in_model_units("noise", values))
     if noise.shape != shape:
         raise UserError(f"noise must have shape {shape}, got {noise.shape}")
     wrong = noise[~np.isfinite(noise)]
@@ -122,6 +122,14 @@ def _array(name, values, rule="an array of numbers"):
         return values if isinstance(values, jax.Array) else np.asarray(values)
     except ValueError:  # ragged
         raise UserError(f"{name} must be {rule}, got {_show(values)}") from None
+
+
+def _in_model_units(name, values):
+    """values as an array of float32; UserError for the type of pixels, which have other units."""
+    array = _array(name, values)
+    if array.dtype == np.uint8:
+        raise UserError(f"{name} must be in model units, about -1 .. 1, got pixels in uint8")
+    return _real(name, array)
 
 
 def _real(name, array):

@@ -33,7 +33,9 @@ def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtyp
     meta = store.read_meta(directory, step, of="model")
     settings = settings_lib.read(meta["config"])
     config = dit.DiTConfig.from_json(meta["model"])
-    decoder = vae and _load_decoder(vae, vae_dtype, config, settings.data.space)
+    decoder = None
+    if vae is not None:
+        decoder = _load_decoder(vae, vae_dtype, config, settings.data.space)
     digests = meta.get("vae_digests")  # of the autoencoder that the run was trained with
     if vae and digests and not autoencoder.encodes_alike(digests, autoencoder.read_digests(vae)):
         logging.warning("vae %s is not the one whose latents %s was trained on", vae, path)
@@ -168,8 +170,9 @@ class LoadedDiT:
         arguments.check_whole("batch_size", batch_size, 1)
         arguments.check_whole("seed", seed, 0, settings_lib.MAX_SEED)
         arguments.check_whole("first", first, 0, 2**32 - 2)
-        if not isinstance(trajectory, (bool, np.bool_)):
-            raise UserError(f"trajectory must be true or false, got {trajectory!r}")
+        for name, value in {"trajectory": trajectory, "progress": progress}.items():
+            if not isinstance(value, (bool, np.bool_)):
+                raise UserError(f"{name} must be true or false, got {value!r}")
         labels = arguments.read_labels("labels", labels, config.num_classes, config)
         if noise is not None:
             shape = (len(labels), *config.input_size, config.in_channels)

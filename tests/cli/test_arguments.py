@@ -75,6 +75,8 @@ def test_words_stand_for_flags_in_their_order(parse, words, found):
         (["a", "--share=2"], "--share must be a number in 0.0 .. 1.0, got 2"),
         (["a", "--share=all"], "--share must be a number in 0.0 .. 1.0, got 'all'"),
         (["a", "--scale=x"], "--scale must be a number, got 'x'"),
+        (["a", "--share=nan"], "--share must be finite, got nan"),
+        (["a", "--scale=-inf"], "--scale must be finite, got -inf"),
     ],
 )
 def test_wrong_words_are_refused(parse, words, message):
@@ -125,7 +127,26 @@ def test_help_has_the_flags_without_noise():
         (evaluate, ["{new}"], "checkpoint must be"),
         (plan, [CONFIG, "a/b/c.json", "--topology=v3:2x2"], "out must be in a directory that"),
         (bench, ["train", CONFIG, "a/b/c.json"], "out must be in a directory that exists, got a"),
-        (bench, [CONFIG, "train"], "config must be a Python file that exists, got train; "),
+        (
+            bench,
+            [CONFIG, "train"],
+            "the first word must be one of train, sample, data, got 'c",
+        ),
+        (
+            bench,
+            [CONFIG],
+            "the first word must be one of train, sample, data, got 'configs/",
+        ),
+        (plan, ["v5e:2x2", CONFIG], "config must be a Python file that exists, got v5e:2x2; "),
+        (
+            train,
+            [CONFIG, "{new}", "--config.=3"],
+            "config has no field ''; --help lists",
+        ),
+        (train, [CONFIG, "{new}", "--config.run.=3"], "config has no field 'run.'; --help lists "),
+        (train, [CONFIG, "{new}", "--config.model"], "--config.model must be set field by field, "),
+        (train, ["--config.run", CONFIG, "{new}"], "--config.run must be set field by field, as "),
+        (sample, ["a\nb", "--labels=1"], r"an argument must be a single line, got 'a\nb'"),
     ],
 )
 def test_commands_take_what_they_read_and_write_as_words(refuse, tmp_path, module, words, message):

@@ -70,7 +70,10 @@ def test_summarize_uses_median_and_quartiles():
     "args, message",
     [
         (["--config=configs/digits.py"], "takes train|sample|data, got ''"),
-        (["fly", "--config=configs/digits.py"], "must be train, sample or data, got 'fly'"),
+        (
+            ["fly", "--config=configs/digits.py"],
+            "one of train, sample, data, got 'fly'",
+        ),
         (["train"], "--config must be given"),
         (["data", "--peer", "--config=configs/digits.py"], "peer must be false for data"),
         (
@@ -82,3 +85,10 @@ def test_summarize_uses_median_and_quartiles():
 )
 def test_wrong_use_is_one_line(refuse, args, message):
     assert message in refuse(bench, *args)
+
+
+def test_a_second_config_is_not_overwritten(refuse, tmp_path):
+    (tmp_path / "mine.py").write_text("years")
+    line = refuse(bench, "train", "configs/digits.py", tmp_path / "mine.py")
+    assert line.endswith(f"out must end with .json, got {tmp_path}/mine.py")
+    assert (tmp_path / "mine.py").read_text() == "years"

@@ -88,7 +88,7 @@ def test_a_run_from_a_bucket_resumes_and_moves_like_one_from_a_disk(
     "flag, message",
     [
         ("--config.model.num_classes=9", "model.num_classes must be 10 for latents, got 9"),
-        ("--config.model.in_channels=3", "model.input_size and in_channels must be (8, 8, 1) for"),
+        ("--config.model.in_channels=3", "model.in_channels must be 1 for"),
         ("--config.data.split=test", "data.split must be train, as in gs://tests/"),
     ],
 )

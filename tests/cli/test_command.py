@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import random_run
 from absl import flags
@@ -118,11 +119,44 @@ def test_an_os_error_is_one_line(run, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--size=3", "--where=gs://none/run"], "where gs://none/run"),
+        (["--size=3", "gs://none/run"], "gs://none/run"),
+    ],
+)
+def test_a_bucket_that_does_not_answer_is_named(monkeypatch, capsys, words, named):
+    def define_both(values):
+        define(values)
+        flags.DEFINE_string("where", None, "Of it.", flag_values=values)
+
+    class ClientError(OSError):
+        __module__ = "aiohttp.client_exceptions"
+
+    def main(values, *found):
+        raise ClientError("Cannot connect to host")
+
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    assert command.run("dit-command", define_both, main, takes=None) == 2
+    line = f"dit-command: {named} must be in a bucket that answers: Cannot connect to host\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_user_error_is_one_line(run):
     def main(values):
         raise UserError("size must be small, got 3")
 
     assert run(main) == (2, "dit-command: size must be small, got 3\n")
+
+
+def test_a_lack_of_memory_is_one_line(run):
+    def main(values):
+        return np.empty(2**60, np.uint8)
+
+    code, errors = run(main)
+    assert code == 2
+    assert errors.startswith("dit-command: this needs more memory than this host has: Unable to ")
 
 
 def test_any_other_value_error_keeps_its_traceback(run):
@@ -188,6 +222,25 @@ def test_a_config_may_be_a_separate_word_or_start_with_a_tilde(refuse, tmp_path,
 def test_an_unwritable_output_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"out must be a file, got the directory {tmp_path}"):
         command.output_path(tmp_path)
+    (tmp_path / "x").touch()
     monkeypatch.setattr(command.os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ValueError, match=f"out must be where you may write, got {tmp_path}/x"):
         command.output_path(tmp_path / "x")
+
+
+@pytest.mark.parametrize("check", [command.output_path, command.output_folder])
+@pytest.mark.parametrize(
+    "path, reason",
+    [("/proc/x.png", "No such file or directory"), ("x" * 300, "File name too long")],
+)
+def test_an_output_that_cannot_be_made_is_named(check, path, reason):
+    with pytest.raises(UserError, match=f"(?i)^out must be where you may write, got .*: {reason}$"):
+        check(path)
+
+
+def test_a_check_of_an_output_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.output_folder(".") == Path(".")
+    command.output_path(tmp_path / "x.png")
+    command.output_folder(tmp_path / "new" / "folder")
+    assert not list(tmp_path.iterdir())

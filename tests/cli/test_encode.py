@@ -200,6 +200,10 @@ def test_verify_flag_encodes_again_and_checks_digests(call, refuse, root, tmp_pa
         (["{data}", "{out}", "--vae={data}"], "vae must be a folder that `dit-convert vae` wrote"),
         (["{data}", "{out}", "--vae={vae}", "--split=test"], "split must be one of train"),
         (["{data}", "{out}", "--vae={vae}", "--size=15"], "size must be divisible by 4, got 15"),
+        (
+            ["{data}", "{out}", "--vae={vae}", "--size=1000000000"],
+            "--size must be a whole number in 1 ",
+        ),
         (["{data}", "{cache}", "--vae={other}", "--size=16"], "vae_digests must be "),
         (["{data}", "{cache}", "--vae={vae}", "--size=32"], "size must be 16, as in"),
         (

@@ -27,8 +27,13 @@ def test_judgments_are_printed_and_written(call, tmp_path):
     [
         (["--checkpoint=/nowhere"], "must be a directory with a saved step, got /nowhere"),
         (["--checkpoint={run}", "--out=no/where.json"], "out must be in a directory that exists"),
+        (
+            ["--checkpoint={run}", "--out=/proc/j.json"],
+            "out must be where you may write, got /p",
+        ),
         (["--checkpoint={run}", "--out={run}"], "out must be a file, got the directory"),
         (["--checkpoint={run}", "--out="], "out must not be empty"),
+        (["--checkpoint={run}", "--out=README.md"], "out must end with .json, got README.md"),
         (["--checkpoint={run}", "--preset=paper-256"], "--inception must be given with --preset"),
         (["--checkpoint={run}", "--reference=x.npz"], "--inception must be given with --reference"),
         (["--checkpoint={run}", "--preset=table-2"], "preset must be one of paper-256, "),

@@ -135,11 +135,11 @@ def test_training_commands_import_neither_torch_nor_tensorflow(root):
                 *("--config.data.path={data}", "--config.data.vae={vae}"),
                 "--config.model.input_size=(4, 8)",
             ],
-            "model.input_size and in_channels must be (4, 4, 4) for images, got (4, 8, 4)",
+            "model.input_size must be (4, 4) for images, got (4, 8)",
         ),
         (
             ["--config.data.path={data}", "--config.data.space=pixels"],
-            "model.input_size and in_channels must be (4, 4, 3) for images, got (4, 4, 4)",
+            "model.in_channels must be 3 for images, got 4",
         ),
         (
             ["--config.data.source=synthetic", "--config.data.path={data}"],

@@ -93,6 +93,7 @@ def test_the_command_prints_only_its_plan():
             "train.batch_size must be divisible by 256 (mesh.data x mesh.fsdp)",
         ),
         ([*SMALL, "--out=no/where"], "out must be in a directory"),
+        ([*SMALL, "--out=README.md"], "out must end with .json, got README.md"),
         ([*SMALL, "--config.compute.remat=some"], "remat must be one of none, dots, full"),
     ],
 )

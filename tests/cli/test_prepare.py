@@ -176,8 +176,19 @@ def test_errors_about_an_unfinished_directory_are_one_line(refuse, tree, tmp_pat
     (tmp_path / "bad" / "c0").mkdir(parents=True)
     (tmp_path / "bad" / "c0" / "x.jpg").write_text("text")
     assert "max_corrupt must be at least 1, got 0.001" in refuse(prepare, tmp_path / "bad", out)
+    (out / arrayrecord.PROGRESS / "refused").unlink()  # as if it was killed
     line = refuse(prepare, tree, out)
     assert "OUT must be new or unfinished with the same images and num_shards, got" in line
+
+
+def test_other_images_may_take_the_place_of_refused_ones(call, refuse, tree, prepared, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "bad" / "c0").mkdir(parents=True)
+    (tmp_path / "bad" / "c0" / "x.jpg").write_text("text")
+    for options in ([], ["--max_corrupt=1"]):  # then the class has no image
+        refuse(prepare, tmp_path / "bad", out, *options)
+    assert call(prepare, tree, out, "--num_shards=4")[0] == 0
+    assert contents(out) == contents(prepared)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +203,7 @@ def test_errors_about_an_unfinished_directory_are_one_line(refuse, tree, tmp_pat
         (["{tree}", "{tree}/out"], "OUT must be outside SRC, got"),
         (["{tree}", "{tree}/c0/000.jpg"], "OUT must be a folder or new, got the file"),
         (["{tree}", "{mine}"], "OUT must be new, empty or written by dit-prepare, got"),
-        (["{tree}", "/proc/out"], "No such file or directory: '/proc/out'"),
+        (["{tree}", "/proc/out"], "OUT must be where you may write, got /proc/out: No such"),
     ],
 )
 def test_wrong_use_prints_one_line(refuse, tree, tmp_path, args, message):

@@ -116,6 +116,13 @@ def test_finished_shards_of_an_unfinished_cache_are_found(tmp_path):
     assert list(latents.find_written(tmp_path)) == [name]
 
 
+def test_a_plan_without_a_shard_may_be_replaced(tmp_path):
+    for size in (32, 16):
+        latents.claim(tmp_path, PLAN | {"size": size})
+    written = json.loads((tmp_path / arrayrecord.PROGRESS / "plan.json").read_text())
+    assert written == json.loads(json.dumps(PLAN))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

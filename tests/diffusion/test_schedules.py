@@ -89,6 +89,8 @@ def test_kept_steps(spacing, first, last):
         (schedules.keep_steps, (1000, "fast"), '"250" or "ddim50", got \'fast\''),
         (schedules.keep_steps, (1000, "-5"), '"250" or "ddim50", got \'-5\''),
         (schedules.keep_steps, (1000, ""), "num_steps must be a number"),
+        (schedules.keep_steps, (1000, 2.5), '"250" or "ddim50", got 2.5'),
+        (schedules.keep_steps, (1000, 0), "num_steps must be in 2 .. 1000, got '0'"),
         (schedules.keep_steps, (1000, "1"), "num_steps must be in 2 .. 1000, got '1'"),
         (schedules.keep_steps, (1000, "1001"), "num_steps must be in 2 .. 1000, got '1001'"),
         (schedules.keep_steps, (1000, "ddim600"), "no whole stride through 1000 .* 'ddim600'"),

@@ -202,7 +202,11 @@ def test_type_and_capacity_choose_the_image_and_the_price(run, kind, capacity, r
         (["babysit", "--config", "configs/none.py"], {}, ", got configs/none.py"),
         (["babysit", "--config=configs:XL/2"], {}, ", got configs"),
         (["run", FLAG, "--workdir=/a"], {}, "WORKDIR, got a flag"),
-        (["create"], {"TYPE": "v9-8"}, "RUNTIME must be set for TYPE v9-8"),
+        (
+            ["create"],
+            {"TYPE": "v9-8"},
+            "as v3-32, or RUNTIME be set, got v9-8",
+        ),
         (["setup"], {"COMMIT": "no-such"}, "got no-such"),
         (["run", FLAG, "runs"], {}, "takes CONFIG and flags of dit-train, got 'runs' too"),
         (["babysit", FLAG, "--steps=3"], {}, "CONFIG and flags of dit-train, got '--steps=3'"),

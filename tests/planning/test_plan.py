@@ -61,12 +61,23 @@ def test_the_compiler_counts_a_large_product_near_the_peak(name):
 
 @pytest.mark.parametrize(
     "topology",
-    ["v9:2x2", "v3", "v3:", "v3:2", "v3:2x", "v3:0x2", "v3:axb", "v3:3x5", "v4:2x2", "3"],
+    ["v9:2x2", "v3", "v3:", "v3:2", "v3:2x", "v3:0x2", "v3:axb", "v3:3x5", "v4:2x2", "3"]
+    + ["v3:" + "9" * 5000 + "x2"],
 )
 def test_an_unknown_topology_is_refused_with_the_known_ones(topology):
     with pytest.raises(
         ValueError, match="topology must be a generation and the chips .* v2:2x2, v3:8x16, .* got "
     ):
+        plan.make_target(topology)
+
+
+@pytest.mark.parametrize(
+    "topology, most", [("v3:1000x1000", 1024), ("v3:64x64", 1024), ("v4:16x16x17", 4096)]
+)
+def test_a_topology_larger_than_a_pod_is_refused(topology, most):
+    name = topology.partition(":")[0]
+    expected = f"topology must be of at most {most} chips, a whole {name} pod, got '{topology}', "
+    with pytest.raises(UserError, match=expected):
         plan.make_target(topology)
 
 

@@ -33,6 +33,20 @@ def test_a_batch_larger_than_the_data_set_is_warned_of(count, warned):
     )
 
 
+@pytest.mark.parametrize("total_steps, warned", [(101, False), (100, True)])
+def test_a_warmup_without_an_end_is_warned_of(total_steps, warned):
+    run, train = {"total_steps": total_steps}, {"warmup_steps": 100, "decay_steps": 0}
+    settings, parts = make(digits.get_config(), ("run", run), ("train", train))
+    lines = outline.warnings(settings, parts.model, 1500)
+    assert lines == (
+        [
+            "train.warmup_steps is 100, but run.total_steps is 100: the learning rate never "
+            "reaches train.learning_rate"
+        ]
+        * warned
+    )
+
+
 @pytest.mark.parametrize("channels, warned", [(2, False), (3, True)])
 def test_a_patch_with_more_numbers_than_the_hidden_size_is_warned_of(channels, warned):
     model = {"patch_size": 8, "in_channels": channels}  # Ti has 128 numbers per token

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from dit_jax import settings as settings_lib
+from dit_jax.data import feed
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
+from dit_jax.runs import moved, own_config
 from dit_jax.runs import workdir as workdirs
 
 SETTINGS = settings_lib.read({"data": {"source": "digits"}, "run": {"total_steps": 400}})
@@ -70,7 +72,7 @@ def test_a_resumed_run_may_change_what_does_not_change_its_result(tmp_path, fiel
     ],
 )
 def test_a_resumed_run_must_not_change_what_is_learned(tmp_path, fields, message):
-    make(tmp_path)
+    make(tmp_path, saved=8)
     expected = (
         f"workdir must not hold a run of another config: {tmp_path} has .*{message} only mesh"
     )
@@ -81,6 +83,16 @@ def test_a_resumed_run_must_not_change_what_is_learned(tmp_path, fields, message
 @pytest.mark.parametrize("folder", [None, "8.orbax-checkpoint-tmp"])
 def test_a_run_that_was_killed_before_its_first_save_may_start_at_0(tmp_path, folder):
     assert_accepted_untouched(make(tmp_path, folder=folder))
+
+
+@pytest.mark.parametrize("folder", [None, "8.orbax-checkpoint-tmp"])
+def test_a_run_that_saved_nothing_may_start_with_another_config(tmp_path, folder):
+    make(tmp_path, folder=folder)
+    new = change({"train": {"batch_size": 16}, "data": {"path": "other"}})
+    workdirs.check(tmp_path, new)
+    moved.check(tmp_path, new, feed.Feed([], None, None))
+    workdirs.claim(tmp_path, new)
+    assert own_config.read_settings(tmp_path) == new
 
 
 @pytest.mark.parametrize("saved, folder", [(30, None), (30, "8.orbax-checkpoint-tmp"), (None, "8")])

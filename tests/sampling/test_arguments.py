@@ -76,6 +76,14 @@ def test_a_call_that_does_not_fit_is_named(t, y, message):
         call(X, t, y)
 
 
+def test_pixels_are_not_in_model_units():
+    pixels = X.astype(np.uint8)
+    with pytest.raises(UserError, match="^x must be in model units, about -1 .. 1, got pixels in"):
+        call(pixels, 3, [0, 1])
+    with pytest.raises(UserError, match="^noise must be in model units, about -1 .. 1, got pixels"):
+        arguments.read_noise(pixels, X.shape)
+
+
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, None, "3", np.float32(2)])
 def test_a_number_that_is_not_whole_or_too_small_is_named(value):
     with pytest.raises(UserError, match="size must be a whole number of at least 1, got "):

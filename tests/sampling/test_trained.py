@@ -162,7 +162,7 @@ def test_a_model_knows_its_size_process_and_levels(run):
     np.testing.assert_array_equal(levels.time, [999, 666, 333, 0, 0])
     np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1)
     assert levels.sigma[-1] == 0 and levels.num_steps == 4
-    assert model.process.levels("1000").num_steps == 1000
+    assert model.process.levels("1000").num_steps == model.process.levels(1000).num_steps == 1000
 
 
 def test_samples_that_are_not_finite_are_refused(run):
@@ -195,10 +195,10 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"batch_size": "a"}, "batch_size must be a whole number of at least 1, got 'a'"),
         ([3], {"cfg_scale": "2"}, "cfg_scale must be a number, got '2'"),
         ([3], {"cfg_scale": None}, "cfg_scale must be a number, got None"),
-        ([3], {"num_steps": None}, "num_steps must be text, got None"),
+        ([3], {"num_steps": None}, "num_steps must be a number, as .*, got None"),
         ([3], {"cfg_interval": None}, "cfg_interval must be a list, got None"),
         ([3], {"cfg_interval": [[0], [1]]}, "cfg_interval must be two numbers"),
-        ([3], {"sampler": ["ddim"]}, "sampler must be text, got"),
+        ([3], {"sampler": ["ddim"]}, "sampler must be one of ddpm, ddim, got"),
         ([3], {"clip_x0": "no"}, "clip_x0 must be true or false, got 'no'"),
         ([3], {"scale": 2}, "a sampling option must be one of sampler, .*, got scale"),
         ([3], {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
@@ -206,6 +206,7 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"noise": X[:1] * np.nan}, "noise must be finite, got nan"),
         ([3], {"noise": "zeros"}, "noise must be an array of numbers, got 'zeros'"),
         ([3], {"trajectory": 5}, "trajectory must be true or false, got 5"),
+        ([3], {"progress": 3}, "progress must be true or false, got 3"),
         ([3], {"sampler": "heun"}, "sampler must be one of ddpm, ddim, got 'heun'"),
     ],
 )
@@ -238,6 +239,11 @@ def test_call_names_bad_arguments(run, x, t, y, message):
 def test_load_names_bad_arguments(run, tmp_path):
     with pytest.raises(ValueError, match="must be a directory with a saved step, got .*nothing"):
         dit_jax.load(tmp_path / "nothing")
+    for nothing in (None, "", 3):
+        with pytest.raises(UserError, match=f"^checkpoint must be a directory .*got {nothing!r}$"):
+            dit_jax.load(nothing)
+    with pytest.raises(UserError, match="^vae must be a folder that .* wrote, got ''$"):
+        dit_jax.load(run[0], vae="")
     with pytest.raises(ValueError, match="weights must be ema or params, got 'best'"):
         dit_jax.load(run[0], weights="best")
     with pytest.raises(ValueError, match="'cudnn' only on a GPU"):
