@@ -212,6 +212,23 @@ def _check_best(run):
         )
 
 
+def check_mesh(**sizes):
+    """UserError if the sizes of the axes of a mesh, by name, cannot fit any number of devices."""
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{name} must be at least 1, or -1 for the rest, got {size}")
+    if (rests := list(sizes.values()).count(-1)) > 1:
+        raise UserError(f"only one axis of mesh may be -1, got {rests} of {len(sizes)}")
+
+
+def check_decay(warmup_steps, decay_steps):
+    """UserError if the learning rate would fall before it has risen."""
+    if decay_steps and decay_steps <= warmup_steps:
+        raise UserError(
+            f"decay_steps must be 0 or above warmup_steps {warmup_steps}, got {decay_steps}"
+        )
+
+
 def defaults():
     """{TOPIC.FIELD: its default} of all fields, in their order."""
     found = {}

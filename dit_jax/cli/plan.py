@@ -33,6 +33,9 @@ def check(values):
     chips.parse(values.topology)
     if values.out:
         command.output_path(values.out)
+    from dit_jax.runs import fields  # needs NumPy
+
+    fields.check(arguments.settings(values))
 
 
 def main(values):

@@ -21,7 +21,7 @@ import sys
 
 from absl import flags
 
-from dit_jax.checkpoint import steps
+from dit_jax.checkpoint import peek, steps
 from dit_jax.cli import arguments, command
 from dit_jax.data import fields
 from dit_jax.machine import disk
@@ -40,14 +40,21 @@ def define(values):
 
 
 def check(values):
-    data, workdir = arguments.settings(values).data, disk.path(values.workdir)
+    settings, workdir = arguments.settings(values), disk.path(values.workdir)
+    data = settings.data
     fields.check(data)
+    from dit_jax.runs import fields as run_fields  # these need NumPy
+    from dit_jax.runs import workdir as workdirs
+
+    run_fields.check(settings)
     if command.has_peers(values):  # they must all fail if a path is missing on one
         return
+    if disk.is_on_disk(workdir):
+        workdirs.check(workdir, settings)
     if steps.latest(workdir / "checkpoints") is None:
         fields.check_paths(data)
         if values.init_from:
-            steps.locate(values.init_from, name="init_from")
+            peek.meta_of(values.init_from, of="model", name="init_from")
 
 
 def main(values):

@@ -1,19 +1,16 @@
-"""Checks and locks a run's directory.
+"""Checks and claims a run's directory; imports no jax. `runs.lock` locks it.
 
 It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and checkpoints/STEP/; and
 init_from.json, if the run did not start from random parameters.
 """
 
-import contextlib
 import json
 import os
-
-import jax
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps
 from dit_jax.errors import UserError
-from dit_jax.machine import cluster, disk
+from dit_jax.machine import disk
 from dit_jax.runs import own_config, record
 
 ORIGIN = "init_from.json"
@@ -34,20 +31,6 @@ def check(workdir, settings):
         raise UserError(
             f"workdir must be new, empty or a run of dit-train, got {workdir} with {foreign[0]}"
         )
-
-
-@contextlib.contextmanager
-def held(workdir):
-    """A context in which no other run writes to workdir; UserError if one does already.
-
-    A bucket cannot be locked; there the record of the run detects another writer at a log.
-    """
-    with contextlib.ExitStack() as stack:
-        with cluster.together():
-            _make(workdir)
-            if jax.process_index() == 0 and disk.is_on_disk(workdir):
-                stack.enter_context(disk.locked(workdir, "workdir"))
-        yield
 
 
 def claim(workdir, settings, origin=None):
@@ -75,15 +58,6 @@ def _check_path(workdir):
         raise UserError(f"workdir must not be or lie under a file, got {workdir}")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"workdir must be where you may write, got {workdir}")
-
-
-def _make(workdir):
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"workdir must be where a folder can be made, got {workdir}: {error.strerror}"
-        ) from error
 
 
 def _is_nothing(name):

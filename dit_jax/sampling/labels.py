@@ -17,20 +17,23 @@ QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # "" is a quote
 NUM_NEAR = 3  # names that an error offers
 
 
-def parse(text, class_names, num_classes):
+def parse(text, class_names, num_classes, *, warns=True):
     """The labels of a text with commas, a list of numbers; UserError if a part is no label.
 
-    class_names: of label 0, 1, ...; () if the labels have no names.
+    class_names: of label 0, 1, ...; () if the labels have no names. warns: logs what may be meant
+    otherwise.
     """
     items = split(text)
-    _warn_of_numbers(items, class_names)
+    if warns:
+        _warn_of_numbers(items, class_names)
     return [label for item in items for label in _read(item, class_names, num_classes)]
 
 
-def read_file(path, class_names, num_classes):
+def read_file(path, class_names, num_classes, *, warns=True):
     """The labels of a file, of `read_lines`; UserError that names the line if it is no label."""
     items = read_lines(path)
-    _warn_of_numbers(items.values(), class_names)
+    if warns:
+        _warn_of_numbers(items.values(), class_names)
     labels = []
     for number, item in items.items():
         with _of_line(number, path):
