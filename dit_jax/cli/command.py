@@ -1,6 +1,6 @@
 """What all commands share: flags, one-line errors and exit codes.
 
-0 done, 2 wrong use, 3 training diverged, 42 stopped and saved (start it again), 130 Ctrl-C, 141
+0 done, 2 wrong use, 3 training diverged, 42 stopped (start it again), 130 Ctrl-C, 141
 the reader of the output has gone.
 """
 

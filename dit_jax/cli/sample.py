@@ -14,7 +14,7 @@ folder holds 00000.png, 00001.png, ...
 --labels takes numbers, ranges (0-9, both ends included), names of classes, and `all`, separated by
 commas. A name in double quotes may hold commas: --labels='"red, round",blue'. A number is always a
 label; for a class whose name is a number, quote it. --labels_file has one of these a line, and
-there a name needs no quotes. --num_samples=N repeats the labels in turn until there are N.
+there a name needs no quotes. --num_samples=N draws N images: the labels repeat in turn, or are cut off.
 """
 
 import sys
@@ -41,7 +41,7 @@ def define(values):
     flags.DEFINE_integer(
         "num_samples",
         None,
-        "Repeat the labels in turn up to this number.",
+        "How many images; labels repeat, or are cut off, to reach it.",
         lower_bound=1,
         **options,
     )

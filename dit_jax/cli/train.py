@@ -42,11 +42,11 @@ def define(values):
 def check(values):
     settings, workdir = arguments.settings(values), disk.path(values.workdir)
     data = settings.data
-    fields.check(data)
     from dit_jax.runs import fields as run_fields  # these need NumPy
     from dit_jax.runs import workdir as workdirs
 
     run_fields.check(settings)
+    fields.check(data)
     if command.has_peers(values):  # they must all fail if a path is missing on one
         return
     if disk.is_on_disk(workdir):
