@@ -14,7 +14,8 @@ folder holds 00000.png, 00001.png, ...
 --labels takes numbers, ranges (0-9, both ends included), names of classes, and `all`, separated by
 commas. A name in double quotes may hold commas: --labels='"red, round",blue'. A number is always a
 label; for a class whose name is a number, quote it. --labels_file has one of these a line, and
-there a name needs no quotes. --num_samples=N draws N images: the labels repeat in turn, or are cut off.
+there a name needs no quotes. --num_samples=N draws N images: the labels repeat in turn, or are cut
+off.
 """
 
 import sys
