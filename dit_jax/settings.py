@@ -251,6 +251,8 @@ def rule(name):
 def nearest(name):
     """The fields, as TOPIC.FIELD, that may be meant by a name with a wrong topic or spelling."""
     topic, _, field = name.rpartition(".")
+    if short := [each for each in defaults() if _initials(each) == field and len(field) > 1]:
+        return short[:3]
     scores = {}
     for each in defaults():
         scores[each] = difflib.SequenceMatcher(None, field, each.rpartition(".")[2]).ratio()
@@ -262,6 +264,11 @@ def nearest(name):
     ]
     same = [each for each in found if topic and each.startswith(f"{topic}.")]
     return sorted(same or found, key=scores.get, reverse=True)[:3]
+
+
+def _initials(name):
+    """lr of train.learning_rate."""
+    return "".join(word[:1] for word in name.rpartition(".")[2].split("_"))
 
 
 def read_topic(kind, fields):

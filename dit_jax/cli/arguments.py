@@ -214,7 +214,7 @@ def _suggest(name):
 
 def _suggest_flag(name, values):
     known = [each for each in values if "." not in each]
-    if near := difflib.get_close_matches(name, known, 1, cutoff=0.7):
+    if near := difflib.get_close_matches(name, known, 1, cutoff=0.6):
         return f"; did you mean --{near[0]}?"
     if "config" in values and settings_lib.nearest(name):
         return _suggest(name)

@@ -124,6 +124,8 @@ def check(values, *words):
         from dit_jax.convert import files  # needs NumPy
 
         files.check(name, source, paths[-1], values)
+        if name == "from-torch" and source.is_file():
+            files.parts(source)
 
 
 def main(values, name, *paths):

@@ -142,10 +142,19 @@ def _find(name, class_names):
             f"labels must be whole numbers separated by commas, got {name!r}: the classes of this "
             "checkpoint have no names"
         )
-    folded = {each.casefold(): each for each in class_names}
-    near = difflib.get_close_matches(name.casefold(), folded, NUM_NEAR)
-    some = [folded[each] for each in near] or class_names[:NUM_NEAR]
+    near = _nearest(name.casefold(), class_names)
+    names = ", ".join(near or class_names[:NUM_NEAR])
+    rest = ", ..." if len(class_names) > NUM_NEAR else ""
     raise UserError(
         f"labels must be numbers, ranges or names of classes, got {name!r}; "
-        f"{'did you mean' if near else 'names are'} {', '.join(some)}{'?' if near else ', ...'}"
+        + (f"did you mean {names}?" if near else f"names are {names}{rest}")
     )
+
+
+def _nearest(folded, class_names):
+    """What may be meant by a folded name: names that look like it, else those that contain it."""
+    if folded == "all":
+        return ["all"]
+    names = {each.casefold(): each for each in class_names}
+    near = difflib.get_close_matches(folded, names, NUM_NEAR)
+    return [names[each] for each in near or [x for x in names if folded in x][:NUM_NEAR]]

@@ -191,3 +191,6 @@ def test_an_unwritable_output_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(command.os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ValueError, match=f"out must be where you may write, got {tmp_path}/x"):
         command.output_path(tmp_path / "x")
+    with pytest.raises(UserError, match="^OUT must be where you may write, got .*/a/b$"):
+        command.output_folder(tmp_path / "a" / "b")
+    assert command.output_folder(tmp_path / "a", writes=False) == tmp_path / "a"

@@ -207,6 +207,11 @@ EARLY = {  # a command with a mistake: what its line has
     ("train", "configs/digits.py", "{at}/trained"): "workdir must not hold a run of another config",
     (*TRAIN, "--init_from={at}/vae"): "init_from must be a run of dit-train or a checkpoint of",
     ("bench", "train", "configs/digits.py", "--config.model.size=M"): "model.size must be one of",
+    ("convert", "from-torch", "{at}/foreign/notes.txt", "{at}/new"): "file must end with .pt, .pth",
+    (
+        "verify",
+        "{at}/foreign",
+    ): "PATH must be a run, saved steps, an output of dit-prepare or dit-e",
     ("plan", "configs/digits.py", "--topology=v5e:2x2", "--config.mesh.data=0"): "mesh.data must",
 }
 CALLS = r"""
