@@ -125,7 +125,7 @@ def unusable_variable(error):
     if not isinstance(error, ValueError) or not re.search(r"\bjax\W_src\b", frames[-1].filename):
         return None
     text = str(error)
-    given = {k: x for k, x in os.environ.items() if k.startswith(("JAX_", "XLA_"))}
+    given = {k: x for k, x in os.environ.items() if k.startswith(("JAX", "XLA_"))}
     named = [name for name in given if re.search(rf"\b{name}\b", text, re.IGNORECASE)]
     if not named and re.search("config|xla_bridge", os.path.basename(frames[-1].filename)):
         named = [name for name, value in given.items() if repr(value)[1:-1] and repr(value) in text]

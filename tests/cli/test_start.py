@@ -291,7 +291,10 @@ ABSENT = "rocm" if glob.glob("/dev/accel*") else "tpu"  # devices that this mach
             "JAX_DEFAULT_MATMUL_PRECISION must be a value that jax knows, got 'hightest': ",
         ),
         ({"JAX_ENABLE_X64": "banana"}, "JAX_ENABLE_X64 must be a value that jax knows, got 'bana"),
-        ({"JAX_NUM_CPU_DEVICES": "few"}, "JAX_NUM_CPU_DEVICES must be a value that jax knows, "),
+        (  # jax names only the value
+            {"JAX_TRACER_ERROR_NUM_TRACEBACK_FRAMES": "few"},
+            "JAX_TRACER_ERROR_NUM_TRACEBACK_FRAMES must be a value that jax knows, got 'few': inv",
+        ),
         ({}, "mesh must be of "),  # libtpu, which is installed, prints nothing
     ],
 )
