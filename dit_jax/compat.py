@@ -115,6 +115,23 @@ def unusable_devices(error):
     return " ".join(str(error).partition(" (")[0].split()) or "there is no GPU"
 
 
+def unusable_variable(error):
+    """The environment variable that jax cannot read, or None for another error.
+
+    jax 0.7.2 to 0.12. `import jax` reads most of them, a backend the others. ValueError names the
+    variable or, for a number, only its value.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, ValueError) or not re.search(r"\bjax\W_src\b", frames[-1].filename):
+        return None
+    text = str(error)
+    given = {k: x for k, x in os.environ.items() if k.startswith(("JAX", "XLA_"))}
+    named = [name for name in given if re.search(rf"\b{name}\b", text, re.IGNORECASE)]
+    if not named and re.search("config|xla_bridge", os.path.basename(frames[-1].filename)):
+        named = [name for name, value in given.items() if repr(value)[1:-1] and repr(value) in text]
+    return named[0] if named else None
+
+
 def quiet_libtpu():
     """Keeps libtpu from printing errors on a machine without a TPU.
 

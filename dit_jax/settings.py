@@ -218,6 +218,23 @@ def _check_best(run):
         )
 
 
+def check_mesh(**sizes):
+    """UserError if the sizes of the axes of a mesh, by name, cannot fit any number of devices."""
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{name} must be at least 1, or -1 for the rest, got {size}")
+    if (rests := list(sizes.values()).count(-1)) > 1:
+        raise UserError(f"only one axis of mesh may be -1, got {rests} of {len(sizes)}")
+
+
+def check_decay(warmup_steps, decay_steps):
+    """UserError if the learning rate would fall before it has risen."""
+    if decay_steps and decay_steps <= warmup_steps:
+        raise UserError(
+            f"decay_steps must be 0 or above warmup_steps {warmup_steps}, got {decay_steps}"
+        )
+
+
 def defaults():
     """{TOPIC.FIELD: its default} of all fields, in their order."""
     found = {}
@@ -240,6 +257,8 @@ def rule(name):
 def nearest(name):
     """The fields, as TOPIC.FIELD, that may be meant by a name with a wrong topic or spelling."""
     topic, _, field = name.rpartition(".")
+    if short := [each for each in defaults() if _initials(each) == field and len(field) > 1]:
+        return short[:3]
     scores = {}
     for each in defaults():
         scores[each] = difflib.SequenceMatcher(None, field, each.rpartition(".")[2]).ratio()
@@ -251,6 +270,11 @@ def nearest(name):
     ]
     same = [each for each in found if topic and each.startswith(f"{topic}.")]
     return sorted(same or found, key=scores.get, reverse=True)[:3]
+
+
+def _initials(name):
+    """lr of train.learning_rate."""
+    return "".join(word[:1] for word in name.rpartition(".")[2].split("_"))
 
 
 def read_topic(kind, fields):

@@ -23,7 +23,37 @@ check_fields() {  # ARGUMENT...
     [[ $word =~ ^--(config\.[a-z0-9_.]+(=.*)?|noconfig\.[a-z0-9_.]+)$ ]] \
       || fail "takes flags --config.TOPIC.FIELD=VALUE, got '$word'"
   done
+  check_names "$root/dit_jax/settings.py" "$@"
 }
+
+# Refuses fields that no config has; dit-train alone does it where no Python can read settings.py.
+check_names() {  # SETTINGS_PY ARGUMENT...
+  local line
+  [ -r "$1" ] || return 0
+  line=$("${PYTHON:-python3}" -c "$find_unknown" "$@" 2> /dev/null) || return 0
+  case $line in 'config has no field '*) fail "${line%%$'\n'*}" ;; esac
+}
+
+# Prints the first argument that names an unknown field. Imports nothing of the package, which is
+# not installed yet: it reads the classes of settings.py.
+find_unknown='
+import ast, difflib, sys
+classes = {
+    each.name: {x.target.id: x.annotation.id for x in each.body if isinstance(x, ast.AnnAssign)}
+    for each in ast.parse(open(sys.argv[1]).read()).body
+    if isinstance(each, ast.ClassDef)
+}
+fields = []
+for topic, kind in classes["Settings"].items():
+    fields += [f"{topic}.{name}" for name in classes[kind]] if kind in classes else [topic]
+for word in sys.argv[2:]:
+    flag, _, name = word.partition("=")[0].partition(".")
+    if flag in ("--config", "-config", "--noconfig", "-noconfig") and name not in fields:
+        if name:
+            near = difflib.get_close_matches(name, fields, 1)
+            print(f"config has no field {name}" + (f"; did you mean {near[0]}?" if near else ""))
+            break
+'
 
 # Refuses what dit-train would refuse only on the machine that trains.
 check_arguments() {  # MAX_WORDS RULE ARGUMENT...
@@ -107,6 +137,7 @@ check_flags() {  # COMMIT FLAG...
     shift
   done
   check_arguments 1 CONFIG "${arguments[@]}"
+  check_names <(git -C "$root" show "$commit:dit_jax/settings.py") "${arguments[@]}"
   [ "$config" ] || fail "--config must be given, as --config=configs/imagenet256.py:XL/2"
   [ "$(git -C "$root" cat-file -t "$commit:${config%%:*}" 2> /dev/null)" = blob ] \
     || fail "config must be a file of commit ${commit:0:7}, got ${config%%:*}"

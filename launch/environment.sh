@@ -19,7 +19,7 @@ PYTHON=${PYTHON:-python3}
 
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
   version=$("$PYTHON" --version 2> /dev/null) || version='no Python'
-  echo "${0##*/}: PYTHON must be Python 3.11 or newer, got $PYTHON: $version" >&2
+  echo "${0##*/}: PYTHON must be Python 3.11 or newer, got $PYTHON: ${version%%$'\n'*}" >&2
   exit 2
 fi
 

@@ -132,6 +132,7 @@ def test_only_what_changes_the_training_is_a_difference():
         ("num_steps", ["diffusion.num_steps", "sampling.num_steps"]),
         ("sampling.num_step", ["sampling.num_steps"]),
         ("sead", ["seed"]),
+        ("train.lr", ["train.learning_rate"]),
         ("at", []),
         ("frobnicate", []),
     ],

@@ -18,17 +18,11 @@ from etils import epath
 from jax.tree_util import keystr
 
 from dit_jax import compat
-from dit_jax.checkpoint import digests
+from dit_jax.checkpoint import digests, peek
 from dit_jax.errors import UserError
 from dit_jax.machine import disk, sharding
 
 ITEMS = ("params", "ema", "opt_state")  # the trees
-KINDS = {
-    "model": "a DiT",
-    "vae": "an autoencoder",
-    "inception": "an Inception",
-    "classifier": "a classifier",
-}  # what meta can describe
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -68,13 +62,9 @@ def save(writer, directory, step, items, meta):
         "digests": {name: digests.of_tree(tree) for name, tree in items.items()},
     }
     trees = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-    meta = ocp.args.JsonSave(meta | {"sha256": _meta_sha256(meta)})
+    meta = ocp.args.JsonSave(meta | {"sha256": peek.sha256(meta)})
     path = disk.absolute(directory) / str(step)
     writer.save(path, args=ocp.args.Composite(**trees, meta=meta), force=True)
-
-
-def _meta_sha256(meta):
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def digest(meta, item):
@@ -85,17 +75,20 @@ def digest(meta, item):
 
 
 def read_meta(directory, step, *, of=None):
-    """The JSON item of a step. of: a name in `KINDS`; UserError if meta does not describe that."""
+    """The JSON item of a step.
+
+    of: a name in `peek.KINDS`; UserError if meta does not describe that.
+    """
     path = disk.path(directory) / str(step)
     meta = _read(path, "meta", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
     if not isinstance(meta, dict) or "digests" not in meta:
         raise Damaged(f"checkpoint {path} is damaged: its meta is empty")
-    if meta.pop("sha256", None) not in (None, _meta_sha256(meta)):
+    if meta.pop("sha256", None) not in (None, peek.sha256(meta)):
         raise Damaged(f"checkpoint {path} is damaged: its meta differs from what was saved")
     if meta["step"] != int(step):
         raise Damaged(f"checkpoint {path} is damaged: it was saved as step {meta['step']}")
-    if of and of not in meta:
-        raise UserError(f"checkpoint must be one of {KINDS[of]}, got {path}")
+    if of:
+        peek.check_kind(meta, path, of)
     return meta
 
 

@@ -238,7 +238,7 @@ def _suggest(name):
 
 def _suggest_flag(name, values):
     known = [each for each in values if "." not in each]
-    if near := difflib.get_close_matches(name, known, 1, cutoff=0.7):
+    if near := difflib.get_close_matches(name, known, 1, cutoff=0.6):
         return f"; did you mean --{near[0]}?"
     if "config" in values and settings_lib.nearest(name):
         return _suggest(name)
@@ -290,7 +290,7 @@ def describe(values):
     """The flags for --help, and the fields of a config if there is one."""
     lines = ["Flags:", *(_describe_flag(values[name]) for name in values if "." not in name)]
     if "config" in values:
-        lines += ["", "Fields of a config, with the value that a config without the field has:"]
+        lines += ["", "Fields and their defaults; your config file may set others:"]
         for name, default in settings_lib.defaults().items():
             rule = settings_lib.rule(name)
             lines.append(f"  --config.{name}={default}".ljust(44) + rule)

@@ -42,6 +42,10 @@ def check(values, what):
     if what == "data":
         fields.check(arguments.settings(values).data)
         fields.check_paths(arguments.settings(values).data)
+        return
+    from dit_jax.runs import fields as run_fields  # needs NumPy
+
+    run_fields.check(arguments.settings(values))
 
 
 def main(values, what):

@@ -1,6 +1,6 @@
 """What all commands share: flags, one-line errors and exit codes.
 
-0 done, 2 wrong use, 3 training diverged, 42 stopped and saved (start it again), 130 Ctrl-C, 141
+0 done, 2 wrong use, 3 training diverged, 42 stopped (start it again), 130 Ctrl-C, 141
 the reader of the output has gone.
 """
 
@@ -33,8 +33,9 @@ def run(
     the exit code after SIGINT or SIGTERM, which end the process at once unless main calls
     `interrupt.raise_from_here`.
 
-    A UserError, an OSError, a MemoryError, a bucket's refusal and devices that jax cannot use
-    become one line on stderr and exit code 2. Any other exception is a bug and keeps its traceback.
+    A UserError, an OSError, a MemoryError, a bucket's refusal, and devices or environment variables
+    that jax cannot use become one line on stderr and exit code 2. Any other exception is a bug and
+    keeps its traceback.
     """
     handlers = interrupt.listen(name, stopped)
     compat.log_plainly(_is_for_users)
@@ -62,6 +63,8 @@ def run(
             return fail(name, _name_buckets(values, error))
         if reason := compat.unusable_devices(error):
             return fail(name, _explain_devices(reason))
+        if variable := compat.unusable_variable(error):
+            return fail(name, _explain_variable(variable, error))
         raise
     finally:
         for signum, handler in handlers.items():
@@ -113,6 +116,11 @@ def _explain_devices(reason):
         rule = "must name devices that this machine has, and that are free"
         return f"JAX_PLATFORMS {rule}, got {platforms!r}: {reason}"
     return f"the devices of this machine cannot be used: {reason}"
+
+
+def _explain_variable(name, error):
+    reason = " ".join(str(error).split())
+    return f"{name} must be a value that jax knows, got {os.environ[name]!r}: {reason}"
 
 
 def define_cluster(values):
@@ -177,10 +185,11 @@ def check_exists(name, text):
         raise UserError(f"{name} must exist, got {text}")
 
 
-def output_folder(text):
-    """The Path of a folder to write; UserError if it is a file or cannot be written."""
+def output_folder(text, *, writes=True):
+    """The Path of a folder to write; UserError if it is a file or, with writes, read-only."""
     path = expand(text)
-    disk.check_writable(path, "OUT")
+    if writes:
+        disk.check_writable(path, "OUT")
     if path.exists() and not path.is_dir():
         raise UserError(f"OUT must be a folder or new, got the file {path}")
     return path

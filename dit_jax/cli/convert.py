@@ -46,7 +46,7 @@ def define(values):
         "weights",
         "ema",
         ["ema", "model", "params"],
-        "EMA, or the trained parameters: model in a .pt, params in a run.",
+        "ema; or the trained parameters, called model in a .pt and params in a run.",
         **options,
     )
     flags.DEFINE_boolean("bundle", False, "to-torch: write a bundle.", **options)
@@ -124,6 +124,8 @@ def check(values, *words):
         from dit_jax.convert import files  # needs NumPy
 
         files.check(name, source, paths[-1], values)
+        if name == "from-torch" and source.is_file():
+            files.parts(source)
 
 
 def main(values, name, *paths):

@@ -15,10 +15,13 @@ import sys
 
 from absl import flags
 
-from dit_jax.checkpoint import steps
+from dit_jax.checkpoint import peek
 from dit_jax.cli import command
+from dit_jax.data import fields
+from dit_jax.models.fields import vae_downsampling
 
 DTYPES = ("float16", "float32")  # as data.latents, which needs NumPy
+PLANNED = ("split", "size", "dtype", "examples_per_shard")  # of the plan of a cache
 
 
 def define(values):
@@ -37,11 +40,19 @@ def define(values):
 
 
 def check(values, dataset, out):
-    if not values.verify:
-        command.output_folder(out)
-    if not command.has_peers(values):  # they must all fail if the path is missing on one
-        command.check_exists("DATASET", dataset)
-        steps.locate(values.vae, name="vae")
+    path = command.output_folder(out, writes=not values.verify)
+    if command.has_peers(values):  # they must all fail if a path is missing on one
+        return
+    command.check_exists("DATASET", dataset)
+    meta = peek.meta_of(values.vae, of="vae", name="vae")
+    if meta:
+        fields.check_size(values.size, vae_downsampling(meta["vae"]["channels"]))
+    fields.check_images(command.expand(dataset), values.split)
+    from dit_jax.data import latents  # needs NumPy
+
+    if values.verify:
+        latents.finished(path)
+    latents.check_out(path, {name: values[name].value for name in PLANNED})
 
 
 def main(values, dataset, out):

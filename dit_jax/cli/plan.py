@@ -34,6 +34,9 @@ def check(values):
     chips.parse(values.topology)
     if values.out:
         command.output_path(values.out, ".json")
+    from dit_jax.runs import fields  # needs NumPy
+
+    fields.check(arguments.settings(values))
 
 
 def main(values):

@@ -23,10 +23,10 @@ from absl import flags, logging
 
 import dit_jax
 from dit_jax import settings
-from dit_jax.checkpoint import steps
 from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.machine import words
+from dit_jax.sampling import fields
 from dit_jax.sampling import labels as labels_lib
 
 
@@ -76,9 +76,19 @@ def check(values):
     else:
         labels_lib.read_lines(command.expand(values.labels_file))
     settings.read_topic(settings.Sampling, arguments.sampling(values))
-    steps.locate(values.checkpoint)
+    known = fields.look(values.checkpoint)
     if values.vae:
-        steps.locate(values.vae, name="vae")
+        fields.check_vae(values.vae, known)
+    if known:
+        find_labels(values, known.class_names, known.model.num_classes, warns=False)
+        check_format(out, known.settings.data.space, values.vae)
+        fields.check_options(known, arguments.sampling(values))
+
+
+def check_format(out, space, vae):
+    """UserError if the samples of a space cannot be written to the file out."""
+    if space != "pixels" and not vae and out.suffix != ".npz":
+        raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
 
 
 def main(values):
@@ -91,8 +101,7 @@ def main(values):
         values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
     )
     labels = read_labels(values, dit)
-    if dit.space != "pixels" and not dit.decoder and out.suffix != ".npz":
-        raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
+    check_format(out, dit.space, values.vae)
     options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
     images = dit.sample(labels, **options, **arguments.sampling(values))
     if out.suffix == ".npz":
@@ -113,14 +122,18 @@ def read_labels(values, dit):
 
     from dit_jax.sampling import arguments
 
-    classes = dit.class_names, dit.config.num_classes
-    if values.labels_file is not None:
-        labels = labels_lib.read_file(command.expand(values.labels_file), *classes)
-    else:
-        labels = labels_lib.parse(values.labels, *classes)
+    labels = find_labels(values, dit.class_names, dit.config.num_classes)
     count = values.num_samples or len(labels)
     arguments.check_room("num_samples", count, dit.config)
     return np.resize(labels, count).tolist()
+
+
+def find_labels(values, class_names, num_classes, **options):
+    """The labels of the flags, each once; options: of `labels.parse`."""
+    classes = class_names, num_classes
+    if values.labels_file is None:
+        return labels_lib.parse(values.labels, *classes, **options)
+    return labels_lib.read_file(command.expand(values.labels_file), *classes, **options)
 
 
 def entry():

@@ -21,7 +21,7 @@ import sys
 
 from absl import flags
 
-from dit_jax.checkpoint import steps
+from dit_jax.checkpoint import peek, steps
 from dit_jax.cli import arguments, command
 from dit_jax.data import fields
 from dit_jax.errors import UserError
@@ -48,16 +48,22 @@ def define(values):
 def check(values):
     settings, workdir = arguments.settings(values), disk.path(values.workdir)
     data = settings.data
+    from dit_jax.runs import fields as run_fields  # these need NumPy
+    from dit_jax.runs import workdir as workdirs
+
+    run_fields.check(settings)
     fields.check(data)
     for name, most in MOST.items():
         if (count := getattr(settings.run, name)) > most:
             raise UserError(f"run.{name} must be at most {most}, got {count}")
     if command.has_peers(values):  # they must all fail if a path is missing on one
         return
+    if disk.is_on_disk(workdir):
+        workdirs.check(workdir, settings)
     if steps.latest(workdir / "checkpoints") is None:
         fields.check_paths(data)
         if values.init_from:
-            steps.locate(values.init_from, name="init_from")
+            peek.meta_of(values.init_from, of="model", name="init_from")
 
 
 def main(values):

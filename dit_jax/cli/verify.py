@@ -14,6 +14,7 @@ import sys
 from dit_jax.cli import command
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
+from dit_jax.runs import verifiable
 
 
 def define(values):
@@ -23,6 +24,7 @@ def define(values):
 def check(values, path):
     if not disk.exists(disk.path(path)):
         raise UserError(f"PATH must exist, got {path}")
+    verifiable.check(disk.path(path))
 
 
 def main(values, path):

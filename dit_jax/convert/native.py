@@ -10,7 +10,7 @@ import jax
 from flax import traverse_util
 
 from dit_jax import settings as settings_lib
-from dit_jax.checkpoint import steps, store
+from dit_jax.checkpoint import peek, steps, store
 from dit_jax.convert import files
 from dit_jax.errors import UserError
 from dit_jax.machine import prng, sharding
@@ -42,12 +42,12 @@ def describe(path):
 
 
 def kind(path):
-    """Returns the key of `store.KINDS` that a checkpoint has, None for anything else."""
+    """Returns the key of `peek.KINDS` that a checkpoint has, None for anything else."""
     try:
         meta = store.read_meta(*steps.locate(path))
     except ValueError:
         return None
-    return next((kind for kind in store.KINDS if kind in meta), None)
+    return next((kind for kind in peek.KINDS if kind in meta), None)
 
 
 def step_folder(path):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dit_jax import compat
 from dit_jax.data import arrayrecord, images, latents, prepared
-from dit_jax.errors import UserError
+from dit_jax.data.fields import check_size
 from dit_jax.machine import disk, sharding, words
 from dit_jax.sampling import autoencoder
 
@@ -25,9 +25,7 @@ def run(options, dataset, out):
     """
     mesh = sharding.make_mesh(devices=jax.local_devices())  # each process works alone
     model = autoencoder.load(options.vae, mesh=mesh)
-    if options.size % model.config.downsampling:
-        factor = model.config.downsampling
-        raise UserError(f"size must be divisible by {factor}, got {options.size}")
+    check_size(options.size, model.config.downsampling)
     source = prepared.open_images(dataset, options.split, options.size)
     plan = make_plan(options, model, source)
     if options.verify:
@@ -105,9 +103,7 @@ def encode(model, source, indices, dtype, on_progress=None):
 
 def verify(model, source, plan, out, count):
     """Encodes random examples of a finished cache again; returns 0 if they match, else 1."""
-    manifest = latents.read_manifest(out)
-    if manifest is None:
-        raise UserError(f"OUT must be a finished directory of dit-encode, got {out}")
+    manifest = latents.finished(out)
     latents.check_plan(out, manifest, plan)
     arrayrecord.check_files(out, manifest["shards"])
     for name, entry in manifest["shards"].items():

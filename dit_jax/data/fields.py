@@ -36,3 +36,24 @@ def check_paths(data):
     if data.vae:
         with of_topic("data"):
             steps.locate(data.vae, name="vae")
+
+
+def check_images(path, split):
+    """UserError unless dit-prepare or tensorflow-datasets wrote a split to a folder on a disk."""
+    info = disk.read_json(disk.path(path) / "dataset_info.json")
+    if not info:
+        raise UserError(
+            f"dataset must be a directory written by dit-prepare or tensorflow-datasets, got {path}"
+        )
+    check_split(split, [each.get("name") for each in info.get("splits", [])])
+
+
+def check_split(split, splits):
+    if split not in splits:
+        raise UserError(f"split must be one of {', '.join(splits)}, got {split!r}")
+
+
+def check_size(size, factor):
+    """UserError unless an autoencoder that makes latents smaller by a factor can encode a size."""
+    if size % factor:
+        raise UserError(f"size must be divisible by {factor}, got {size}")

@@ -88,6 +88,14 @@ def read_manifest(path):
     return manifest if "vae" in manifest else None
 
 
+def finished(out):
+    """The manifest of a finished cache; UserError if there is none."""
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise UserError(f"OUT must be a finished directory of dit-encode, got {out}")
+    return manifest
+
+
 def content_sha256(manifest):
     """A hex digest of all that a manifest's cache gives to a training run."""
     how = {name: manifest[name] for name in ("dtype", "shape", "vae")}
@@ -109,19 +117,25 @@ def claim(out, plan):
 
     plan: the settings on which the content depends, a dict of JSON values.
     """
+    check_out(out, plan)
+    notes = Path(out) / arrayrecord.PROGRESS
+    notes.mkdir(exist_ok=True)
+    if not read_manifest(out) and not disk.exists(notes / "plan.json"):
+        disk.write_text(notes / "plan.json", json.dumps(plan))
+
+
+def check_out(out, plan):
+    """UserError if a directory holds anything but a cache of this plan, or of a part of a plan."""
     notes = Path(out) / arrayrecord.PROGRESS
     existing = read_manifest(out) or disk.read_json(notes / "plan.json")
-    files = sorted(x.name for x in Path(out).iterdir() if not disk.is_clutter(x.name))
+    files = [x.name for x in disk.children(Path(out)) if not disk.is_clutter(x.name)]
     if existing and files:  # without a shard, another plan may replace it: nothing is lost
         check_plan(out, existing, plan)
-        notes.mkdir(exist_ok=True)
         return
     if files:
         raise UserError(
             f"OUT must be new, empty or written by dit-encode, got {out} with {files[0]}"
         )
-    notes.mkdir(exist_ok=True)
-    disk.write_text(notes / "plan.json", json.dumps(plan))
 
 
 def check_plan(out, existing, plan):

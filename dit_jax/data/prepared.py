@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from dit_jax.data import arrayrecord, images, prepare
+from dit_jax.data import arrayrecord, fields, images, prepare
 from dit_jax.errors import UserError
 
 MOST_DECODED = 2**28  # bytes of a split whose images are decoded once and stay in memory
@@ -62,9 +62,7 @@ def open_images(path, split, size):
             f"dataset must be a directory written by dit-prepare or tensorflow-datasets, got {path}"
         ) from error
     _check_format(path, builder)
-    splits = list(builder.info.splits)
-    if split not in splits:
-        raise UserError(f"split must be one of {', '.join(splits)}, got {split!r}")
+    fields.check_split(split, list(builder.info.splits))
     manifest = prepare.read_manifest(path)["splits"].get(split, {"shards": {}, "short_sides": {}})
     shards = manifest["shards"]
     arrayrecord.check_files(path, shards)

@@ -67,6 +67,16 @@ def make(schedule, num_steps):
     return SCHEDULES[schedule](num_steps)
 
 
+def check(diffusion):
+    """UserError if there is no Schedule, or no process, of a `settings.Diffusion`."""
+    if diffusion.prediction != "noise":
+        raise UserError(
+            f"diffusion.prediction must be noise to train or sample, got {diffusion.prediction}, "
+            "which SiT's checkpoints predict: their process does not exist here yet"
+        )
+    make(diffusion.schedule, diffusion.num_steps)
+
+
 def respace(schedule, spacing):
     """The Schedule of the steps that `spacing` keeps; each keeps its alpha_bar.
 

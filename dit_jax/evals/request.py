@@ -7,6 +7,7 @@ from dit_jax.checkpoint import steps
 from dit_jax.errors import UserError
 from dit_jax.evals import presets
 from dit_jax.machine import disk
+from dit_jax.sampling import fields
 
 EXISTING = ("weights", "seed", "vae", "sampling", "preset")  # mean nothing for images that exist
 SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
@@ -45,9 +46,10 @@ class Request:
         settings.read_topic(settings.Sampling, self.sampling)
         if self.preset:
             presets.find(self.preset)
-        if self.vae:
-            steps.locate(self.vae, name="vae")
         is_model = is_checkpoint(self.samples)
+        known = fields.look(self.samples) if is_model else None
+        if self.vae:
+            fields.check_vae(self.vae, known)
         if given := [] if is_model else [name for name in EXISTING if self._differs(name)]:
             raise UserError(f"{given[0]} must not be given for images that exist: {self.samples}")
         if self.inception and not self.reference:
@@ -57,6 +59,15 @@ class Request:
         needs += [] if is_model else ["images that exist"]
         if needs and not self.inception:
             raise UserError(f"--inception must be given with {needs[0]}")
+        if known:
+            self._check_model(known)
+
+    def _check_model(self, known):
+        """UserError if the options do not fit the model of a `sampling.fields.Known`."""
+        if known.settings.data.space != "pixels" and not self.vae:
+            raise UserError("--vae must be given for a model of latents, to decode its samples")
+        preset = presets.find(self.preset).sampling if self.preset else {}
+        fields.check_options(known, preset | self.sampling)
 
     def _differs(self, name):
         default = {each.name: each.default for each in dataclasses.fields(self)} | {"sampling": {}}

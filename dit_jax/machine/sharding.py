@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
-from dit_jax import compat
+from dit_jax import compat, settings
 from dit_jax.errors import UserError
 from dit_jax.machine import words
 
@@ -63,11 +63,7 @@ def make_mesh(*, data=-1, fsdp=1, tensor=1, devices=None):
 
 def _fill(shape, count):
     """The shape of the mesh with -1 replaced, so that it has `count` devices."""
-    for name, size in zip(AXES, shape, strict=True):
-        if size < 1 and size != -1:
-            raise UserError(f"mesh.{name} must be at least 1, or -1 for the rest, got {size}")
-    if shape.count(-1) > 1:
-        raise UserError(f"only one axis of mesh may be -1, got {shape.count(-1)} of {len(AXES)}")
+    settings.check_mesh(**dict(zip(AXES, shape, strict=True)))
     product = math.prod(size for size in shape if size != -1)
     rest = count // product
     full = tuple(rest if size == -1 else size for size in shape)

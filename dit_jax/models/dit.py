@@ -13,23 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dit_jax.errors import UserError
 from dit_jax.machine import prng
-from dit_jax.models import conditions, layers
-from dit_jax.models.attention import ATTENTIONS
+from dit_jax.models import conditions, fields, layers
 from dit_jax.models.blocks import BLOCKS
+from dit_jax.models.fields import SIZES
 from dit_jax.models.layers import DTYPES, REMAT_POLICIES
-
-SIZES = {  # depth, hidden size, heads: table 1 of the paper; Pi to XS are ours, for tiny images
-    "Pi": (2, 64, 2),
-    "Na": (3, 96, 3),
-    "Ti": (4, 128, 4),
-    "XS": (6, 192, 6),
-    "S": (12, 384, 6),
-    "B": (12, 768, 12),
-    "L": (24, 1024, 16),
-    "XL": (28, 1152, 16),
-}
 
 
 class DiTConfig(NamedTuple):
@@ -88,28 +76,18 @@ def configure(
     conditioning="adaln_zero",
 ):
     """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together."""
-    if size not in SIZES:
-        raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    if conditioning not in BLOCKS:
-        raise UserError(f"conditioning must be one of {', '.join(BLOCKS)}, got {conditioning!r}")
-    if patch_size < 1:
-        raise UserError(f"patch_size must be at least 1, got {patch_size}")
-    if not _is_size(input_size):
-        raise UserError(f"input_size must be whole numbers of at least 1, got {input_size!r}")
-    if any(extent % patch_size for extent in input_size):
-        raise UserError(
-            f"input_size must be divisible by patch_size {patch_size}, got {tuple(input_size)}"
-        )
-    for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+    fields.check(
+        size=size,
+        patch_size=patch_size,
+        input_size=input_size,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        null_label=null_label,
+        learn_sigma=learn_sigma,
+        conditioning=conditioning,
+    )
     image = tuple(input_size), patch_size, in_channels
     return DiTConfig(*image, *SIZES[size], num_classes, null_label, learn_sigma, conditioning)
-
-
-def _is_size(size):
-    extents = size if isinstance(size, (tuple, list)) else ()
-    return len(extents) > 0 and all(isinstance(x, int) and x >= 1 for x in extents)
 
 
 class DiT(nnx.Module):
@@ -208,10 +186,7 @@ def make_apply(
 
     gather: None where no parameter is sharded, else as in `DiT`. UserError for an unknown name.
     """
-    choices = {"dtype": DTYPES, "attention": ATTENTIONS, "remat": REMAT_POLICIES}
-    for name, value in {"dtype": dtype, "attention": attention, "remat": remat}.items():
-        if value not in choices[name]:
-            raise UserError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
+    fields.check_arithmetic(dtype=dtype, attention=attention, remat=remat)
     gather = gather or _keep
     options = {"attention": attention, "remat": remat, "unroll": unroll, "gather": gather}
     make = functools.partial(DiT, config, dtype=DTYPES[dtype], **options)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from dit_jax.errors import UserError
 from dit_jax.machine import prng
+from dit_jax.models import fields
 from dit_jax.models.layers import DTYPES
 
 LATENT_SCALE = 0.18215  # brings Stable Diffusion's latents to a standard deviation of about 1
@@ -39,7 +40,7 @@ class VAEConfig(NamedTuple):
     @property
     def downsampling(self):
         """The factor by which latents are smaller than images in height and width."""
-        return 2 ** (len(self.channels) - 1)
+        return fields.vae_downsampling(self.channels)
 
 
 class GroupNorm(nnx.GroupNorm):

@@ -17,6 +17,7 @@ from dit_jax.errors import UserError, of_topic
 from dit_jax.machine import devices as devices_lib
 from dit_jax.machine import prng, sharding
 from dit_jax.models import conditions, dit
+from dit_jax.models import fields as model_fields
 from dit_jax.sampling import generate
 from dit_jax.train import frozen as frozen_lib
 from dit_jax.train import optimizer as optimizers
@@ -119,8 +120,4 @@ def _check_mesh(settings, mesh):
             f"train.batch_size must be divisible by {shards} (mesh.data x mesh.fsdp) x "
             f"{train.accumulation_steps} accumulation_steps, got {train.batch_size}"
         )
-    heads, tensor = dit.SIZES[settings.model.size][2], mesh.shape["tensor"]
-    if heads % tensor:
-        raise UserError(
-            f"mesh.tensor must divide the {heads} heads of {settings.model.size}, got {tensor}"
-        )
+    model_fields.check_heads(settings.model.size, mesh.shape["tensor"])

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 from absl import logging
 from tqdm import tqdm
@@ -21,6 +20,8 @@ def make_log(
     all devices, None if unknown; then there is no MFU. saved() is the newest saved step, None
     before the first. measured: more fields for the line of step `start`, or None.
     """
+    import jax  # here: commands read a record before they import jax
+
     if jax.process_index() != 0:
         return lambda step, means, seconds: None
     path = disk.path(path)

@@ -17,7 +17,7 @@ from dit_jax.data import feed, loader
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, devices, disk, prng, sharding
 from dit_jax.models import flops
-from dit_jax.runs import build, keep, moved, outline, record, scoring
+from dit_jax.runs import build, keep, lock, moved, outline, record, scoring
 from dit_jax.runs import origin as origins
 from dit_jax.runs import workdir as workdirs
 from dit_jax.sampling import generate, pictures
@@ -56,7 +56,7 @@ def run(settings, workdir, listen_for_stop, init_from=None):
         return
     with devices.explained_memory():
         fed = _open_data(settings, parts, workdir)
-        with workdirs.held(workdir):
+        with lock.held(workdir):
             _start(settings, parts, fed, workdir, origin, listen_for_stop)
 
 

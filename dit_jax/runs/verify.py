@@ -6,7 +6,7 @@ from dit_jax.convert import bundle, diffusers_dit, files
 from dit_jax.data import arrayrecord
 from dit_jax.errors import UserError
 from dit_jax.machine import disk, words
-from dit_jax.runs import record
+from dit_jax.runs import record, verifiable
 from dit_jax.runs import workdir as workdirs
 
 TOPICS = ("model", "diffusion", "data")  # of the config.json of every run
@@ -43,10 +43,7 @@ def refuse(path):
             f"PATH must have the digests that dit-convert writes (parity.json), got {kind} "
             f"without: {path}"
         )
-    raise UserError(
-        "PATH must be a run, saved steps, an output of dit-prepare or dit-encode, or a bundle, "
-        f"pipeline or file of dit-convert, got nothing of the kind: {path}"
-    )
+    verifiable.refuse(path)
 
 
 def find_run(path):

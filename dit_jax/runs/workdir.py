@@ -1,19 +1,16 @@
-"""Checks and locks a run's directory.
+"""Checks and claims a run's directory; imports no jax. `runs.lock` locks it.
 
 It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and checkpoints/STEP/; and
 init_from.json, if the run did not start from random parameters.
 """
 
-import contextlib
 import json
 import os
-
-import jax
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps
 from dit_jax.errors import UserError
-from dit_jax.machine import cluster, disk
+from dit_jax.machine import disk
 from dit_jax.runs import own_config, record
 
 ORIGIN = "init_from.json"
@@ -36,20 +33,6 @@ def check(workdir, settings):
         raise UserError(
             f"workdir must be new, empty or a run of dit-train, got {workdir} with {foreign[0]}"
         )
-
-
-@contextlib.contextmanager
-def held(workdir):
-    """A context in which no other run writes to workdir; UserError if one does already.
-
-    A bucket cannot be locked; there the record of the run detects another writer at a log.
-    """
-    with contextlib.ExitStack() as stack:
-        with cluster.together():
-            disk.make_folder(workdir, "workdir")
-            if jax.process_index() == 0 and disk.is_on_disk(workdir):
-                stack.enter_context(disk.locked(workdir, "workdir"))
-        yield
 
 
 def claim(workdir, settings, origin=None):

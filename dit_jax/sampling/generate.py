@@ -15,6 +15,7 @@ from dit_jax.diffusion.process import predictor
 from dit_jax.errors import UserError
 from dit_jax.machine import prng, sharding
 from dit_jax.models import conditions, pixels
+from dit_jax.sampling import fields
 
 LABEL = np.uint32(2**32 - 1)  # of the key of an image's label; its noise has keys 0, 1, ...
 
@@ -138,22 +139,6 @@ def count_passes(process, sampling):
 
 
 def check(config, process, sampling):
-    """UserError that names the option of a `settings.Sampling` that does not fit the model.
-
-    The rules that hold for every model are in `settings.Sampling`.
-    """
-    name, eta, scale = sampling.sampler, sampling.eta, sampling.cfg_scale
+    """UserError that names the option of a `settings.Sampling` that does not fit the model."""
     process.levels(sampling.num_steps)
-    if eta and name != "ddim":
-        raise UserError(f"eta must be 0 for {name}, which has none, got {eta}")
-    if scale != 1 and not config.null_label:
-        raise UserError(f"cfg_scale must be 1 for a model without a null label, got {scale}")
-    if sampling.cfg_channels > config.in_channels:
-        raise UserError(
-            f"cfg_channels must be in 0 .. {config.in_channels}, got {sampling.cfg_channels}"
-        )
-    interval = sampling.cfg_interval
-    if interval[0] < 0 or interval[1] > process.last_time:
-        raise UserError(
-            f"cfg_interval must be first <= last in 0 .. {process.last_time}, got {interval}"
-        )
+    fields.check(sampling, config, last_time=process.last_time)

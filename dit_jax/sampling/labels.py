@@ -17,20 +17,23 @@ QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # "" is a quote
 NUM_NEAR = 3  # names that an error offers
 
 
-def parse(text, class_names, num_classes):
+def parse(text, class_names, num_classes, *, warns=True):
     """The labels of a text with commas, a list of numbers; UserError if a part is no label.
 
-    class_names: of label 0, 1, ...; () if the labels have no names.
+    class_names: of label 0, 1, ...; () if the labels have no names. warns: logs what may be meant
+    otherwise.
     """
     items = split(text)
-    _warn_of_numbers(items, class_names)
+    if warns:
+        _warn_of_numbers(items, class_names)
     return [label for item in items for label in _read(item, class_names, num_classes)]
 
 
-def read_file(path, class_names, num_classes):
+def read_file(path, class_names, num_classes, *, warns=True):
     """The labels of a file, of `read_lines`; UserError that names the line if it is no label."""
     items = read_lines(path)
-    _warn_of_numbers(items.values(), class_names)
+    if warns:
+        _warn_of_numbers(items.values(), class_names)
     labels = []
     for number, item in items.items():
         with _of_line(number, path):
@@ -139,10 +142,19 @@ def _find(name, class_names):
             f"labels must be whole numbers separated by commas, got {name!r}: the classes of this "
             "checkpoint have no names"
         )
-    folded = {each.casefold(): each for each in class_names}
-    near = difflib.get_close_matches(name.casefold(), folded, NUM_NEAR)
-    some = [folded[each] for each in near] or class_names[:NUM_NEAR]
+    near = _nearest(name.casefold(), class_names)
+    names = ", ".join(near or class_names[:NUM_NEAR])
+    rest = ", ..." if len(class_names) > NUM_NEAR else ""
     raise UserError(
         f"labels must be numbers, ranges or names of classes, got {name!r}; "
-        f"{'did you mean' if near else 'names are'} {', '.join(some)}{'?' if near else ', ...'}"
+        + (f"did you mean {names}?" if near else f"names are {names}{rest}")
     )
+
+
+def _nearest(folded, class_names):
+    """What may be meant by a folded name: names that look like it, else those that contain it."""
+    if folded == "all":
+        return ["all"]
+    names = {each.casefold(): each for each in class_names}
+    near = difflib.get_close_matches(folded, names, NUM_NEAR)
+    return [names[each] for each in near or [x for x in names if folded in x][:NUM_NEAR]]

@@ -16,7 +16,7 @@ from dit_jax.diffusion import processes
 from dit_jax.errors import UserError
 from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit
-from dit_jax.sampling import arguments, autoencoder, generate
+from dit_jax.sampling import arguments, autoencoder, fields, generate
 
 
 def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtype="float32"):
@@ -58,11 +58,7 @@ def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtyp
 
 def _load_decoder(path, dtype, config, space):
     decoder = autoencoder.load(path, dtype=dtype)
-    channels = decoder.config.latent_channels
-    if space != "latents":
-        raise UserError(f"vae must be none for a model of {space}, got {path}")
-    if channels != config.in_channels:
-        raise UserError(f"vae must have {config.in_channels} latent channels, got {channels}")
+    fields.check_decoder(path, decoder.config.latent_channels, config.in_channels, space)
     return decoder
 
 

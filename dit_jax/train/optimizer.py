@@ -2,7 +2,7 @@
 
 import optax
 
-from dit_jax.errors import UserError
+from dit_jax import settings
 
 
 def adamw(*, learning_rate, b1, b2, eps, weight_decay, warmup_steps, decay_steps):
@@ -21,10 +21,7 @@ def adamw(*, learning_rate, b1, b2, eps, weight_decay, warmup_steps, decay_steps
 
 def learning_rate_schedule(learning_rate, warmup_steps, decay_steps):
     """step -> learning rate. See `adamw`."""
-    if decay_steps and decay_steps <= warmup_steps:
-        raise UserError(
-            f"decay_steps must be 0 or above warmup_steps {warmup_steps}, got {decay_steps}"
-        )
+    settings.check_decay(warmup_steps, decay_steps)
     if decay_steps:
         return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps)
     if warmup_steps:

@@ -63,6 +63,21 @@ check() {  # LAUNCH_FOLDER FLAG...
   source "$1/common.sh"
   shift
   check_arguments 2 'CONFIG WORKDIR' "$@"
+  check_names "$root/dit_jax/settings.py" "$@"
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --config=*) check_config "${1#*=}" ;;
+      --config) check_config "${2:-}" ;;
+      [!-]*.py | [!-]*.py:*) check_config "$1" ;;
+    esac
+    shift
+  done
+}
+
+check_config() {  # PATH[:VARIANT] of a file, here or in the clone, or SIZE/PATCH
+  local path=${1%%:*}
+  [[ $path =~ ^[A-Za-z-]+/[0-9]+$ ]] || [ -f "$path" ] || [ -f "$root/$path" ] \
+    || fail "config must be a Python file that exists, got $path"
 }
 
 check_workdir_is_given() {  # FLAG...

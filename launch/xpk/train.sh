@@ -18,7 +18,7 @@
 #                 gs://my-bucket/xl2, or a path on a share that the workload mounts (xpk storage
 #                 attach)
 #   MAX_RESTARTS  how often XPK may restart the workload; default: 50. XPK restarts it if a machine
-#                 was lost, and on exit codes 42 (dit-train was preempted and has saved) and 127 to
+#                 was lost, and on exit codes 42 (dit-train was preempted) and 127 to
 #                 255, but not on 1, 2 and 3.
 #   GRACE         seconds that a preempted worker has to save; default: 180
 #   BASE_IMAGE    an image with Python 3.11 or newer, pip and bash; default: python:3.12

@@ -65,6 +65,7 @@ def test_words_stand_for_flags_in_their_order(parse, words, found):
         (["a", "--size"], "size must have a value, got none"),
         (["a", "--size=M"], "--size must be one of S, L, got 'M'"),
         (["a", "--sizes=M"], "there is no flag --sizes; did you mean --size?"),
+        (["a", "--szie=M"], "there is no flag --szie; did you mean --size?"),
         (["a", "--speed=M"], "there is no flag --speed; --help lists all flags"),
         (["a", "--fast=3"], "--fast must be true or false, got 3"),
         (["a", "--fast=soon"], "--fast must be true or false, got 'soon'"),

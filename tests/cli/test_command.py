@@ -244,3 +244,4 @@ def test_a_check_of_an_output_leaves_nothing(tmp_path, monkeypatch):
     command.output_path(tmp_path / "x.png")
     command.output_folder(tmp_path / "new" / "folder")
     assert not list(tmp_path.iterdir())
+    assert command.output_folder("/proc/x", writes=False) == Path("/proc/x")

@@ -58,7 +58,7 @@ def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch
         return np.zeros((len(labels), 8, 8, 1), np.uint8)
 
     monkeypatch.setattr(trained.LoadedDiT, "sample", record)
-    values = {"sampler": "ddpm", "num_steps": "ddim5", "eta": 0.5, "cfg_scale": 3.0}
+    values = {"sampler": "ddim", "num_steps": "ddim5", "eta": 0.5, "cfg_scale": 3.0}
     values |= {"cfg_channels": 1, "clip_x0": False, "seed": 7, "batch_size": 3}
     options = [f"--{name}={value}" for name, value in values.items()] + ["--cfg_interval=0, 400.5"]
     usual = (f"--checkpoint={checkpoint}", "--labels=3,1,4", f"--out={tmp_path}/x.npz")

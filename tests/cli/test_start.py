@@ -1,6 +1,7 @@
 """How commands start: --help and a wrong flag are answered before anything large is imported."""
 
 import glob
+import json
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import pytest
 import random_run
 import small_run
@@ -18,6 +20,9 @@ from dit_jax import settings
 from dit_jax.cli import encode
 from dit_jax.data import feed, fields, latents
 from dit_jax.diffusion import samplers
+from dit_jax.models import attention, blocks, layers, vae
+from dit_jax.models import fields as model_fields
+from dit_jax.sampling import autoencoder
 
 ROOT = Path(__file__).parents[2]
 CLI = ROOT / "dit_jax" / "cli"
@@ -125,10 +130,120 @@ def test_a_mistake_is_told_before_jax_is_imported(tmp_path, name, words, message
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A run, one of latents, two vaes, a data set and folders that are none of these."""
+    root = tmp_path_factory.mktemp("places")
+    random_run.save(root / "run", class_names=["a b", "red circle", *"cdefghij"])
+    other = random_run.CONFIG | {"data": {"source": "images", "space": "latents"}}
+    random_run.save(root / "latents", other)
+    for name, channels in ("vae", 1), ("wide", 2):
+        config = vae.VAEConfig(
+            channels=(8, 8), latent_channels=channels, num_resnets=1, num_groups=4
+        )
+        autoencoder.save(root / name, config, vae.init(config, jax.random.key(0)))
+    (root / "data").mkdir()
+    (root / "data/dataset_info.json").write_text('{"splits": [{"name": "train"}]}')
+    (root / "foreign").mkdir()
+    (root / "foreign/notes.txt").write_text("mine")
+    (root / "started/.progress").mkdir(parents=True)
+    plan = {"split": "train", "size": 64, "dtype": "float16", "examples_per_shard": 4096}
+    (root / "started/.progress/plan.json").write_text(json.dumps(plan))
+    (root / "trained").mkdir()
+    text = json.dumps(settings.to_json(settings.Settings()))
+    (root / "trained/config.json").write_text(text)
+    return root
+
+
+SAMPLE = ("sample", "{at}/run", "{at}/new.png")
+LATENTS = ("sample", "{at}/latents", "{at}/new.npz", "--labels=1")
+ENCODE = ("encode", "{at}/data", "{at}/new", "--vae={at}/vae", "--size=32")
+TRAIN = ("train", "configs/digits.py", "{at}/new")
+EARLY = {  # a command with a mistake: what its line has
+    (*SAMPLE, "--labels=red cirle"): "got 'red cirle'; did you mean red circle?",
+    (*SAMPLE, "--labels=10"): "labels must be in 0 .. 9, got 10",
+    (*SAMPLE, "--labels=1", "--num_steps=1"): "num_steps must be in 2 .. 1000, got '1'",
+    (*SAMPLE, "--labels=1", "--cfg_channels=9"): "cfg_channels must be in 0 .. 1, got 9",
+    (*SAMPLE, "--labels=1", "--cfg_interval=0,2000"): "first <= last in 0 .. 999, got ",
+    (*SAMPLE, "--labels=1", "--sampler=ddpm", "--eta=0.5"): "eta must be 0 for ddpm",
+    (*SAMPLE, "--labels=1", "--vae={at}/vae"): "vae must be none for a model of pixels, got",
+    (*LATENTS, "--vae={at}/wide"): "vae must have 1 latent channels, got 2",
+    (*LATENTS, "--vae={at}/run"): "vae must be a folder that `dit-convert vae` wrote, got",
+    (*LATENTS, "--out={at}/x.png"): "out must be given once",
+    ("sample", "{at}/latents", "{at}/x.png", "--labels=1"): "out must end with .npz for latents",
+    ("sample", "{at}/vae", "{at}/x.png", "--labels=1"): "checkpoint must be one of a DiT, got",
+    ("evaluate", "{at}/run", "--num_steps=1"): "num_steps must be in 2 .. 1000, got '1'",
+    ("evaluate", "{at}/latents", "{at}/new"): "--vae must be given for a model of latents",
+    ("evaluate", "{at}/run", "--vae={at}/vae"): "vae must be none for a model of pixels, got",
+    (*ENCODE, "--size=33"): "size must be divisible by 2, got 33",
+    (*ENCODE, "--split=test"): "split must be one of train, got 'test'",
+    (*ENCODE, "--verify=2"): "OUT must be a finished directory of dit-encode, got",
+    ("encode", "{at}/run", *ENCODE[2:]): "dataset must be a directory written by dit-prepare",
+    ("encode", "{at}/data", "{at}/foreign", *ENCODE[3:]): "OUT must be new, empty or written by",
+    ("encode", "{at}/data", "{at}/started", *ENCODE[3:]): "size must be 64, as in",
+    ("encode", "{at}/data", "{at}/new", "--vae={at}/run"): "vae must be a folder that `dit-convert",
+    (*TRAIN, "--config.model.size=M"): "model.size must be one of Pi, Na, Ti, XS, S, B, L, XL, got",
+    ("train", "configs/digits.py:Ti/3", "{at}/new"): "model.input_size must be divisible by patch",
+    ("train", "xl/3", "{at}/new"): "model.input_size must be divisible by patch_size 3",
+    (*TRAIN, "--config.model.input_size=(9, 8)"): "model.input_size must be divisible by patch",
+    (*TRAIN, "--config.model.conditioning=x"): "model.conditioning must be one of in_context, ",
+    (*TRAIN, "--config.compute.dtype=int8"): "compute.dtype must be one of float32, bfloat16, got",
+    (*TRAIN, "--config.compute.remat=some"): "compute.remat must be one of none, dots, full, got",
+    (*TRAIN, "--config.compute.attention=x"): "compute.attention must be one of auto, xla, cudnn",
+    (*TRAIN, "--config.mesh.fsdp=0"): "mesh.fsdp must be at least 1, or -1 for the rest, got 0",
+    (*TRAIN, "--config.mesh.fsdp=-1"): "only one axis of mesh may be -1, got 2 of 3",
+    (*TRAIN, "--config.mesh.tensor=5"): "mesh.tensor must divide the 4 heads of Ti, got 5",
+    (*TRAIN, "--config.sampling.num_steps=5000"): "sampling.num_steps must be in 2 .. 1000, got",
+    (*TRAIN, "--config.sampling.cfg_channels=2"): "sampling.cfg_channels must be in 0 .. 1, got 2",
+    (*TRAIN, "--config.diffusion.schedule=x"): "diffusion.schedule must be one of linear, squared",
+    (*TRAIN, "--config.train.decay_steps=1"): "train.decay_steps must be 0 or above warmup_steps",
+    ("train", "configs/digits.py", "{at}/foreign/notes.txt"): "workdir must not be or lie under a",
+    ("train", "configs/digits.py", "{at}/foreign"): "workdir must be new, empty or a run of dit-t",
+    ("train", "configs/digits.py", "{at}/trained"): "workdir must not hold a run of another config",
+    (*TRAIN, "--init_from={at}/vae"): "init_from must be a run of dit-train or a checkpoint of",
+    ("bench", "train", "configs/digits.py", "--config.model.size=M"): "model.size must be one of",
+    ("convert", "from-torch", "{at}/foreign/notes.txt", "{at}/new"): "file must end with .pt, .pth",
+    (
+        "verify",
+        "{at}/foreign",
+    ): "PATH must be a run, saved steps, an output of dit-prepare or dit-e",
+    ("plan", "configs/digits.py", "--topology=v5e:2x2", "--config.mesh.data=0"): "mesh.data must",
+}
+CALLS = r"""
+import contextlib, importlib, io, json, sys
+for name, *words in json.load(sys.stdin):
+    sys.argv = [f"dit-{name}", *words]
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            importlib.import_module(f"dit_jax.cli.{name}").entry()
+    except SystemExit as end:
+        print(json.dumps([end.code, errors.getvalue(), "jax" in sys.modules]))
+"""
+
+
+def test_what_a_checkpoint_or_the_settings_tell_is_told_before_jax_is_imported(places):
+    cases = [[word.replace("{at}", str(places)) for word in words] for words in EARLY]
+    before = sorted(places.rglob("*"))
+    command = [sys.executable, "-c", CALLS]
+    options = {"input": json.dumps(cases), "cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
+    done = subprocess.run(command, **options)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for (name, *words), message, answer in zip(cases, EARLY.values(), answers, strict=True):
+        code, errors, has_jax = answer
+        assert (code, has_jax) == (2, False), (words, errors)
+        assert errors.startswith(f"dit-{name}: ") and errors.count("\n") == 1, (words, errors)
+        assert message in errors, (words, errors)
+    assert sorted(places.rglob("*")) == before
+
+
 def test_names_that_flags_offer_are_those_of_the_work():
     assert settings.SAMPLERS == tuple(samplers.SAMPLERS)
     assert encode.DTYPES == latents.DTYPES
     assert set(fields.SOURCES) == set(feed.FEEDS)
+    assert model_fields.DESIGNS == tuple(blocks.BLOCKS)
+    tables = layers.DTYPES, attention.ATTENTIONS, layers.REMAT_POLICIES
+    assert list(model_fields.ARITHMETIC.values()) == list(map(tuple, tables))
 
 
 def interrupt(name, workdir, *, after, signum=signal.SIGINT, delay=0.0):
@@ -158,6 +273,15 @@ ABSENT = "rocm" if glob.glob("/dev/accel*") else "tpu"  # devices that this mach
         ({"JAX_PLATFORMS": ABSENT}, "JAX_PLATFORMS must name devices that this machine has, and "),
         ({"JAX_PLATFORMS": "gpu"}, "JAX_PLATFORMS must name devices that this machine has, and "),
         ({"XLA_FLAGS": "--xla_none=1"}, "XLA_FLAGS must be flags that this XLA knows, got '--xla_"),
+        (
+            {"JAX_DEFAULT_MATMUL_PRECISION": "hightest"},
+            "JAX_DEFAULT_MATMUL_PRECISION must be a value that jax knows, got 'hightest': ",
+        ),
+        ({"JAX_ENABLE_X64": "banana"}, "JAX_ENABLE_X64 must be a value that jax knows, got 'bana"),
+        (  # jax names only the value
+            {"JAX_TRACER_ERROR_NUM_TRACEBACK_FRAMES": "few"},
+            "JAX_TRACER_ERROR_NUM_TRACEBACK_FRAMES must be a value that jax knows, got 'few': inv",
+        ),
         ({}, "mesh must be of "),  # libtpu, which is installed, prints nothing
     ],
 )

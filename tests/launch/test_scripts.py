@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dit_jax import settings
+
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
 SETTINGS_OF = {
@@ -135,10 +137,34 @@ def test_only_fields_of_the_config_go_to_dit_train(clone, run, tmp_path, name, w
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["quickstart.sh", "fashion.sh", "scaling.sh"])
+def test_a_field_that_no_config_has_is_told_before_anything_is_installed(
+    clone, put, run, tmp_path, name
+):
+    put("python3", f'exec {sys.executable} "$@"\n')
+    (clone / "dit_jax").mkdir()
+    shutil.copy(LAUNCH.parent / "dit_jax" / "settings.py", clone / "dit_jax")
+    before = sorted(tmp_path.rglob("*"))
+    for word in ("--config.run.totalsteps=5", "--noconfig.run.totalsteps"):
+        done = run(clone / "launch" / name, "--config.seed=3", word)
+        hint = "config has no field run.totalsteps; did you mean run.total_steps?"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{name}: {hint}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_scripts_know_every_field():
+    fields = [f"--config.{name}=1" for name in settings.defaults()]
+    script = 'source launch/common.sh; check_names dit_jax/settings.py "$@"; echo "known"'
+    command = ["bash", "-c", script, "script", *fields]
+    done = subprocess.run(command, cwd=LAUNCH.parent, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("known\n", "")
+
+
 @pytest.mark.parametrize("name", ["quickstart.sh", "fashion.sh", "scaling.sh", "test.sh"])
 def test_an_old_or_missing_python_is_reported(tmp_path, name):
     old = tmp_path / "python3"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" && exit 0\nexit 1\n')
+    version = '[ "$1" = --version ] && echo "Python 3.8.1" && echo "of 2019" && exit 0'
+    old.write_text(f"#!/bin/sh\n{version}\nexit 1\n")
     old.chmod(0o755)
     for python, found in ((old, "Python 3.8.1"), (tmp_path / "none", "no Python")):
         done = subprocess.run(

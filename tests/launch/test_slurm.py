@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,23 @@ def test_an_unknown_argument_is_refused(run, job, word, rest):
     for done in (job(0, *words), run("slurm/train.sh", *words, "--dry-run")):
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == f"launch/slurm/train.sh: {line}"
+
+
+def test_a_wrong_config_or_field_is_told_by_the_dry_run(put, run):
+    put("python3", f'exec {sys.executable} "$@"\n')
+    for words, line in (
+        (["configs/digit.py"], "config must be a Python file that exists, got configs/digit.py"),
+        (["--config=no.py:S/2"], "config must be a Python file that exists, got no.py"),
+        (
+            ["configs/digits.py", "--config.run.totl=3"],
+            "config has no field run.totl; did you mean run.total_steps?",
+        ),
+    ):
+        done = run("slurm/train.sh", "--dry-run", *words, "--workdir=/tmp/x")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"launch/slurm/train.sh: {line}\n"
+    for words in (["xl/2"], ["DiT-XL/2"], ["configs/digits.py:S/2"]):
+        assert run("slurm/train.sh", "--dry-run", "/tmp/x", f"--config={words[0]}").returncode == 0
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])

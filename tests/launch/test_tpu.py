@@ -5,6 +5,7 @@ The commands that the script sends to the workers really run. uv and dit-train a
 
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -221,6 +222,15 @@ def test_wrong_use_is_reported_before_a_missing_gcloud(run, words, settings, mes
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("tpu.sh: ") and done.stderr.endswith(message + "\n")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+@pytest.mark.parametrize("command", ["run", "babysit"])
+def test_a_field_that_no_config_has_is_told_before_a_pod_costs_money(put, run, command, flags):
+    put("python3", f'exec {sys.executable} "$@"\n')
+    done = run("tpu.sh", command, FLAG, "--config.run.totl=3", *flags, **SETTINGS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "tpu.sh: config has no field run.totl; did you mean run.total_steps?\n"
 
 
 def test_missing_gcloud_is_reported(run):

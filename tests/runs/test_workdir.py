@@ -8,7 +8,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.data import feed
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
-from dit_jax.runs import moved, own_config
+from dit_jax.runs import lock, moved, own_config
 from dit_jax.runs import workdir as workdirs
 
 SETTINGS = settings_lib.read({"data": {"source": "digits"}, "run": {"total_steps": 400}})
@@ -118,10 +118,10 @@ def test_a_claim_removes_what_a_killed_claim_left(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / ".partial-7-config.json").write_text("{")
     assert_accepted_untouched(tmp_path)
-    with workdirs.held(tmp_path):
+    with lock.held(tmp_path):
         workdirs.claim(tmp_path, SETTINGS)
         with pytest.raises(UserError, match="^workdir must not be written by another run, got"):
-            workdirs.held(tmp_path).__enter__()
+            lock.held(tmp_path).__enter__()
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == settings_lib.to_json(SETTINGS) and config["run"]["total_steps"] == 400
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -138,7 +138,7 @@ def test_a_warning_names_a_share_that_cannot_lock(tmp_path, monkeypatch, caplog)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(disk.fcntl, "flock", refuse)
-    with workdirs.held(tmp_path / "run"):
+    with lock.held(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
     assert f"{tmp_path}/run cannot be locked, let no other run write to it: " in caplog.text
 
@@ -147,7 +147,7 @@ def test_a_workdir_that_cannot_be_made_is_refused():
     workdir = Path("/proc/none/run")  # root may write to /proc, but nothing can be made there
     workdirs.check(workdir, settings_lib.Settings())
     with pytest.raises(UserError, match="^workdir must be where a folder can be made, got /proc/"):
-        with workdirs.held(workdir):
+        with lock.held(workdir):
             pass
 
 

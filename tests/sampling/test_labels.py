@@ -39,6 +39,8 @@ def test_numbers_ranges_names_and_all(text, expected):
         ("3-1", "^labels must have ranges that go up, as 0-9, got 3-1$"),
         ("Red Circle", "names of classes, got 'Red Circle'; did you mean red circle"),
         ("blue sqare", r"got 'blue sqare'; did you mean blue square\?$"),
+        ("ALL", r"got 'ALL'; did you mean all\?$"),
+        ("circle", r"got 'circle'; did you mean red circle\?$"),
         ("xyz", "got 'xyz'; names are red circle, blue square, round, red, ...$"),
         ("0,,1", "^labels must have a label on both sides of a comma, got '0,,1'$"),
         ('0,"round, red', "^labels must close every quote, got '\"round, red'$"),

@@ -1,0 +1,34 @@
+"""Checks whether the fields of Settings fit together that need no jax, hence no devices.
+
+`runs.build` repeats them and adds what depends on the devices.
+"""
+
+from dit_jax import settings as settings_lib
+from dit_jax.diffusion import schedules
+from dit_jax.errors import of_topic
+from dit_jax.models import fields as model_fields
+from dit_jax.sampling import fields as sampling_fields
+
+
+def check(settings):
+    """UserError that names a field of Settings that does not fit the others."""
+    model, compute = settings.model, settings.compute
+    with of_topic("model"):
+        model_fields.check(**vars(model))
+    axes = {name: getattr(settings.mesh, name) for name in ("data", "fsdp", "tensor")}
+    settings_lib.check_mesh(**axes)
+    if axes["tensor"] != -1:
+        model_fields.check_heads(model.size, axes["tensor"])
+    with of_topic("compute"):
+        model_fields.check_arithmetic(
+            dtype=compute.dtype,
+            attention=compute.attention,
+            remat=compute.remat,
+            automatic=("attention",),
+        )
+    with of_topic("diffusion"):
+        schedules.check(settings.diffusion)
+    with of_topic("train"):
+        settings_lib.check_decay(settings.train.warmup_steps, settings.train.decay_steps)
+    with of_topic("sampling"):
+        sampling_fields.check_process(settings.sampling, model, settings.diffusion)

@@ -1,0 +1,82 @@
+"""Checks of how samples are drawn that need neither jax nor parameters."""
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from dit_jax import settings as settings_lib
+from dit_jax.checkpoint import peek
+from dit_jax.errors import UserError
+
+
+class Known(NamedTuple):
+    """What the meta of a checkpoint says of its model.
+
+    model: has the fields of a `models.dit.DiTConfig`. class_names: as of a LoadedDiT.
+    """
+
+    model: Any
+    settings: settings_lib.Settings
+    class_names: tuple
+
+
+def look(path):
+    """The Known of a checkpoint; None if it is in a bucket or cannot be read."""
+    meta = peek.meta_of(path, of="model")
+    if not meta:
+        return None
+    names = tuple(meta.get("class_names", ()))
+    return Known(SimpleNamespace(**meta["model"]), settings_lib.read(meta["config"]), names)
+
+
+def check(sampling, model, *, last_time):
+    """UserError that names the option of a `settings.Sampling` that does not fit the model.
+
+    model: has the fields `in_channels` and `null_label`. last_time: of the process. The rules that
+    hold for every model are in `settings.Sampling`.
+    """
+    name, scale, interval = sampling.sampler, sampling.cfg_scale, sampling.cfg_interval
+    if sampling.eta and name != "ddim":
+        raise UserError(f"eta must be 0 for {name}, which has none, got {sampling.eta}")
+    if scale != 1 and not model.null_label:
+        raise UserError(f"cfg_scale must be 1 for a model without a null label, got {scale}")
+    if sampling.cfg_channels > model.in_channels:
+        raise UserError(
+            f"cfg_channels must be in 0 .. {model.in_channels}, got {sampling.cfg_channels}"
+        )
+    if interval[0] < 0 or interval[1] > last_time:
+        raise UserError(f"cfg_interval must be first <= last in 0 .. {last_time}, got {interval}")
+
+
+def check_process(sampling, model, diffusion):
+    """As `check`, and whether the process of a `settings.Diffusion` has such a spacing."""
+    from dit_jax.diffusion import schedules  # needs NumPy
+
+    schedules.check(diffusion)
+    schedules.keep_steps(diffusion.num_steps, sampling.num_steps)
+    check(sampling, model, last_time=diffusion.num_steps - 1)
+
+
+def check_options(known, options):
+    """As `check_process`, for the options that differ from those of a checkpoint's own config."""
+    options = vars(known.settings.sampling) | options
+    sampling = settings_lib.read_topic(settings_lib.Sampling, options)
+    check_process(sampling, known.model, known.settings.diffusion)
+
+
+def check_vae(path, known):
+    """UserError if there is no autoencoder at a path, or if it does not decode a Known's latents.
+
+    known: None if the model cannot be looked at.
+    """
+    meta = peek.meta_of(path, of="vae", name="vae")
+    if meta and known:
+        channels = meta["vae"]["latent_channels"]
+        check_decoder(path, channels, known.model.in_channels, known.settings.data.space)
+
+
+def check_decoder(path, latent_channels, in_channels, space):
+    """UserError if the autoencoder at a path does not decode what a model generates."""
+    if space != "latents":
+        raise UserError(f"vae must be none for a model of {space}, got {path}")
+    if latent_channels != in_channels:
+        raise UserError(f"vae must have {in_channels} latent channels, got {latent_channels}")
