@@ -149,7 +149,8 @@ def places(tmp_path_factory):
     (root / "started/.progress").mkdir(parents=True)
     plan = {"split": "train", "size": 64, "dtype": "float16", "examples_per_shard": 4096}
     (root / "started/.progress/plan.json").write_text(json.dumps(plan))
-    (root / "trained").mkdir()
+    (root / "started/latents.array_record-00000-of-00002").touch()  # else it may be replaced
+    random_run.save(root / "trained")
     text = json.dumps(settings.to_json(settings.Settings()))
     (root / "trained/config.json").write_text(text)
     return root
