@@ -120,7 +120,7 @@ def claim(out, plan):
     check_out(out, plan)
     notes = Path(out) / arrayrecord.PROGRESS
     notes.mkdir(exist_ok=True)
-    if not read_manifest(out) and not disk.exists(notes / "plan.json"):
+    if not read_manifest(out):
         disk.write_text(notes / "plan.json", json.dumps(plan))
 
 
