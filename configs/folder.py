@@ -22,7 +22,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import disk
 
 MAX_PIXELS = 24  # of a side
-PATCH = 6  # of pixels; 16 tokens, as few as of digits, learn their places in minutes
+PATCH = 6  # pixels; 24 x 24 are then 16 tokens, few enough to learn shapes in minutes
 MAX_SAMPLES = 40  # in the pictures of a run
 
 
@@ -72,7 +72,7 @@ def of_pixels(config, manifest):
     """Sets what differs for pixels, from the manifest of dit-prepare; {}: it is not given."""
     config.model.patch_size = PATCH
     config.model.in_channels = 3
-    # The linear schedule has many steps with much noise, where the place of a shape is decided.
+    # The schedule is linear: it trains longer at high noise, where a model learns whole shapes.
     config.data.space = "pixels"
     config.sampling.clip_x0 = True
     config.model.input_size = (MAX_PIXELS, MAX_PIXELS)

@@ -20,6 +20,7 @@ from testdata import evaluation, weights
 from dit_jax.convert import torch_dit, torch_inception
 from dit_jax.machine import disk
 from dit_jax.models import dit, inception
+from dit_jax.sampling import extractor
 
 jax.config.update("jax_platforms", "cpu")
 os.environ["JAX_PLATFORMS"] = "cpu"  # for commands in other processes
@@ -97,6 +98,15 @@ def golden_eval():
 def inception_weights():
     """The state dict of an Inception with the weights of `testdata/evaluation.py`."""
     return evaluation.weights(torch_inception.shapes())
+
+
+@pytest.fixture(scope="session")
+def inception_path(inception_weights, tmp_path_factory):
+    """A checkpoint of that Inception, which counts as the published one."""
+    path = tmp_path_factory.mktemp("inception") / "checkpoint"
+    params = torch_inception.from_torch(inception_weights)
+    extractor.save(path, params, sha256="abc", published=True)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,7 @@ def draw(axes, curves, styles):
 
 
 def errors(curve):
-    """The lengths of error bars; None if no deviation is known."""
+    """The length of the error bar at each point; None if the curve has no error bars."""
     return [each or 0 for each in curve.deviations] if any(curve.deviations) else None
 
 
@@ -190,7 +190,7 @@ def box_of(note):
 
 
 def spread(places, *, gap, low, high):
-    """The places, moved apart to at least this gap and as little as possible (least squares).
+    """Moves places apart until each gap is at least `gap`, as little as possible (least squares).
 
     place[i] - i * gap must ascend: isotonic regression, by pooling neighbours that do not. Then
     they are moved into low .. high, if there is room for all.
@@ -252,12 +252,12 @@ def _covered(box, drawn, names, axes):
 
 
 def _is_ambiguous(box, own, places):
-    """Whether a place is nearer to the box of a name than the place that it names."""
+    """Whether the text in the box is nearer to another point than to its own."""
     return _distances(box, places).min() < 0.99 * _distances(box, own[None])[0]
 
 
 def _distances(box, places):
-    """From a box to places (N, 2), 0 inside: (N,)."""
+    """The distances (N,) from a box to points (N, 2); 0 for a point inside the box."""
     return np.hypot(*(places - np.clip(places, box.min, box.max)).T)
 
 

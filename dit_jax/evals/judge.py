@@ -3,6 +3,7 @@
 Shapes: N samples, M reference images, D features.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from dit_jax.errors import UserError
 from dit_jax.evals import kernel, neighbours, scores
 
 FEWEST = neighbours.DENSITY_K + 1  # images that all scores need
-MANY = 10_000  # samples above which KID is that of random subsets
+MANY = 10_000  # images; KID of more samples is computed on random subsets
 WIDE = 512  # features above which the deviation of a Frechet distance takes minutes
 SORTED = 0.9  # a smaller ratio of Inception Scores means that images are sorted
 
@@ -43,8 +44,7 @@ def judge(found, reference, network, *, resamples=None, at_infinity=False):
     some = 20 if resamples is None else resamples
     results = _frechet(found, reference, network, resamples, at_infinity)
     if network.is_inception:
-        mean = lambda logits: scores.inception_scores(logits).mean()  # noqa: E731
-        results["Inception Score"] = _score(mean, some, found["logits"])
+        results["Inception Score"] = _score(_inception_score, some, found["logits"])
     if reference.images is not None:
         results |= _neighbours(found["pool"], reference.images, network, some)
         results |= _kernel(found["pool"], reference.images)
@@ -80,13 +80,20 @@ def _frechet(found, reference, network, resamples, at_infinity):
             continue
         x = found[kind]
         times = (0 if x.shape[1] > WIDE else 20) if resamples is None else resamples
-        distance = lambda x, to=gaussian: scores.distance(scores.gaussian_of(x), to)  # noqa: E731
-        results[name] = _score(distance, times, x)
+        results[name] = _score(functools.partial(_distance, to=gaussian), times, x)
     if at_infinity:
         name = names(network, len(found["pool"]))[0].partition("-")[0] + "-infinity"
         value = scores.frechet_at_infinity(found["pool"], reference.pool).value
         results[name] = Score(value, None)
     return results
+
+
+def _distance(features, *, to):
+    return scores.distance(scores.gaussian_of(features), to)
+
+
+def _inception_score(logits):
+    return scores.inception_scores(logits).mean()
 
 
 def _score(function, resamples, x):

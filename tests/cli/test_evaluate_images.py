@@ -10,7 +10,6 @@ from PIL import Image
 from testdata import evaluation
 
 from dit_jax.cli import evaluate
-from dit_jax.convert import torch_inception
 from dit_jax.data import imagefolder, prepare
 from dit_jax.evals import classifier, features, receipt
 from dit_jax.sampling import extractor
@@ -20,15 +19,6 @@ from dit_jax.sampling import extractor
 def one_image_per_device(monkeypatch):
     """Less work for few images."""
     monkeypatch.setattr(extractor, "PER_DEVICE", 1)
-
-
-@pytest.fixture(scope="module")
-def inception(inception_weights, tmp_path_factory):
-    """A checkpoint of Inception that counts as the published one."""
-    path = tmp_path_factory.mktemp("inception") / "inception"
-    params = torch_inception.from_torch(inception_weights)
-    extractor.save(path, params, sha256="abc", published=True)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +36,11 @@ def files(golden_eval, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judged(files, inception, tmp_path_factory):
+def judged(files, inception_path, tmp_path_factory):
     """The flags that judge the samples, and the folder where a first call has judged them."""
     samples, reference = files
     out = tmp_path_factory.mktemp("judged") / "out"
-    return [f"--inception={inception}", f"--reference={reference}"], samples, out
+    return [f"--inception={inception_path}", f"--reference={reference}"], samples, out
 
 
 def test_the_scores_are_those_of_adm(call, judged, golden_eval):
@@ -105,11 +95,15 @@ def test_a_folder_of_the_same_images_has_the_same_features(call, judged, tmp_pat
     assert receipt.read(tmp_path / "out")["scores"] == receipt.read(out)["scores"]
 
 
-def test_samples_of_a_model_are_drawn_by_index(call, inception, tmp_path):
+def test_samples_of_a_model_are_drawn_by_index(call, inception_path, tmp_path):
     random_run.save(tmp_path / "run")
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
     np.savez(tmp_path / "reference.npz", images)
-    given = [f"--inception={inception}", f"--reference={tmp_path}/reference.npz", "--num_steps=3"]
+    given = [
+        f"--inception={inception_path}",
+        f"--reference={tmp_path}/reference.npz",
+        "--num_steps=3",
+    ]
     code, _, errors = call(
         evaluate, tmp_path / "run", tmp_path / "a", *given, "--num_samples=12", "--cfg_scale=1"
     )
@@ -135,10 +129,10 @@ def test_samples_of_a_model_are_drawn_by_index(call, inception, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reference_is_made_of_prepared_images(call, inception, tmp_path):
+def test_a_reference_is_made_of_prepared_images(call, inception_path, tmp_path):
     pictures.draw(tmp_path / "tree", num_classes=2, per_class=4)
     prepare.write(tmp_path / "data", "train", imagefolder.scan(tmp_path / "tree"), num_shards=1)
-    flags = ["--make_reference", "--size=16", f"--inception={inception}"]
+    flags = ["--make_reference", "--size=16", f"--inception={inception_path}"]
     code, _, errors = call(evaluate, tmp_path / "data", tmp_path / "reference.npz", *flags)
     assert code == 0, errors
     with np.load(tmp_path / "reference.npz") as file:
@@ -148,7 +142,7 @@ def test_a_reference_is_made_of_prepared_images(call, inception, tmp_path):
         ]
         assert json.loads(str(file["identity"]))["size"] == 16
         np.savez(tmp_path / "samples.npz", file["arr_0"])
-    flags = [f"--inception={inception}", f"--reference={tmp_path}/reference.npz"]
+    flags = [f"--inception={inception_path}", f"--reference={tmp_path}/reference.npz"]
     code, _, errors = call(evaluate, tmp_path / "samples.npz", tmp_path / "out", *flags)
     assert code == 0, errors
     scores = receipt.read(tmp_path / "out")["scores"]
@@ -243,13 +237,18 @@ def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
         ([], "--checkpoint must be given"),
     ],
 )
-def test_wrong_use_is_one_line(refuse, files, inception, tmp_path, words, message):
+def test_wrong_use_is_one_line(refuse, files, inception_path, tmp_path, words, message):
     samples, reference = files
     small = np.zeros((8, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "small.npz", small)
     np.savez(tmp_path / "no_moments.npz", mu=np.zeros(2048))
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}, 1]), sigma=np.array([{}, 1]))
-    places = {"samples": samples, "ref": reference, "inception": inception, "out": tmp_path / "out"}
+    places = {
+        "samples": samples,
+        "ref": reference,
+        "inception": inception_path,
+        "out": tmp_path / "out",
+    }
     places |= {name: tmp_path / f"{name}.npz" for name in ("small", "no_moments", "pickle")}
     assert message in refuse(evaluate, *(word.format(**places) for word in words))
     assert not (tmp_path / "out/receipt.json").exists()

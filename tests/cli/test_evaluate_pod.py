@@ -9,9 +9,7 @@ import processes
 import pytest
 import random_run
 
-from dit_jax.convert import torch_inception
 from dit_jax.evals import receipt
-from dit_jax.sampling import extractor
 
 COUNT = 20
 SMALL_SHARDS = (
@@ -22,15 +20,13 @@ SMALL_SHARDS = (
 
 
 @pytest.fixture(scope="module")
-def words(inception_weights, tmp_path_factory):
+def words(inception_path, tmp_path_factory):
     """The words of a call that judges 20 samples of a model, without OUT."""
     folder = tmp_path_factory.mktemp("inputs")
-    params = torch_inception.from_torch(inception_weights)
-    extractor.save(folder / "inception", params, sha256="abc", published=True)
     random_run.save(folder / "run")
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
     np.savez(folder / "reference.npz", images)
-    inputs = [f"--inception={folder}/inception", f"--reference={folder}/reference.npz"]
+    inputs = [f"--inception={inception_path}", f"--reference={folder}/reference.npz"]
     return [folder / "run", *inputs, f"--num_samples={COUNT}", "--bootstrap=0"]
 
 
