@@ -199,7 +199,10 @@ def test_other_images_may_take_the_place_of_refused_ones(call, refuse, tree, pre
         (["/nowhere", "{out}"], "SRC must exist, got /nowhere"),
         (["{tree}", "{out}", "--num_shards=19"], "num_shards must be at most 18, got 19"),
         (["{tree}", "{out}", "--split=a b"], "split must be a name like train, got 'a b'"),
-        (["{tree}", "{out}", "--max_corrupt=2"], "--max_corrupt must be a number in 0.0 .. 1.0, got 2"),
+        (
+            ["{tree}", "{out}", "--max_corrupt=2"],
+            "--max_corrupt must be a number in 0.0 .. 1.0, got 2",
+        ),
         (["{tree}", "{tree}/out"], "OUT must be outside SRC, got"),
         (["{tree}", "{tree}/c0/000.jpg"], "OUT must be a folder or new, got the file"),
         (["{tree}", "{mine}"], "OUT must be new, empty or written by dit-prepare, got"),

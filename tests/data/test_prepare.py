@@ -158,14 +158,23 @@ def test_corrupt_files_are_skipped_up_to_a_limit(tree, tmp_path):
 
 
 def test_unfinished_directory_is_resumed_with_the_same_images_only(tree, tmp_path):
-    out = tmp_path / "out"
+    def stop(count, is_new):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        write(tree[0], tmp_path / "out", num_shards=4, on_progress=stop)
+    message = "OUT must be new or unfinished with the same images and num_shards, got .*: delete it"
+    with pytest.raises(UserError, match=message):
+        write(tree[0], tmp_path / "out", num_shards=3)
+
+
+def test_folder_whose_images_were_refused_takes_other_images(tree, finished, tmp_path):
     (tmp_path / "bad" / "c0").mkdir(parents=True)
     (tmp_path / "bad" / "c0" / "x.jpg").write_text("text")
     with pytest.raises(UserError, match="max_corrupt must be at least 1, got 0.001"):
-        write(tmp_path / "bad", out)
-    message = "OUT must be new or unfinished with the same images and num_shards, got .*: delete it"
-    with pytest.raises(UserError, match=message):
-        write(tree[0], out)
+        write(tmp_path / "bad", tmp_path / "out")
+    write(tree[0], tmp_path / "out", num_shards=4)
+    assert contents(tmp_path / "out") == contents(finished)
 
 
 def test_finished_shards_of_an_unfinished_directory_are_kept(tree, finished, tmp_path):
