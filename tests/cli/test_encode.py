@@ -204,7 +204,10 @@ def test_verify_flag_encodes_again_and_checks_digests(call, refuse, root, tmp_pa
             ["{data}", "{out}", "--vae={vae}", "--size=1000000000"],
             "--size must be a whole number in 1 ",
         ),
-        (["{data}", "{cache}", "--vae={other}", "--size=16"], "vae_digests must be "),
+        (
+            ["{data}", "{cache}", "--vae={other}", "--size=16", "--examples_per_shard=5"],
+            "vae_digests must be ",
+        ),
         (["{data}", "{cache}", "--vae={vae}", "--size=32"], "size must be 16, as in"),
         (
             ["{data}", "{cache}", "--vae={vae}", "--size=16", "--dtype=float32"],

@@ -168,6 +168,7 @@ def test_samples_that_are_not_finite_are_a_warning(undisturbed, tmp_path, monkey
     assert "samples of step 16 could not be scored: samples must be finite" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_score_together(tmp_path):
     address, workdir = processes.free_address(), tmp_path / "run"
     workers = [
