@@ -26,5 +26,5 @@ fi
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 "$@"
 if [ $# = 0 ]; then
   NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
-    python -m pytest -n 2 -q -m "not slow" tests/models
+    python -m pytest -n 2 -q -m "not slow" tests/models/test_{dit,vae,inception,classifier}.py
 fi
