@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs everything that a change must pass: formatting, lint and the fast tests. Runs the tests of models
-# a second time, in the mode that nnx will make its default.
+# Runs everything that a change must pass: formatting, lint and the fast tests. Runs the tests of
+# the models a second time, in the mode that nnx will make its default.
 #
 #   bash launch/test.sh [PYTEST ARGUMENT ...]
 #
