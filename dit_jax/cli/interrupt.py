@@ -6,6 +6,7 @@ end the interpreter while XLA's threads work. Only dit-prepare, which has no suc
 one, to stop its worker processes.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -28,6 +29,7 @@ def listen_from_the_first_import():
     name = os.path.basename(program)
     if name.startswith("dit-"):
         listen(name, RESUMES.get(name, 130))
+        atexit.register(_ignore_more)  # else Python gives signals their deadly default near the end
 
 
 def listen(name, code):

@@ -346,6 +346,26 @@ def test_ctrl_c_during_a_conversion_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+LATE = """
+import os, signal
+from dit_jax.cli import interrupt
+
+class Last:  # Python deletes it after its own handling of signals has ended
+    def __del__(self, kill=os.kill, process=os.getpid(), signum=signal.SIGINT):
+        kill(process, signum)
+
+last = Last()
+"""
+
+
+def test_ctrl_c_after_the_last_line_changes_nothing(tmp_path):
+    (tmp_path / "dit-late").write_text(LATE)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "dit-late"]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(LONG))
 def test_ctrl_c_at_any_moment_is_one_line(tmp_path, monkeypatch, name):
