@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 COMMANDS = (
     *("train", "sample", "evaluate", "bench", "convert", "prepare", "encode", "plan", "verify"),
+    *("report", "runs"),
 )
 # 0.10.2 of jaxlib computes wrong numbers on CPUs without an error:
 # https://github.com/jax-ml/jax/issues/39103
@@ -41,6 +42,7 @@ setup(
         "scikit-learn",
         "matplotlib",
         "pillow>=10.3",  # opens 16-bit grey PNGs as such
+        "plotly>=5.15",  # its script, which is inside reports
         "tqdm",
         "tensorflow-datasets>=4.9.8",  # its own formats; it needs no TensorFlow for these
         "array_record>=0.7.1",

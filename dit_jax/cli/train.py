@@ -12,8 +12,8 @@ ignores it. Data may be in a bucket: see data.cache.
 
 On a TPU pod or in a Slurm job, start the command on every host: the processes find each other.
 Elsewhere give --coordinator, --num_processes and --process_id. All processes use one workdir, on a
-shared disk or gs://BUCKET/NAME. It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and
-checkpoints/STEP/.
+shared disk or gs://BUCKET/NAME. It holds config.json, metrics.jsonl, history.jsonl, report.html,
+loss.png, samples/STEP.png and checkpoints/STEP/.
 """
 
 import signal

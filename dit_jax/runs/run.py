@@ -17,7 +17,7 @@ from dit_jax.data import feed, loader
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, devices, disk, prng, sharding
 from dit_jax.models import flops
-from dit_jax.runs import build, keep, lock, moved, outline, record, scoring
+from dit_jax.runs import build, history, keep, lock, moved, outline, record, report, scoring
 from dit_jax.runs import origin as origins
 from dit_jax.runs import workdir as workdirs
 from dit_jax.sampling import generate, pictures
@@ -80,6 +80,7 @@ def _start(settings, parts, fed, workdir, origin, listen_for_stop):
     with cluster.together():
         if jax.process_index() == 0:
             workdirs.claim(workdir, settings, origin)
+            history.start(workdir, int(state.step))
     if int(state.step):
         logging.info("resuming %s from step %d", workdir, state.step)
     if settings.train.frozen:
@@ -91,21 +92,25 @@ def _start(settings, parts, fed, workdir, origin, listen_for_stop):
             failure = _train(settings, parts, fed, state, past, jitted, workdir, stop_requested)
             break
         except loop.Interrupted as error:
+            _conclude(workdir, "stopped", error.step)
             raise Stopped(_explain_stop(error, directory)) from error
         except divergence.Diverged as error:
             message, bad = str(error), error.step
         if len(past.rollbacks) >= limits.max_rollbacks:
             good = steps.latest(directory)
             kept = "nothing was saved before" if good is None else f"step {good} is kept"
+            _conclude(workdir, "diverged", bad, reason=message)
             raise divergence.Diverged(f"{message}; {kept}", bad)
         state = None  # frees its memory
         state, saved = resume(settings, parts, fed, directory, origin)
         past = saved._replace(rollbacks=[*past.rollbacks, [bad, int(state.step)]])
+        history.add(workdir, "rolled back", bad, to=int(state.step), reason=message)
         logging.warning(
             "%s: rolled back to step %d, skipping the %d batches since; rollback %d of %d",
             *(message, state.step, bad - int(state.step)),
             *(len(past.rollbacks), limits.max_rollbacks),
         )
+    _conclude(workdir, "failed" if failure else "finished", limits.total_steps, reason=failure)
     if failure:
         saved = steps.latest(directory) or 0
         raise OSError(
@@ -113,6 +118,12 @@ def _start(settings, parts, fed, workdir, origin, listen_for_stop):
             f"from step {saved}"
         )
     logging.info("trained to step %d: %s", limits.total_steps, workdir)
+
+
+def _conclude(workdir, event, step, **more):
+    """Records how the run ended."""
+    history.add(workdir, event, step, **more)
+    report.refresh(workdir)
 
 
 def _set_incomplete_steps_aside(directory):
@@ -335,7 +346,9 @@ def _make_hooks(settings, parts, fed, workdir):
                 record.plot_scores(workdir / "metrics.jsonl", workdir / "scores.png", scoring.NAMES)
 
     hooks = [(settings.run.sample_every, _make_hook(settings, parts, fed, workdir))]
-    return [*hooks, (settings.run.score_every, plot_scores)] if settings.run.score_every else hooks
+    if settings.run.score_every:
+        hooks.append((settings.run.score_every, plot_scores))
+    return [*hooks, (settings.run.checkpoint_every, lambda step, state: report.refresh(workdir))]
 
 
 def _make_hook(settings, parts, fed, workdir):
