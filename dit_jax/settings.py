@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from dit_jax.errors import UserError
 
 SAMPLERS = ("ddpm", "ddim")  # as diffusion.samplers, which needs jax
+LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
 FREE = (
     *("mesh", "run", "sampling", "compute.attention", "compute.remat", "compute.unroll"),
@@ -169,6 +170,7 @@ class Run:
     num_samples: int = at_least(1, 16)
     score_every: int = at_least(0, 0)
     score_samples: int = at_least(2, 500)
+    loggers: tuple = tuple_of(f"{' or '.join(LOGGERS)}, one flag each", lambda x: x in LOGGERS)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import re
 from absl import logging
 
 from dit_jax.errors import UserError
+from dit_jax.sampling import imagenet
 
 RANGE = re.compile(r"(\d+)-(\d+)")
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # "" is a quote
@@ -139,7 +140,14 @@ def _find(name, class_names):
             f"labels must be whole numbers separated by commas, got {name!r}: the classes of this "
             "checkpoint have no names"
         )
-    folded = {each.casefold(): each for each in class_names}
+    synonyms = imagenet.synonyms() if tuple(class_names) == imagenet.names() else {}
+    found = synonyms.get(name, [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        which = " and ".join(class_names[label] for label in found)
+        raise UserError(f"labels must be names of one class each, got {name!r}: {which} have it")
+    folded = {each.casefold(): each for each in (*synonyms, *class_names)}
     near = difflib.get_close_matches(name.casefold(), folded, NUM_NEAR)
     some = [folded[each] for each in near] or class_names[:NUM_NEAR]
     raise UserError(
