@@ -17,12 +17,13 @@ def make_log(
 ):
     """log(step, means, seconds) for `loop.run`: one JSON line, and progress on the terminal.
 
+    It returns the line as a dict, on process 0, else None.
     Lines of steps after `start`, left by a killed run, are dropped first. peak_flops: FLOP/s of
     all devices, None if unknown; then there is no MFU. saved() is the newest saved step, None
     before the first. measured: more fields for the line of step `start`, or None.
     """
     if jax.process_index() != 0:
-        return lambda step, means, seconds: None
+        return lambda step, means, seconds: None  # process 0 writes
     path = disk.path(path)
     records = [record for record in read(path) if record["step"] <= start] if start else []
     if measured and records and records[-1]["step"] == start:
@@ -54,6 +55,7 @@ def make_log(
             )
         if step == total_steps:
             bar.close()
+        return record
 
     return log
 

@@ -18,6 +18,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import cluster, devices, disk, prng, sharding
 from dit_jax.models import flops
 from dit_jax.runs import build, keep, moved, outline, record, scoring
+from dit_jax.runs import loggers as loggers_lib
 from dit_jax.runs import origin as origins
 from dit_jax.runs import workdir as workdirs
 from dit_jax.sampling import generate, pictures
@@ -39,6 +40,22 @@ def run(settings, workdir, listen_for_stop, init_from=None):
     after every step. Raises UserError if the workdir cannot be used, Stopped, `divergence.Diverged`
     if there was one divergence too many, or OSError if the last save failed.
     """
+    parts, origin = prepare(settings, workdir, init_from)
+    step = steps.latest(workdir / "checkpoints")
+    if step and step >= settings.run.total_steps:
+        logging.info("%s", _explain_end(settings, workdir, step))
+        return
+    with devices.explained_memory():
+        fed = open_data(settings, parts, workdir)
+        with workdirs.held(workdir):
+            _start(settings, parts, fed, workdir, origin, listen_for_stop)
+
+
+def prepare(settings, workdir, init_from=None):
+    """(Parts, origin) of a run that may start or resume in workdir; writes nothing.
+
+    origin: of `origins.choose`. UserError if the settings or the workdir do not fit.
+    """
     parts = build.parts(settings)
     with cluster.together():
         workdirs.check(workdir, settings)
@@ -50,17 +67,10 @@ def run(settings, workdir, listen_for_stop, init_from=None):
             workdir=[str(workdir), steps.latest(workdir / "checkpoints")],
             init_from=origin,
         )
-    step = steps.latest(workdir / "checkpoints")
-    if step and step >= settings.run.total_steps:
-        logging.info("%s", _explain_end(settings, workdir, step))
-        return
-    with devices.explained_memory():
-        fed = _open_data(settings, parts, workdir)
-        with workdirs.held(workdir):
-            _start(settings, parts, fed, workdir, origin, listen_for_stop)
+    return parts, origin
 
 
-def _open_data(settings, parts, workdir):
+def open_data(settings, parts, workdir):
     """The Feed of the run; UserError if it is not what the run in workdir was fed with."""
     fed, batch = feed.make(settings, parts.mesh), sharding.of_batch(parts.mesh)
     with cluster.together():
@@ -165,7 +175,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
     key = jax.random.split(prng.key(settings.seed))[1]
     if past.rollbacks:  # other noise than the steps that diverged
         key = jax.random.fold_in(key, len(past.rollbacks))
-    batches = _make_batches(settings, parts, fed, start + past.skipped)
+    batches = make_batches(settings, parts, fed, start + past.skipped)
     first = next(batches)
     train_step = _compile(jitted, state, first, key)
     if "posterior" in first:
@@ -174,7 +184,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
     spikes = divergence.Spikes(limits.spike_factor, past.losses)
     scorer = scoring.Scorer(settings, parts, fed, workdir) if limits.score_every else None
     measured = _score_missed(settings, scorer, state, workdir)
-    keeper, log = _open_outputs(settings, parts, workdir, start, measured)
+    keeper, log, loggers = _open_outputs(settings, parts, workdir, start, measured)
 
     def save(step, state, measures, last):
         items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
@@ -191,7 +201,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
             meta["class_names"] = list(fed.class_names)
         (keeper.save_now if last else keeper.save)(step, items, meta)
 
-    with keeper:  # waits for a save in progress, also if an exception passes
+    with loggers, keeper:  # it waits for a save in progress, also if an exception passes
         loop.run(
             state,
             train_step,
@@ -205,7 +215,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
             log=log,
             save=save,
             save_again=keeper.poll,
-            hooks=_make_hooks(settings, parts, fed, workdir),
+            hooks=_make_hooks(settings, parts, fed, workdir, loggers),
             stop_requested=cluster.agree(stop_requested),
         )
     return keeper.failure
@@ -223,7 +233,7 @@ def _score_missed(settings, scorer, state, workdir):
 
 
 def _open_outputs(settings, parts, workdir, start, measured):
-    """(a Keeper of the run's steps, the log of `loop.run`) from a step on, with its scores."""
+    """(a Keeper, the log of `loop.run`, Loggers) from a step on, with its scores."""
     limits, batch_size = settings.run, settings.train.batch_size
     with cluster.together():
         keeper = keep.Keeper(
@@ -243,15 +253,21 @@ def _open_outputs(settings, parts, workdir, start, measured):
             peak_flops=devices.total_peak_flops(),
             saved=lambda: keeper.saved,
         )
+        loggers = loggers_lib.Loggers()
+        if jax.process_index() == 0:
+            lines = record.read(workdir / "metrics.jsonl")
+            loggers = loggers_lib.open_all(settings, workdir, start, lines)
 
     def log(step, means, seconds):
         with cluster.together():  # rank 0 may find that another run writes to the record
-            write(step, means, seconds)
+            line = write(step, means, seconds)
+        if line:
+            loggers.scalars(line)
 
-    return keeper, log
+    return keeper, log, loggers
 
 
-def _make_batches(settings, parts, fed, start):
+def make_batches(settings, parts, fed, start):
     """The batches of the run from number `start` on, on the devices."""
     batches = loader.batches(
         fed.source,
@@ -326,7 +342,7 @@ def _compile(jitted, state, batch, key):
     return step
 
 
-def _make_hooks(settings, parts, fed, workdir):
+def _make_hooks(settings, parts, fed, workdir, loggers):
     """The hooks of `loop.run`."""
 
     def plot_scores(step, state):
@@ -334,11 +350,11 @@ def _make_hooks(settings, parts, fed, workdir):
             with disk.only_warned("the scores could not be drawn"):
                 record.plot_scores(workdir / "metrics.jsonl", workdir / "scores.png", scoring.NAMES)
 
-    hooks = [(settings.run.sample_every, _make_hook(settings, parts, fed, workdir))]
+    hooks = [(settings.run.sample_every, _make_hook(settings, parts, fed, workdir, loggers))]
     return [*hooks, (settings.run.score_every, plot_scores)] if settings.run.score_every else hooks
 
 
-def _make_hook(settings, parts, fed, workdir):
+def _make_hook(settings, parts, fed, workdir, loggers):
     """hook(step, state): draws the loss curve, and samples with the same noise and labels always.
 
     Samples are drawn if they are images: of a grid with two axes, and decoded if they are latents.
@@ -370,5 +386,6 @@ def _make_hook(settings, parts, fed, workdir):
                 path.parent.mkdir(exist_ok=True)
                 with path.open("wb") as file:
                     grid.save(file, format="png")
+            loggers.image(step, grid)
 
     return hook
