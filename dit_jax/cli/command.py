@@ -162,15 +162,15 @@ def output_folder(text):
     return path
 
 
-def output_path(text):
-    """The Path of a file to write; UserError if it cannot be written."""
+def output_path(text, name="out"):
+    """The Path of a file to write; UserError, with that name, if it cannot be written."""
     path = expand(text)
     if path.is_dir():
-        raise UserError(f"out must be a file, got the directory {path}")
+        raise UserError(f"{name} must be a file, got the directory {path}")
     if not path.parent.is_dir():
-        raise UserError(f"out must be in a directory that exists, got {path}")
+        raise UserError(f"{name} must be in a directory that exists, got {path}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"out must be where you may write, got {path}")
+        raise UserError(f"{name} must be where you may write, got {path}")
     return path
 
 
