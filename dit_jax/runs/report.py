@@ -249,17 +249,11 @@ def _classes(run, meta):
 
 def _flat(settings):
     """{TOPIC.FIELD: value as text} of Settings."""
-    flat = {}
-    for topic, fields in settings_lib.to_json(settings).items():
-        if isinstance(fields, dict):
-            flat |= {f"{topic}.{name}": value for name, value in fields.items()}
-        else:
-            flat[topic] = fields
-    return {name: _plain(value) for name, value in flat.items()}
+    return {name: _plain(value) for name, value in settings_lib.flat(settings).items()}
 
 
 def _plain(value):
-    """A value of JSON as text: words without quotes, an empty one with them."""
+    """The value of a field as text: words without quotes, an empty one with them."""
     return value if value and isinstance(value, str) else json.dumps(value)
 
 

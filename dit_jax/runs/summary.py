@@ -12,7 +12,7 @@ from dit_jax.checkpoint import steps
 from dit_jax.errors import UserError
 from dit_jax.evals import scaling
 from dit_jax.machine import disk
-from dit_jax.runs import history, own_config, record, scoring
+from dit_jax.runs import history, own_config, record
 from dit_jax.runs import workdir as workdirs
 
 NEVER = "no step was logged yet"
@@ -123,7 +123,7 @@ class Summary(NamedTuple):
                 if each == name
             ]
         else:
-            name = scoring.NAMES["frechet_distance"]
+            name = record.SCORES["frechet_distance"]
             scored = [each for each in self.records if "frechet_distance" in each]
             points = [Score(name, each["frechet_distance"], each["step"]) for each in scored]
         if not points and "agreement" in self.judgments.get("judgments", {}):
