@@ -26,10 +26,14 @@ def define(values):
 def check(values, *workdirs):
     if not workdirs:
         raise UserError("takes WORKDIR [WORKDIR ...], got none")
+    from dit_jax.runs import summary  # needs NumPy
+
+    out = choose(values, workdirs)
     for each in workdirs:
         if not disk.exists(disk.path(each)):
             raise UserError(f"WORKDIR must exist, got {each}")
-    if disk.is_on_disk(out := choose(values, workdirs)):
+        summary.check(disk.path(each))
+    if disk.is_on_disk(out):
         command.output_path(out)
 
 

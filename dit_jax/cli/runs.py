@@ -33,7 +33,7 @@ def main(values, folder="."):
 
 
 def entry():
-    sys.exit(command.run("dit-runs", define, main, check=check, takes=None))
+    sys.exit(command.run("dit-runs", define, main, check=check, takes=None, uses_jax=False))
 
 
 if __name__ == "__main__":

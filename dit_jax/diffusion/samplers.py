@@ -100,25 +100,27 @@ def run(sampler, predict, x, *, noise_at=None, trajectory=False):
     """
     if sampler.stochastic and noise_at is None:
         raise ValueError("noise_at must be given for a stochastic sampler")
+    kept = ("x", "x0") if trajectory == "x0" else ("x",) if trajectory else ()
 
     def step(state, i):
         noise, predictions = noise_at(i) if sampler.stochastic else None, []
 
-        def record(x, i):
+        def remember(x, i):
             predictions.append(predict(x, i))
             return predictions[-1]
 
-        state = sampler.step(record, state, i, noise)
-        return state, (state.x, predictions[0].x0) if trajectory else None
+        state = sampler.step(remember, state, i, noise)
+        found = {"x": state.x, "x0": predictions[0].x0}
+        return state, {name: found[name] for name in kept}
 
     steps = jnp.arange(sampler.num_steps, dtype=jnp.int32)
     last, later = jax.lax.scan(step, sampler.init(x), steps)
     if not trajectory:
         return last.x
-    levels = jnp.concatenate([x[None], later[0]])
-    if trajectory is True:
+    levels = jnp.concatenate([x[None], later["x"]])
+    if trajectory != "x0":
         return levels
-    return jnp.stack([levels, jnp.concatenate([later[1], last.x[None]])])
+    return jnp.stack([levels, jnp.concatenate([later["x0"], last.x[None]])])
 
 
 def make_noise(keys, shape, num_steps):

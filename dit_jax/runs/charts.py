@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from dit_jax.evals import drawing
-from dit_jax.runs import record, summary
+from dit_jax.runs import record
 
 MAX_POINTS = 1000  # of all runs together, in one curve each
 LEAST_POINTS = 100  # of one run
@@ -27,7 +27,7 @@ def make(runs):
     figures = []
     for name in _names(runs):
         title, factor, log = RECORDED[name]
-        curves = [summary.curve(run.records, name) for run in runs]
+        curves = [record.curve(run.records, name) for run in runs]
         traces = _traces(runs, curves, factor)
         figures.append((title, _figure(title, traces, runs, log=log)))
     for name, title in record.SCORES.items():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dit_jax import settings as settings_lib
-from dit_jax.machine import devices, prng, sharding
+from dit_jax.machine import devices, prng, sharding, words
 from dit_jax.models import flops, pixels
 from dit_jax.runs import outline, run
 from dit_jax.sampling import pictures
@@ -71,9 +71,9 @@ def _describe_memory(compiled):
     needed = devices.needed_memory(compiled)
     if needed is None:
         return "memory: unknown to this compiler"
-    parts = ", ".join(f"{size / 1e9:.3g} GB {name}" for name, size in needed.items())
-    total, limit = sum(needed.values()) / 1e9, devices.memory_limit() / 1e9
-    return f"memory of each of {devices.describe()}: {total:.3g} of {limit:.3g} GB: {parts}"
+    parts = ", ".join(f"{words.size(size)} of {name}" for name, size in needed.items())
+    total, limit = words.size(sum(needed.values())), words.size(devices.memory_limit())
+    return f"memory of each of {devices.describe()}: {total} of {limit}: {parts}"
 
 
 def _draw(settings, batch, x0, fed, path):

@@ -5,7 +5,7 @@ import functools
 import io
 import math
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dit_jax.machine import disk
 
@@ -21,17 +21,17 @@ def choose(paths, limit):
     return [paths[round(i * (len(paths) - 1) / (limit - 1))] for i in range(limit)]
 
 
-def pictures(run, limit):
-    """[(step, data URI, (width, height) to show)] of the samples of a Summary's run, by step."""
-    found = disk.children(run.path / "samples")
+def pictures(workdir, limit):
+    """([(step, data URI, (width, height) to show)] of the samples of a run, by step, [problem])."""
+    found = disk.children(workdir / "samples")
     steps = [path for path in found if path.suffix == ".png" and path.stem.isdecimal()]
-    shown = []
+    shown, problems = [], []
     for path in choose(sorted(steps, key=lambda path: int(path.stem)), limit):
         try:
             shown.append((int(path.stem), *_encode(path, _version(path))))
-        except (OSError, UnidentifiedImageError) as error:
-            run.problems.append(f"{path} cannot be shown: {error}")
-    return shown
+        except (OSError, SyntaxError) as error:
+            problems.append(f"{path} cannot be shown: {error}")
+    return shown, problems
 
 
 def _version(path):

@@ -96,28 +96,19 @@ class WeightsAndBiases:
             self._log(step, {"samples": self._wandb.Image(picture)})
 
     def _log(self, step, values):
-        with self._only_warned():
-            self._run.log(values, step=step)
-            if self._open is not None and step > self._open:
-                self._keep(self._open)
-            self._open = step
+        self._run.log(values, step=step)
+        if self._open is not None and step > self._open:
+            self._keep(self._open)
+        self._open = step
 
     def _keep(self, step):
         self._kept = step
         disk.write_text(self._path, json.dumps({"id": self._id, "step": step}) + "\n")
 
     def close(self):
-        with self._only_warned():
-            self._run.finish()
-            if self._open is not None:
-                self._keep(self._open)
-
-    @contextlib.contextmanager
-    def _only_warned(self):
-        try:
-            yield
-        except self._wandb.Error as error:
-            logging.warning("wandb could not be written: %s", _one_line(error))
+        self._run.finish()
+        if self._open is not None:
+            self._keep(self._open)
 
 
 LOGGERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
@@ -145,13 +136,13 @@ class Loggers:
         """Logs a line of metrics.jsonl."""
         numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, (int, float))}
         for each in self._opened:
-            with disk.only_warned(f"{type(each).__name__} could not be written"):
+            with _only_warned(each):
                 each.scalars(line["step"], numbers)
 
     def image(self, step, picture):
         """Logs a grid of samples, a PIL image."""
         for each in self._opened:
-            with disk.only_warned(f"{type(each).__name__} could not be written"):
+            with _only_warned(each):
                 each.image(step, picture)
 
     def __enter__(self):
@@ -159,8 +150,18 @@ class Loggers:
 
     def __exit__(self, *error):
         for each in self._opened:
-            with disk.only_warned(f"{type(each).__name__} could not be closed"):
+            with _only_warned(each):
                 each.close()
+
+
+@contextlib.contextmanager
+def _only_warned(logger):
+    """A context that logs any exception as a warning: no logger is worth a run."""
+    try:
+        yield
+    except Exception as error:
+        name = type(logger).__name__
+        logging.warning("%s could not be written: %s", name, _one_line(error))
 
 
 def open_all(settings, workdir, start, lines):

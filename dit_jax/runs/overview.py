@@ -1,7 +1,7 @@
 """The runs below a folder, one a line (`dit-runs`)."""
 
 from dit_jax.errors import UserError
-from dit_jax.machine import disk
+from dit_jax.machine import disk, words
 from dit_jax.runs import summary
 
 DEPTH = 3  # folders below the given one
@@ -41,17 +41,8 @@ def _row(path, name):
     return (
         *(name, run.model, run.data, f"{run.step:,}{total}"),
         *("-" if run.loss is None else f"{run.loss:.4f}", state),
-        *(size(disk.total_size(path)), str(run.best or "-")),
+        *(words.size(disk.total_size(path)), str(run.best or "-")),
     )
-
-
-def size(count):
-    """Bytes as text: "3.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"
 
 
 def _line(row, widths):

@@ -147,11 +147,14 @@ def _write(figure, png_path):
 
 
 def curve(records, name):
-    """(steps, means) of a metric; every mean is over at least the usual number of steps.
+    """(steps, means) of a metric in the records that have it, each over at least the usual steps.
 
     A record covers the steps since the record before. After a stop or a save these are few, and
     their mean would be a spike in the curve; such records are merged with the next ones.
     """
+    records = [each for each in records if isinstance(each.get(name), int | float)]
+    if not records:
+        return [], []
     counts = np.diff([0, *(record["step"] for record in records)])
     usual, steps, means = np.median(counts), [], []
     total = joined = 0

@@ -8,8 +8,6 @@ import jax
 from absl import logging
 
 from dit_jax import settings as settings_lib
-from dit_jax.checkpoint import steps, store
-from dit_jax.errors import UserError
 from dit_jax.machine import disk, prng, words
 from dit_jax.models import dit
 from dit_jax.runs import charts, gallery, history, page, summary
@@ -39,27 +37,20 @@ def write(workdirs, out):
 
     UserError if one is no run.
     """
-    runs = [summary.read(path, name) for path, name in name_runs(workdirs).items()]
-    disk.write_text(out, render(runs))
+    paths = list(dict.fromkeys(map(disk.absolute, workdirs)))  # each once
+    runs = list(map(summary.read, paths, words.ends(paths)))
+    limit = max(2, gallery.MAX_PICTURES // len(runs))
+    shown, problems = zip(*(gallery.pictures(path, limit) for path in paths), strict=True)
+    runs = [
+        run._replace(problems=run.problems + more) for run, more in zip(runs, problems, strict=True)
+    ]
+    disk.write_text(out, render(runs, shown))
     return runs
 
 
-def name_runs(workdirs):
-    """{path: name} of workdirs, each once: the shortest ends of the paths that differ."""
-    paths = list(dict.fromkeys(disk.absolute(each) for each in workdirs))
-    ends = [str(path).rstrip("/").split("/") for path in paths]
-    for count in range(1, max(map(len, ends)) + 1):
-        names = ["/".join(end[-count:]) for end in ends]
-        if len(set(names)) == len(names):
-            break
-    return dict(zip(paths, names, strict=True))
-
-
-def render(runs):
-    """The HTML of a report of Summaries."""
-    metas = [_read_meta(run) for run in runs]
+def render(runs, shown):
+    """The HTML of a report of Summaries; shown: of `gallery.pictures`, for each run."""
     figures = charts.make(runs)
-    samples = _samples(runs, metas)
     title = ", ".join(run.name for run in runs)
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -67,13 +58,10 @@ def render(runs):
         _overview(runs),
         page.section("Curves", _curves(figures, runs)),
         page.section("Scores", _scores(runs)),
-        page.section("Samples of the EMA", samples),
+        page.section("Samples of the EMA", _samples(runs, shown)),
         *([_differences(runs)] if len(runs) > 1 else []),
         _configuration(runs),
-        page.section(
-            "History",
-            *(_history(run, meta, len(runs)) for run, meta in zip(runs, metas, strict=True)),
-        ),
+        page.section("History", *(_history(run, len(runs)) for run in runs)),
     ]
     return page.write(title, "\n".join(filter(None, body)), [figure for _, figure in figures])
 
@@ -84,18 +72,6 @@ def _problems(run, count):
     if not run.records and not texts:
         texts.append(f"{summary.NEVER}, so there are no curves yet")
     return [prefix + text for text in texts]
-
-
-def _read_meta(run):
-    """The meta of the newest saved step, {} if there is none or it is damaged."""
-    if not run.saved:
-        return {}
-    try:
-        return store.read_meta(run.path / "checkpoints", run.saved[-1])
-    except (UserError, OSError) as error:
-        if steps.is_complete(run.path / "checkpoints" / str(run.saved[-1])):  # else just deleted
-            run.problems.append(str(error))
-        return {}
 
 
 def _facts(run):
@@ -209,24 +185,22 @@ def _judgments(run):
     return page.paragraph(title, "small") + page.table(["", "judgments.json"], rows)
 
 
-def _samples(runs, metas):
+def _samples(runs, shown):
     """The samples of the runs, with a slider over their steps."""
-    limit = max(2, gallery.MAX_PICTURES // len(runs))
-    shown = [gallery.pictures(run, limit) for run in runs]
     known = sorted({step for each in shown for step, _, _ in each})
     if not known:
         return ""
     figures = []
-    for i, (run, meta, each) in enumerate(zip(runs, metas, shown, strict=True)):
+    for i, (run, each) in enumerate(zip(runs, shown, strict=True)):
+        if not each:
+            continue
         images = (
             f'<img src="{uri}" data-step="{step}" alt="samples of step {step}" '
             f'width="{size[0]}" height="{size[1]}"{"" if step == each[-1][0] else " hidden"}>'
             for step, uri, size in each
         )
-        if not each:
-            continue
         mark = page.cell_text(page.dot(charts.color(i)) + run.name) if len(runs) > 1 else ""
-        classes = page.paragraph(_classes(run, meta), "small")
+        classes = page.paragraph(_classes(run), "small")
         figures.append(f"<figure><h3>{mark}</h3>{''.join(images)}{classes}</figure>")
     last = len(known) - 1
     slider = (
@@ -237,12 +211,12 @@ def _samples(runs, metas):
     return f'{slider}<div class="samples">{"".join(figures)}</div>'
 
 
-def _classes(run, meta):
+def _classes(run):
     """Which classes the samples of a run are of, by name if it knows them."""
     if not run.settings:
         return ""
     count = min(run.settings.run.num_samples, run.settings.model.num_classes)
-    names = meta.get("class_names") or [str(label) for label in range(count)]
+    names = run.meta.get("class_names") or [str(label) for label in range(count)]
     more = f", ... ({words.count(count, 'class', 'classes')})" if count > 20 else ""
     return f"Always the same noise. Classes, in turn: {', '.join(names[: min(count, 20)])}{more}"
 
@@ -285,13 +259,13 @@ def _configuration(runs):
     return page.section("Configuration", *parts)
 
 
-def _history(run, meta, count):
+def _history(run, count):
     """A table of what happened to a run."""
     rows = [[_clock(each["time"]), history.describe(each)] for each in run.events]
     if not run.events:
         rows += [
             [None, history.describe({"event": "rolled back", "step": bad, "to": good})]
-            for bad, good in meta.get("rollbacks", [])
+            for bad, good in run.meta.get("rollbacks", [])
         ]
     for name, when in run.aside:
         text = f"step {name} was corrupt and was set aside in damaged/{name}"

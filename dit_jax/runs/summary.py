@@ -8,7 +8,7 @@ import functools
 from typing import Any, NamedTuple
 
 from dit_jax import settings as settings_lib
-from dit_jax.checkpoint import steps
+from dit_jax.checkpoint import peek, steps
 from dit_jax.errors import UserError
 from dit_jax.evals import scaling
 from dit_jax.machine import disk
@@ -47,8 +47,9 @@ class Summary(NamedTuple):
     """What the files of a run tell.
 
     settings: None if config.json is damaged. receipts: [(path below the run, receipt)] by step.
-    saved: the steps in checkpoints. aside: [(name, time or None)] of the steps in damaged/.
-    problems: files that could not be read, as text.
+    saved: the steps in checkpoints. meta: what the newest of them says of itself, {} if there is
+    none. aside: [(name, time or None)] of the steps in damaged/. problems: files that could not be
+    read, as text.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Summary(NamedTuple):
     judgments: dict
     origin: dict
     saved: list
+    meta: dict
     aside: list
     is_locked: bool
     problems: list
@@ -108,7 +110,7 @@ class Summary(NamedTuple):
     @property
     def loss(self):
         """The last smoothed loss, None before the first log."""
-        _, losses = curve(self.records, "loss")
+        _, losses = record.curve(self.records, "loss")
         return record.smooth(losses)[-1] if losses else None
 
     @property
@@ -166,12 +168,6 @@ class Summary(NamedTuple):
         return starts[-1]["num_devices"] if starts else None
 
 
-def curve(records, name):
-    """`record.curve` of the records that have the metric."""
-    records = [each for each in records if isinstance(each.get(name), int | float)]
-    return record.curve(records, name) if records else ([], [])
-
-
 def is_run(path):
     """Whether a folder has the config or the record of a run of dit-train."""
     if disk.exists(path / "metrics.jsonl"):
@@ -182,11 +178,16 @@ def is_run(path):
         return disk.exists(path / "checkpoints")
 
 
+def check(path):
+    """UserError unless a folder has a run."""
+    if not is_run(path):
+        raise UserError(f"WORKDIR must be a run of dit-train, got {path}")
+
+
 def read(path, name=None):
     """The Summary of the run in a workdir; UserError if there is none."""
     path = disk.path(path)
-    if not is_run(path):
-        raise UserError(f"WORKDIR must be a run of dit-train, got {path}")
+    check(path)
     problems = []
     read_file = functools.partial(_try, problems)
     saved = read_file(lambda: steps.saved(path / "checkpoints"), [])
@@ -200,6 +201,7 @@ def read(path, name=None):
         judgments=read_file(lambda: disk.read_json(path / "judgments.json"), {}),
         origin=read_file(lambda: disk.read_json(path / workdirs.ORIGIN), {}),
         saved=saved,
+        meta=read_file(lambda: _read_meta(path, saved), {}),
         aside=[(each.name, _changed(each)) for each in disk.children(path / "damaged")],
         is_locked=disk.is_on_disk(path) and disk.is_locked(path),
         problems=problems,
@@ -213,6 +215,11 @@ def _try(problems, read, absent):
     except (UserError, OSError) as error:
         problems.append(str(error))
         return absent
+
+
+def _read_meta(path, saved):
+    """What the newest saved step says of itself; {} if there is none, or if it was just deleted."""
+    return disk.read_json(path / "checkpoints" / str(saved[-1]) / peek.FILE) if saved else {}
 
 
 def _check(records, path):

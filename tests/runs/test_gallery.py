@@ -5,7 +5,7 @@ import pytest
 import written_run
 from PIL import Image
 
-from dit_jax.runs import gallery, summary
+from dit_jax.runs import gallery
 
 
 def open_uri(uri):
@@ -24,7 +24,8 @@ def test_a_small_picture_is_kept_as_it_is(tmp_path):
     path = written_run.write(tmp_path / "run")
     written_run.samples(path, 20, 100)
     (path / "samples" / "notes.txt").write_text("of the user")
-    shown = gallery.pictures(summary.read(path), 20)
+    shown, problems = gallery.pictures(path, 20)
+    assert not problems
     assert [step for step, _, _ in shown] == [20, 100]
     for step, uri, size in shown:
         original = (path / "samples" / f"{step:07d}.png").read_bytes()
@@ -34,7 +35,7 @@ def test_a_small_picture_is_kept_as_it_is(tmp_path):
 def test_a_large_picture_of_noise_becomes_small(tmp_path):
     path = written_run.write(tmp_path / "run")
     written_run.samples(path, 20, size=(1000, 500))
-    ((_, uri, size),) = gallery.pictures(summary.read(path), 20)
+    (((_, uri, size),), _) = gallery.pictures(path, 20)
     assert uri.startswith("data:image/webp") and len(uri) < 4 / 3 * gallery.MAX_BYTES + 30
     inside = open_uri(uri).size
     assert size == (1000, 500)  # how large it is shown
@@ -44,10 +45,9 @@ def test_a_large_picture_of_noise_becomes_small(tmp_path):
 def test_a_picture_that_was_drawn_again_is_read_again(tmp_path):
     path = written_run.write(tmp_path / "run")
     written_run.samples(path, 20)
-    run = summary.read(path)
-    before = gallery.pictures(run, 20)
+    before = gallery.pictures(path, 20)
     Image.new("L", (8, 8)).save(path / "samples" / "0000020.png")
-    assert gallery.pictures(run, 20) != before
+    assert gallery.pictures(path, 20) != before
 
 
 def test_a_picture_that_is_cut_off_is_a_problem(tmp_path):
@@ -55,6 +55,6 @@ def test_a_picture_that_is_cut_off_is_a_problem(tmp_path):
     written_run.samples(path, 20, 40)
     file = path / "samples" / "0000020.png"
     file.write_bytes(file.read_bytes()[:500])
-    run = summary.read(path)
-    assert [step for step, _, _ in gallery.pictures(run, 20)] == [40]
-    assert len(run.problems) == 1 and "0000020.png cannot be shown" in run.problems[0]
+    shown, (problem,) = gallery.pictures(path, 20)
+    assert [step for step, _, _ in shown] == [40]
+    assert "0000020.png cannot be shown" in problem

@@ -52,11 +52,3 @@ def test_deep_and_hidden_folders_are_not_searched(tmp_path):
     with pytest.raises(UserError, match="DIR must have runs of dit-train in or below it, got "):
         overview.describe(tmp_path)
     assert "found" in overview.describe(tmp_path / "a")
-
-
-@pytest.mark.parametrize(
-    "count, text",
-    [(999, "999 B"), (2048, "2.05 kB"), (674_834_720, "675 MB"), (32e9, "32 GB"), (4e12, "4 TB")],
-)
-def test_a_size_has_a_unit(count, text):
-    assert overview.size(count) == text

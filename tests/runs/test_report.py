@@ -152,7 +152,8 @@ def test_runs_are_compared_by_the_fields_in_which_they_differ(run, tmp_path):
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
     paths = [written_run.write(tmp_path / each / "run") for each in "ab"]
-    assert [*report.name_runs([*paths, paths[0]]).values()] == ["a/run", "b/run"]
+    runs = report.write([*paths, paths[0]], tmp_path / "report.html")
+    assert [run.name for run in runs] == ["a/run", "b/run"]
     assert "The runs have the same configuration." in write(*paths).text
 
 
@@ -182,7 +183,7 @@ def test_a_run_without_its_config_has_its_curves(run):
 
 def test_a_damaged_meta_is_a_line(run):
     (run / "checkpoints" / "100" / "meta" / "metadata").write_text("{")
-    assert f"checkpoint {run}/checkpoints/100 cannot be read" in write(run).text
+    assert f"{run}/checkpoints/100/meta/metadata must be JSON, but it is damaged" in write(run).text
 
 
 def test_rollbacks_of_a_run_without_history_come_from_its_checkpoint(tmp_path):
