@@ -43,6 +43,7 @@ th { color: #666; font-weight: 600; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.name { white-space: nowrap; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 6px; }
+.run { white-space: nowrap; }
 .slider { position: sticky; top: 0; background: #fff; padding: 6px 0; display: flex; gap: 12px;
   align-items: center; z-index: 2; }
 .slider input { flex: 1; max-width: 560px; min-width: 0; }
@@ -145,16 +146,14 @@ def paragraph(text, kind=""):
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
-def dot(color):
-    """A round mark in the colour of a run, for `table`."""
-    return Html(f'<span class="dot" style="background:{color}"></span>')
-
-
 class Html(str):
     """Text that is HTML already and is not escaped again."""
 
-    def __add__(self, other):
-        return Html(str(self) + cell_text(other))
+
+def marked(color, name):
+    """The name of a run after a round mark in its colour."""
+    mark = f'<span class="dot" style="background:{color}"></span>'
+    return Html(f'<span class="run">{mark}{escape(name)}</span>')
 
 
 def cell_text(value):
@@ -169,7 +168,7 @@ def cell_text(value):
 
 
 def table(header, rows):
-    """A table; it scrolls where the page is too narrow. Numbers are aligned to the right."""
+    """A table of values and Html, numbers to the right; it scrolls where the page is too narrow."""
     if not rows:
         return ""
     head = "".join(f"<th>{cell_text(each)}</th>" for each in header)

@@ -111,6 +111,11 @@ def _time(hours):
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
+def _marked(runs):
+    """The names of the runs with their colours."""
+    return [page.marked(charts.color(i), run.name) for i, run in enumerate(runs)]
+
+
 def _overview(runs):
     facts = [_facts(run) for run in runs]
     if len(runs) == 1:
@@ -119,11 +124,10 @@ def _overview(runs):
         return page.tiles(facts[0]) + page.paragraph(COST, "small")
     facts = [each | {"best score": run.best} for each, run in zip(facts, runs, strict=True)]
     names = dict.fromkeys(name for each in facts for name in each)
-    heads = [page.dot(charts.color(i)) + run.name for i, run in enumerate(runs)]
     rows = [
         [name, *(page.Html(page.cell_text(each.get(name))) for each in facts)] for name in names
     ]
-    return page.table(["", *heads], rows) + page.paragraph(COST, "small")
+    return page.table(["", *_marked(runs)], rows) + page.paragraph(COST, "small")
 
 
 def _curves(figures, runs):
@@ -191,7 +195,7 @@ def _samples(runs, shown):
     if not known:
         return ""
     figures = []
-    for i, (run, each) in enumerate(zip(runs, shown, strict=True)):
+    for mark, run, each in zip(_marked(runs), runs, shown, strict=True):
         if not each:
             continue
         images = (
@@ -199,9 +203,9 @@ def _samples(runs, shown):
             f'width="{size[0]}" height="{size[1]}"{"" if step == each[-1][0] else " hidden"}>'
             for step, uri, size in each
         )
-        mark = page.cell_text(page.dot(charts.color(i)) + run.name) if len(runs) > 1 else ""
+        title = f"<h3>{mark}</h3>" if len(runs) > 1 else ""
         classes = page.paragraph(_classes(run), "small")
-        figures.append(f"<figure><h3>{mark}</h3>{''.join(images)}{classes}</figure>")
+        figures.append(f"<figure>{title}{''.join(images)}{classes}</figure>")
     last = len(known) - 1
     slider = (
         f'<div class="slider"><input type="range" id="slider" min="0" max="{last}" value="{last}" '
@@ -235,10 +239,9 @@ def _differences(runs):
     """A table of the fields in which the runs differ."""
     flats = [_flat(run.settings) if run.settings else {} for run in runs]
     names = [name for name in settings_lib.defaults() if len({f.get(name) for f in flats}) > 1]
-    heads = [page.dot(charts.color(i)) + run.name for i, run in enumerate(runs)]
     rows = [[name, *(flat.get(name) for flat in flats)] for name in names]
     text = "" if rows else page.paragraph("The runs have the same configuration.")
-    return page.section("How the runs differ", page.table(["field", *heads], rows), text)
+    return page.section("How the runs differ", page.table(["field", *_marked(runs)], rows), text)
 
 
 def _configuration(runs):

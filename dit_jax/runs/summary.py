@@ -26,7 +26,7 @@ class Score(NamedTuple):
     step: int
 
     def __str__(self):
-        return f"{self.name} {self.value:.4g} at step {self.step:,}"
+        return f"{self.name}: {self.value:.4g} at step {self.step:,}"
 
 
 class Cost(NamedTuple):

@@ -18,7 +18,7 @@ def test_runs_are_a_table(tmp_path):
     assert "no step was logged yet" in new
     assert small.split()[:4] == ["study/small", "Ti/4", "digits", "100/100"]
     assert "  finished  " in small
-    assert small.endswith("Frechet distance (classifier features) 2.5 at step 10")
+    assert small.endswith("Frechet distance (classifier features): 2.5 at step 10")
     assert float(small.split()[4]) == pytest.approx(0.01, abs=2e-3)
 
 

@@ -78,16 +78,16 @@ def test_the_best_score_is_of_receipts_then_of_the_record_then_of_judgments(tmp_
     path = written_run.write(tmp_path / "run", [10])
     judgments = {"step": 10, "judgments": {"agreement": 0.9}}
     (path / "judgments.json").write_text(json.dumps(judgments))
-    assert str(summary.read(path).best) == "agreement with the label 0.9 at step 10"
+    assert str(summary.read(path).best) == "agreement with the label: 0.9 at step 10"
     written_run.write(path, [10, 20], frechet_distance=3.25, kid=0.1)
     best = str(summary.read(path).best)
-    assert best == "Frechet distance (classifier features) 3.25 at step 10"
+    assert best == "Frechet distance (classifier features): 3.25 at step 10"
     for step, value in ((400, 9.0), (800, 7.5), (1200, 8.0)):
         receipts.write(
             path / "scores" / str(step) / "receipt.json", receipts.receipt(value=value, step=step)
         )
     run = summary.read(path)
-    assert str(run.best) == "FID-50K (ADM) 7.5 at step 800"
+    assert str(run.best) == "FID-50K (ADM): 7.5 at step 800"
     assert [file for file, _ in run.receipts] == [
         f"scores/{step}/receipt.json" for step in (400, 800, 1200)
     ]
@@ -98,7 +98,7 @@ def test_a_high_score_is_best_if_it_is_no_distance(tmp_path):
     for step, value in ((400, 0.5), (800, 0.7), (1200, 0.6)):
         receipt = receipts.receipt(value=value, step=step, score="precision")
         receipts.write(path / "scores" / str(step) / "receipt.json", receipt)
-    assert str(summary.read(path).best) == "precision 0.7 at step 800"
+    assert str(summary.read(path).best) == "precision: 0.7 at step 800"
 
 
 @pytest.mark.parametrize(
