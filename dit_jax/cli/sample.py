@@ -23,7 +23,7 @@ Three pictures compare images that start from the same noise. --trajectory shows
 predicted from it: in a .png at --columns steps, in a .gif as an animation. --grid=OPTION=VALUE,...
 has a row for each value of seed or of an option of sampling, and a column for each label.
 --interpolate=CLASS,CLASS takes the place of --labels: --num_samples images, 8 by default, go in
-equal steps from the first class to the last.
+equal steps from the first class to the last; a title is the share of the next class.
 """
 
 import sys
@@ -40,7 +40,7 @@ from dit_jax.sampling import labels as labels_lib
 
 GRID = {"seed": int} | fields.SWEPT  # what --grid varies
 CLASSES = ("labels", "labels_file", "interpolate")
-NUM_MIXED, MIXED_COLUMNS = 8, 10  # images of --interpolate, and at most in a row
+BETWEEN, MIXED_COLUMNS = 7, 10  # steps of --interpolate from class to class, and images in a row
 MAX_SHOWN = 100  # images in a row of --trajectory and --grid
 
 
@@ -171,9 +171,10 @@ def find_labels(values, class_names, num_classes, **options):
 
 def count_images(values, labels):
     """How many images the flags ask for; UserError if these labels cannot be shown so."""
-    count = values.num_samples or (NUM_MIXED if values.interpolate else len(labels))
     if values.interpolate and len(labels) < 2:
         raise UserError(f"interpolate must be two classes or more, got {values.interpolate}")
+    default = BETWEEN * (len(labels) - 1) + 1 if values.interpolate else len(labels)
+    count = values.num_samples or default
     if (shown := _shown(values)) and count > MAX_SHOWN:
         raise UserError(f"labels must be at most {MAX_SHOWN} for --{shown}, got {count}")
     return count
@@ -184,43 +185,46 @@ def main(values):
     dit = dit_jax.load(
         values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
     )
-    labels = read_labels(values, dit)
+    labels, titles = read_labels(values, dit)
     check_format(values, out, dit.space)
     options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
     draw = draw_comparison if _shown(values) else draw_samples
-    draw(values, dit, labels, out, **options, **arguments.sampling(values))
-    logging.info("%s of step %d: %s", words.count(len(labels), "image"), dit.step, out)
+    draw(values, dit, labels, titles, out, **options, **arguments.sampling(values))
+    what = _shown(values) or words.count(len(labels), "image")
+    logging.info("%s of step %d: %s", what, dit.step, out)
 
 
 def read_labels(values, dit):
-    """The labels of the flags for a LoadedDiT, a list of numbers, or weights between them."""
+    """(labels, a list of numbers, or the weights of --interpolate; their titles) of the flags."""
     import numpy as np
 
-    from dit_jax.sampling import arguments, generate
+    from dit_jax.sampling import arguments, figures, generate, pictures
 
-    labels = find_labels(values, dit.class_names, dit.config.num_classes)
-    count = count_images(values, labels)
+    names, num_classes = dit.class_names, dit.config.num_classes
+    found = find_labels(values, names, num_classes)
+    count = count_images(values, found)
     arguments.check_room("num_samples", count, dit.config)
     if values.interpolate:
-        return generate.interpolate(labels, count, dit.config.num_classes)
-    return np.resize(labels, count).tolist()
+        weights = generate.interpolate(found, count, num_classes)
+        return weights, figures.mixed_titles(found, count, names)
+    labels = np.resize(found, count).tolist()
+    return labels, pictures.class_titles(labels, names)
 
 
-def draw_comparison(values, dit, labels, out, **options):
+def draw_comparison(values, dit, labels, titles, out, **options):
     """Draws labels or weights as --trajectory or --grid wants it. options: of `dit.sample`."""
     from dit_jax.sampling import figures, pictures
 
-    names = titles(values, dit, labels)
     if values.grid:
         option, found = fields.read_sweep(values.grid, "grid", GRID)
-        figures.grid(dit, labels, names, option=option, values=found, **options).save(out)
+        figures.grid(dit, labels, titles, option=option, values=found, **options).save(out)
     elif out.suffix == ".gif":
-        pictures.write_gif(figures.animation(dit, labels, names, **options), out)
+        pictures.write_gif(figures.animation(dit, labels, titles, **options), out)
     else:
-        figures.strip(dit, labels, names, columns=values.columns, **options).save(out)
+        figures.strip(dit, labels, titles, columns=values.columns, **options).save(out)
 
 
-def draw_samples(values, dit, labels, out, **options):
+def draw_samples(values, dit, labels, titles, out, **options):
     """Draws labels or weights, and writes them as a grid, an .npz or a folder."""
     import numpy as np
 
@@ -235,20 +239,11 @@ def draw_samples(values, dit, labels, out, **options):
         scale = pictures.grid_scale(images.shape[1:3])
         if values.interpolate:
             columns = values.columns or min(len(images), MIXED_COLUMNS)
-            names = titles(values, dit, labels)
-            picture = pictures.grid(images, columns=columns, scale=scale, titles=names)
+            picture = pictures.grid(images, columns=columns, scale=scale, titles=titles)
         else:
             options = {"columns": values.columns, "scale": scale}
             picture = pictures.grid_of_classes(images, labels, dit.class_names, **options)
         picture.save(out)
-
-
-def titles(values, dit, labels):
-    """The title of each of the labels, or of the weights of --interpolate."""
-    from dit_jax.sampling import figures, pictures
-
-    make = figures.mixed_titles if values.interpolate else pictures.class_titles
-    return make(labels, dit.class_names)
 
 
 def entry():

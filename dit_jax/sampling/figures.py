@@ -12,15 +12,11 @@ NUM_COLUMNS = 8  # levels in a strip
 NUM_FRAMES = 60  # levels in an animation, at most
 
 
-def mixed_titles(weights, class_names):
-    """The titles of weights (M, num_classes): the largest share and the name of its class."""
-    weights = np.asarray(weights)
-    names = pictures.class_titles(weights.argmax(axis=1).tolist(), class_names)
-    shares = weights.max(axis=1)
-    return [
-        name if share == 1 else f"{share:.0%} of {name}"
-        for share, name in zip(shares, names, strict=True)
-    ]
+def mixed_titles(labels, count, class_names):
+    """The titles of `generate.interpolate`: the name of a class, or the share of the next one."""
+    names = pictures.class_titles(labels, class_names)
+    places = np.linspace(0, len(labels) - 1, count)
+    return [f"{x % 1:.0%}" if x % 1 else names[int(x)] for x in places]
 
 
 def strip(dit, labels, names, *, columns=0, **options):
@@ -56,7 +52,7 @@ def _follow(dit, labels, count, options):
     levels = dit.process.levels(str(options.get("num_steps", dit.sampling["num_steps"])))
     chosen = np.unique(np.linspace(0, levels.num_steps, count).round().astype(int))
     x, x0 = dit.sample(labels, same_noise=True, trajectory="x0", levels=chosen, **options)
-    titles = [f"t = {time:g}" for time in levels.time[chosen[:-1]]]
+    titles = [f"t = {time:.4g}" for time in levels.time[chosen[:-1]]]
     return x, x0, [*titles, "sample"]
 
 

@@ -46,16 +46,14 @@ def table(images, *, rows, columns, corner="", scale=1):
     right = grid(flat, columns=len(columns), scale=scale, titles=columns)
     step = images.shape[2] * scale + max(2, scale)  # from a row to the next one
     middles = [TITLE_HEIGHT + (i + 0.5) * step for i in range(len(rows))]
-    lines = []
-    for text, middle in zip([corner, *rows], [TITLE_HEIGHT / 2, *middles], strict=True):
-        font = _font_for(text) or fonts()[0]
-        lines.append((_fit(text, font, TITLE_WIDTH), font, middle))
-    left = 2 * MARGIN + max(math.ceil(font.getlength(text)) for text, font, _ in lines)
+    font = fonts()[-1]  # wider, and easier to read
+    texts = [_fit(text, font, TITLE_WIDTH) for text in (corner, *rows)]
+    left = 2 * MARGIN + max(math.ceil(font.getlength(text)) for text in texts)
     picture = Image.new("L", (left + right.width, right.height), GREY).convert(right.mode)
     picture.paste(right, (left, 0))
     draw = ImageDraw.Draw(picture)
     white = (WHITE,) * len(right.getbands())
-    for text, font, middle in lines:
+    for text, middle in zip(texts, [TITLE_HEIGHT / 2, *middles], strict=True):
         draw.text((MARGIN, middle), text, fill=white, font=font, anchor="lm")
     return picture
 

@@ -44,7 +44,7 @@ def test_a_trajectory_is_a_strip_or_an_animation(call, tmp_path, checkpoint):
 
 def test_a_grid_has_a_row_for_each_value_and_a_column_for_each_label(call, tmp_path, checkpoint):
     out = tmp_path / "x.png"
-    options = (checkpoint, out, "--labels=0-3", "--grid=cfg_scale:1, 4")
+    options = (checkpoint, out, "--labels=0-3", "--grid=cfg_scale=1, 4")
     assert call(sample, *options)[0] == 0
     with Image.open(out) as image:
         assert image.size[1] == pictures.TITLE_HEIGHT + 2 * HEIGHT - 8
@@ -67,6 +67,8 @@ def test_interpolation_goes_from_class_to_class_with_the_same_noise(call, tmp_pa
     assert call(sample, *usual[:2], f"--out={tmp_path}/x.png")[0] == 0
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (8 * HEIGHT - 8, pictures.TITLE_HEIGHT + 64)
+    assert call(sample, checkpoint, "--interpolate=b,d,e", f"--out={tmp_path}/y.npz")[0] == 0
+    assert len(np.load(tmp_path / "y.npz")["arr_0"]) == 15  # with every class in it
 
 
 def test_a_converted_checkpoint_of_a_thousand_classes_has_the_names_of_imagenet(
@@ -96,18 +98,20 @@ def test_a_converted_checkpoint_of_a_thousand_classes_has_the_names_of_imagenet(
         (["--trajectory", "--out=x.mp4"], "MP4 needs an encoder: take a .gif"),
         (["--trajectory", "--out=x.npz"], "out must end with .png or .gif for --trajectory, got x"),
         (["--out=x.gif"], "out must end with .png or .npz, or be a new folder, got x.gif"),
-        (["--trajectory", "--grid=seed:1"], "--trajectory must be given without --grid, got both"),
-        (["--grid=seed:1", "--out=x.npz"], "out must end with .png for --grid, got x.npz"),
-        (["--grid=seed:1", "--columns=2"], "columns must be 0 for --grid, whose columns are the"),
-        (["--grid=clip_x0:1"], "grid must be OPTION:VALUE,VALUE with an option of seed, cfg_scale"),
-        (["--grid=cfg_scale"], "grid must be OPTION:VALUE,VALUE with an option of seed, cfg_scale"),
-        (["--grid=seed:1,"], "grid must be OPTION:VALUE,VALUE with an option of seed, cfg_scale"),
-        (["--grid=seed:1.5"], "grid must have numbers for seed, got '1.5'"),
-        (["--grid=seed:-1"], "seed must be in 0 .. 4294967295, got -1"),
-        (["--grid=cfg_scale:-1"], "cfg_scale must be at least 0, got -1.0"),
-        (["--grid=sampler:heun"], "sampler must be one of ddpm, ddim, got 'heun'"),
-        (["--grid=eta:0,1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none, got 1"),
-        (["--grid=seed:1", "--num_samples=101"], "labels must be at most 100 for --grid, got 101"),
+        (["--trajectory", "--grid=seed=1"], "--trajectory must be given without --grid, got both"),
+        (["--grid=seed=1", "--out=x.npz"], "out must end with .png for --grid, got x.npz"),
+        (["--grid=seed=1", "--columns=2"], "columns must be 0 for --grid, whose columns are the"),
+        (["--grid=clip_x0=1"], "grid must be over one of seed, cfg_scale, num_steps, sampler, eta"),
+        (["--grid=cfg_scale"], "grid must be OPTION=VALUE,VALUE,..., got 'cfg_scale'"),
+        (["--grid=seed=1,"], "seed must be a whole number, got ''"),
+        (["--grid=seed=1.5"], "seed must be a whole number, got '1.5'"),
+        (["--grid=seed=1", "--seed=2"], "--seed must be left out with --grid=seed=1, got both"),
+        (["--grid=num_steps=5,5000"], "num_steps must be at most 1000"),
+        (["--grid=seed=-1"], "seed must be in 0 .. 4294967295, got -1"),
+        (["--grid=cfg_scale=-1"], "cfg_scale must be at least 0, got -1.0"),
+        (["--grid=sampler=heun"], "sampler must be one of ddpm, ddim, got 'heun'"),
+        (["--grid=eta=0,1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none, got 1"),
+        (["--grid=seed=1", "--num_samples=101"], "labels must be at most 100 for --grid, got 101"),
         (["--interpolate=a,b"], "got labels and interpolate"),
     ],
 )
@@ -124,6 +128,6 @@ def test_interpolation_needs_two_classes(refuse, tmp_path, checkpoint):
 def test_latents_cannot_be_shown_without_an_autoencoder(refuse, tmp_path):
     config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
     random_run.save(tmp_path, config)
-    for option in ("--trajectory", "--grid=seed:1"):
+    for option in ("--trajectory", "--grid=seed=1"):
         line = refuse(sample, tmp_path, tmp_path / "x.png", "--labels=1", option)
         assert "--vae must be given to show latents with --" in line

@@ -42,8 +42,10 @@ def test_titles_are_names_or_labels_or_shares():
     assert pictures.class_titles([2, 0], ("ant", "bee", "cat")) == ["cat", "ant"]
     assert pictures.class_titles([2, 0], ("ant", "bee", "猫")) == ["2", "ant"]
     assert pictures.class_titles([2, 0], ()) == ["2", "0"]
-    weights = np.array([[1, 0, 0], [0.25, 0, 0.75], [0, 0, 1]])
-    assert figures.mixed_titles(weights, ("ant", "bee", "cat")) == [*("ant", "75% of cat", "cat")]
+    assert figures.mixed_titles([0, 2], 5, ("ant", "bee", "cat")) == [
+        *("ant", "25%", "50%", "75%", "cat"),
+    ]
+    assert figures.mixed_titles([2, 0, 1], 4, ()) == ["2", "67%", "33%", "1"]
 
 
 def test_a_strip_has_two_rows_for_each_image_and_a_column_for_each_level():
