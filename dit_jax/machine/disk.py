@@ -272,7 +272,10 @@ def turn(folder, on_wait):
 
 
 def is_locked(folder):
-    """Whether a run holds the lock of a folder on a disk; False if the disk cannot lock."""
+    """Whether a run holds the lock of a folder on a disk; False if the disk cannot lock.
+
+    It asks by locking for a moment, shared: nothing else tells who holds a lock.
+    """
     try:
         with (Path(folder) / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

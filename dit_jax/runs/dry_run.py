@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from dit_jax import settings as settings_lib
+from dit_jax.checkpoint import steps
 from dit_jax.machine import devices, prng, sharding, words
 from dit_jax.models import flops, pixels
 from dit_jax.runs import outline, run
@@ -26,14 +27,19 @@ def describe(settings, workdir, init_from=None, picture_path=None):
     fed = run.open_data(settings, parts, workdir)
     for name, value in settings_lib.flat(settings).items():
         yield f"{name} = {value}"
-    if origin:
+    step, total_steps = steps.latest(workdir / "checkpoints"), settings.run.total_steps
+    if step and step >= total_steps:
+        yield run.explain_end(settings, workdir, step)
+    elif step:
+        yield f"resumes from step {step}"
+    elif origin:
         yield f"starts from step {origin['step']} of {origin['path']} ({origin['weights']})"
     state = parts.abstract_state()
     yield from outline.describe(settings, parts, state.params, len(fed.source))
-    work, total_steps = flops.train_flops(parts.model), settings.run.total_steps
+    work = total_steps * settings.train.batch_size * flops.train_flops(parts.model)
     yield (
-        f"FLOPs: {work / 3e9:.4g} G for a forward pass of an example, "
-        f"{work * settings.train.batch_size * total_steps:.3g} for {total_steps:,} steps"
+        f"FLOPs: {flops.forward_flops(parts.model) / 1e9:.4g} G for a forward pass of an example, "
+        f"{work:.3g} for {total_steps:,} steps"
     )
     yield from (
         f"warning: {line}" for line in outline.warnings(settings, parts.model, len(fed.source))

@@ -63,7 +63,7 @@ class WeightsAndBiases:
         import wandb
 
         self._wandb, self._path = wandb, workdir / "wandb.json"
-        state = disk.read_json(self._path)
+        state = disk.read_json(self._path) if start else {}  # what starts at 0 is another run
         self._id, self._kept = state.get("id") or secrets.token_hex(4), state.get("step", -1)
         self._open = None  # the step whose values may still be in memory
         try:

@@ -41,7 +41,7 @@ def run(settings, workdir, listen_for_stop, init_from=None):
     parts, origin = prepare(settings, workdir, init_from)
     step = steps.latest(workdir / "checkpoints")
     if step and step >= settings.run.total_steps:
-        logging.info("%s", _explain_end(settings, workdir, step))
+        logging.info("%s", explain_end(settings, workdir, step))
         return
     with devices.explained_memory():
         fed = open_data(settings, parts, workdir)
@@ -142,7 +142,7 @@ def _set_incomplete_steps_aside(directory):
                 logging.warning("step %d is incomplete and was moved to %s", step, aside)
 
 
-def _explain_end(settings, workdir, step):
+def explain_end(settings, workdir, step):
     """Why a run at this step has nothing to train, and how to train it further."""
     total, decay = settings.run.total_steps, settings.train.decay_steps
     text = f"{workdir} is trained already: it is at step {step}, and run.total_steps is {total}"

@@ -46,6 +46,9 @@ def test_a_dry_run_leaves_a_run_as_it_is(call, tmp_path, reference):
     before = state()
     code, out, _ = call(train, reference, "--dry_run")
     assert code == 0 and "memory of each of " in out
+    assert f"{reference} is trained already: it is at step {small_run.LAST}, and" in out
+    code, out, _ = call(train, reference, "--dry_run", "--config.run.total_steps=99")
+    assert code == 0 and f"resumes from step {small_run.LAST}" in out.splitlines()
     assert state() == before
 
 

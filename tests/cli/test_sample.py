@@ -53,7 +53,8 @@ def test_an_npz_has_every_image_and_the_run_gives_the_defaults(call, tmp_path, c
 def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch):
     given = {}
 
-    def record(self, labels, *, seed, batch_size, progress, **sampling):
+    def record(self, labels, *, seed, batch_size, progress, same_noise, **sampling):
+        assert progress and not same_noise
         given.update(sampling, seed=seed, batch_size=batch_size)
         return np.zeros((len(labels), 8, 8, 1), np.uint8)
 

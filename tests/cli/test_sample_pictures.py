@@ -106,7 +106,7 @@ def test_a_converted_checkpoint_of_a_thousand_classes_has_the_names_of_imagenet(
         (["--grid=seed=1,"], "seed must be a whole number, got ''"),
         (["--grid=seed=1.5"], "seed must be a whole number, got '1.5'"),
         (["--grid=seed=1", "--seed=2"], "--seed must be left out with --grid=seed=1, got both"),
-        (["--grid=num_steps=5,5000"], "num_steps must be at most 1000"),
+        (["--grid=num_steps=5,5000"], "num_steps must be in 2 .. 1000, got '5000'"),
         (["--grid=seed=-1"], "seed must be in 0 .. 4294967295, got -1"),
         (["--grid=cfg_scale=-1"], "cfg_scale must be at least 0, got -1.0"),
         (["--grid=sampler=heun"], "sampler must be one of ddpm, ddim, got 'heun'"),
