@@ -30,7 +30,7 @@ def test_a_dry_run_describes_the_run_and_writes_only_the_picture(call, tmp_path)
     assert "model: Ti/4, " in text and "FLOPs: " in text
     assert "first batch: x0 (64, 8, 8, 1) in model units: mean -0.3" in text
     assert "from -1.000 to 1.000" in text and "first batch: 10 classes: " in text
-    assert "memory of each of 8 x cpu: " in text and " GB temporaries" in text
+    assert "memory of each of 8 x cpu: " in text and " MB of temporaries" in text
     with Image.open(picture) as image:
         assert image.mode == "L"
         array = np.asarray(image)

@@ -134,11 +134,27 @@ def test_wandb_without_an_account_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", settings_lib.LOGGERS)
-def test_a_logger_that_is_not_installed_is_one_line(monkeypatch, name):
-    loggers.check([name])
+def test_a_logger_that_is_not_installed_is_one_line(monkeypatch, tmp_path, name):
+    loggers.check([name], tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"got '{name}': pip install dit_jax\[{name}\]$"):
-        loggers.check([name])
+        loggers.check([name], tmp_path)
+
+
+def test_tensorboard_needs_a_workdir_on_a_disk(bucket_path):
+    loggers.check(["wandb"], bucket_path)
+    with pytest.raises(
+        UserError, match="^run.loggers must be without tensorboard in a bucket, got"
+    ):
+        loggers.check(["tensorboard"], bucket_path)
+
+
+def test_a_run_that_starts_at_0_again_is_another_run_of_wandb(tmp_path):
+    log(tmp_path, 0, range(1, 4), "wandb")
+    first = json.loads((tmp_path / "wandb.json").read_text())
+    log(tmp_path, 0, range(1, 3), "wandb")  # as one that was killed before its first save
+    second = json.loads((tmp_path / "wandb.json").read_text())
+    assert second["step"] == 2 and second["id"] != first["id"]
 
 
 def test_a_logger_that_fails_does_not_end_the_run(tmp_path, caplog):
