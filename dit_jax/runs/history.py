@@ -51,15 +51,18 @@ def add(workdir, event, step, **more):
 
 def read(workdir):
     """The events, oldest first; lines that are no events are left out."""
-    events = []
-    for line in _read_text(workdir / FILE).splitlines():
-        try:
-            event = json.loads(line)
-            event["event"], int(event["step"]), event["time"]
-        except (ValueError, TypeError, KeyError):
-            continue
-        events.append(event)
-    return events
+    events = map(_parse, _read_text(workdir / FILE).splitlines())
+    return [event for event in events if event]
+
+
+def _parse(line):
+    """The event of a line, None if it is none."""
+    try:
+        event = json.loads(line)
+        steps = [event["step"], event["to"]] if event["event"] == "rolled back" else [event["step"]]
+        return event if event["time"] and all(isinstance(step, int) for step in steps) else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _read_text(path):

@@ -168,7 +168,7 @@ def open_all(settings, workdir, start, lines):
     """The Loggers of a run that goes on from step `start`; lines: what metrics.jsonl has so far."""
     check(settings.run.loggers, workdir)
     opened = []
-    for name in settings.run.loggers:
+    for name in dict.fromkeys(settings.run.loggers):  # each once
         logger = LOGGERS[name](workdir, settings, start)
         _catch_up(Loggers([logger]), logger.first, lines, workdir / "samples")
         opened.append(logger)

@@ -185,7 +185,7 @@ def _score(receipt, name):
 def _judgments(run):
     found = run.judgments
     rows = [[name.replace("_", " "), value] for name, value in found["judgments"].items()]
-    title = f"{run.name}: judgments of step {found.get('step', 0):,}"
+    title = f"{run.name}: judgments of step {found['step']:,}"
     return page.paragraph(title, "small") + page.table(["", "judgments.json"], rows)
 
 

@@ -198,7 +198,7 @@ def read(path, name=None):
         records=read_file(lambda: _check(record.read(path / "metrics.jsonl"), path), []),
         events=history.read(path),
         receipts=_read_receipts(path, read_file),
-        judgments=read_file(lambda: disk.read_json(path / "judgments.json"), {}),
+        judgments=read_file(lambda: _read_judgments(path / "judgments.json"), {}),
         origin=read_file(lambda: disk.read_json(path / workdirs.ORIGIN), {}),
         saved=saved,
         meta=read_file(lambda: _read_meta(path, saved), {}),
@@ -236,13 +236,36 @@ def _check(records, path):
 
 
 def _read_receipts(path, read_file):
+    """[(path below the run, receipt)] of the receipts that can be read, by step."""
     found = sorted([*path.glob("*/receipt.json"), *path.glob("*/*/receipt.json")])
-    receipts = []
-    for file in found:
-        receipt = read_file(lambda file=file: disk.read_json(file), {})
-        if "scores" in receipt and isinstance(receipt.get("samples"), dict):
-            receipts.append((str(file.relative_to(path)), receipt))
+    receipts = [
+        (str(file.relative_to(path)), read_file(lambda f=file: _read_receipt(f), None))
+        for file in found
+    ]
+    receipts = [each for each in receipts if each[1]]
     return sorted(receipts, key=lambda each: (each[1]["samples"].get("step") or 0, each[0]))
+
+
+def _read_receipt(file):
+    """The receipt in a file; UserError if it lacks samples or scores with values."""
+    receipt = disk.read_json(file)
+    try:
+        receipt["samples"].get("step")
+        sum(score["value"] for score in receipt["scores"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} must have samples and scores with values, got others") from error
+    return receipt
+
+
+def _read_judgments(file):
+    """The content of judgments.json, {} if there is none; UserError if it lacks judgments."""
+    found = disk.read_json(file)
+    if found:
+        try:
+            sum(found["judgments"].values(), found["step"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} must have judgments of a step, got others") from error
+    return found
 
 
 def _changed(path):

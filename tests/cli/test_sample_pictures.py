@@ -26,7 +26,7 @@ def width_of(image, columns):
 
 
 def test_a_trajectory_is_a_strip_or_an_animation(call, tmp_path, checkpoint):
-    usual = (checkpoint, "--labels=b,d", "--trajectory")
+    usual = (checkpoint, "--labels=b,d", "--trajectory", "--num_steps=6")
     assert call(sample, *usual, f"--out={tmp_path}/x.png", "--columns=3")[0] == 0
     with Image.open(tmp_path / "x.png") as image:  # x_t and x0 of two images, three levels
         assert image.size[1] == pictures.TITLE_HEIGHT + 4 * HEIGHT - 8
@@ -34,9 +34,9 @@ def test_a_trajectory_is_a_strip_or_an_animation(call, tmp_path, checkpoint):
         array = np.asarray(image)
     last = array[pictures.TITLE_HEIGHT :, -64:]
     np.testing.assert_array_equal(last[:64], last[HEIGHT : HEIGHT + 64])  # both are the sample
-    images = dit_jax.load(checkpoint).sample([1, 3], same_noise=True)
+    images = dit_jax.load(checkpoint).sample([1, 3], same_noise=True, num_steps=6)
     np.testing.assert_array_equal(last[:64:8, ::8], images[0, ..., 0])
-    assert call(sample, *usual, f"--out={tmp_path}/x.gif", "--num_steps=6")[0] == 0
+    assert call(sample, *usual, f"--out={tmp_path}/x.gif")[0] == 0
     with Image.open(tmp_path / "x.gif") as image:
         assert image.n_frames == 7
         assert image.size[1] == pictures.TITLE_HEIGHT + 2 * HEIGHT - 8
@@ -67,7 +67,12 @@ def test_interpolation_goes_from_class_to_class_with_the_same_noise(call, tmp_pa
     assert call(sample, *usual[:2], f"--out={tmp_path}/x.png")[0] == 0
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (8 * HEIGHT - 8, pictures.TITLE_HEIGHT + 64)
-    assert call(sample, checkpoint, "--interpolate=b,d,e", f"--out={tmp_path}/y.npz")[0] == 0
+    assert (
+        call(
+            sample, checkpoint, "--interpolate=b,d,e", "--batch_size=8", f"--out={tmp_path}/y.npz"
+        )[0]
+        == 0
+    )
     assert len(np.load(tmp_path / "y.npz")["arr_0"]) == 15  # with every class in it
 
 

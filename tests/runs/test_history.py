@@ -28,7 +28,7 @@ def test_the_time_is_in_utc(tmp_path):
 def test_a_line_that_was_cut_off_is_left_out_and_the_next_event_is_kept(tmp_path):
     history.add(tmp_path, "started", 0)
     with (tmp_path / history.FILE).open("a") as file:
-        file.write('{"time": "2026-11-')
+        file.write('{"time": "2026", "event": "rolled back", "step": 3}\n{"time": "2026-11-')
     history.add(tmp_path, "finished", 9)
     assert [each["event"] for each in history.read(tmp_path)] == ["started", "finished"]
 

@@ -109,6 +109,8 @@ def test_a_high_score_is_best_if_it_is_no_distance(tmp_path):
         ("metrics.jsonl", "oops\n", "line 1 of "),
         ("init_from.json", "[", "init_from.json must be JSON, but it is damaged"),
         ("evaluation/receipt.json", "{", "receipt.json must be JSON, but it is damaged"),
+        ("evaluation/receipt.json", '{"scores": {}}', "receipt.json must have samples and scores"),
+        ("judgments.json", '{"step": 3}', "judgments.json must have judgments of a step"),
     ],
 )
 def test_a_damaged_file_is_one_problem_and_the_rest_is_read(tmp_path, name, text, problem):
