@@ -67,12 +67,8 @@ def test_interpolation_goes_from_class_to_class_with_the_same_noise(call, tmp_pa
     assert call(sample, *usual[:2], f"--out={tmp_path}/x.png")[0] == 0
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (8 * HEIGHT - 8, pictures.TITLE_HEIGHT + 64)
-    assert (
-        call(
-            sample, checkpoint, "--interpolate=b,d,e", "--batch_size=8", f"--out={tmp_path}/y.npz"
-        )[0]
-        == 0
-    )
+    path = ("--interpolate=b,d,e", "--batch_size=8", f"--out={tmp_path}/y.npz")
+    assert call(sample, checkpoint, *path)[0] == 0
     assert len(np.load(tmp_path / "y.npz")["arr_0"]) == 15  # with every class in it
 
 
