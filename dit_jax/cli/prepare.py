@@ -36,8 +36,8 @@ def define(values):
         "max_corrupt",
         0.001,
         "Largest accepted share of files that cannot be decoded.",
-        lower_bound=0,
-        upper_bound=1,
+        lower_bound=0.0,
+        upper_bound=1.0,
         **options,
     )
 
