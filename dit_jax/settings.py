@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from dit_jax.errors import UserError
 
 SAMPLERS = ("ddpm", "ddim")  # as diffusion.samplers, which needs jax
+LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
 FREE = (
     *("mesh", "run", "sampling", "compute.attention", "compute.remat", "compute.unroll"),
@@ -175,6 +176,7 @@ class Run:
     num_samples: int = at_least(1, 16)
     score_every: int = at_least(0, 0)
     score_samples: int = at_least(2, 500)
+    loggers: tuple = tuple_of(f"{' or '.join(LOGGERS)}, one flag each", lambda x: x in LOGGERS)
 
 
 @dataclass(frozen=True)
@@ -237,10 +239,15 @@ def check_decay(warmup_steps, decay_steps):
 
 def defaults():
     """{TOPIC.FIELD: its default} of all fields, in their order."""
+    return flat(Settings())
+
+
+def flat(settings):
+    """{TOPIC.FIELD: its value} of all fields of Settings, in their order."""
     found = {}
-    for name, value in vars(Settings()).items():
+    for name, value in vars(settings).items():
         if dataclasses.is_dataclass(value):
-            found |= {f"{name}.{field}": default for field, default in vars(value).items()}
+            found |= {f"{name}.{field}": each for field, each in vars(value).items()}
         else:
             found[name] = value
     return found

@@ -121,6 +121,10 @@ def installed(tmp_path_factory):
     return path / "lib"
 
 
+def test_the_names_of_imagenet_are_installed(installed):
+    assert (installed / "dit_jax" / "sampling" / "imagenet.txt").read_text().count("\n") == 1000
+
+
 @pytest.mark.parametrize("where", ["mine.py", "configs/mine.py"])
 def test_a_config_outside_the_clone_works_from_any_directory(installed, tmp_path, where):
     """Also in a folder of the user that is called configs itself."""

@@ -195,21 +195,22 @@ def output_folder(text, *, writes=True):
     return path
 
 
-def output_path(text, suffix=""):
+def output_path(text, suffix="", *, name="out"):
     """The Path of a file to write; UserError if it cannot be written or ends otherwise.
 
     suffix: of a command that replaces the file, so that a mistyped OUT is no file of another kind.
+    name: of the argument.
     """
     path = expand(text)
-    disk.check_writable(path, "out")
+    disk.check_writable(path, name)
     if path.is_dir():
-        raise UserError(f"out must be a file, got the directory {path}")
+        raise UserError(f"{name} must be a file, got the directory {path}")
     if not path.parent.is_dir():
-        raise UserError(f"out must be in a directory that exists, got {path}")
+        raise UserError(f"{name} must be in a directory that exists, got {path}")
     if path.exists() and not os.access(path, os.W_OK):
-        raise UserError(f"out must be where you may write, got {path}")
+        raise UserError(f"{name} must be where you may write, got {path}")
     if not path.name.endswith(suffix):
-        raise UserError(f"out must end with {suffix}, got {path}")
+        raise UserError(f"{name} must end with {suffix}, got {path}")
     return path
 
 

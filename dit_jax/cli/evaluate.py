@@ -29,6 +29,7 @@ from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.evals import receipt, request
 from dit_jax.machine import disk
+from dit_jax.sampling import fields
 
 MANY = {"--compare", "--sweep"}  # flags with which every word is one of several inputs
 
@@ -77,7 +78,7 @@ def check(values, *inputs):
         for path in inputs:
             receipt.read(path)
     elif values.sweep:
-        request.read_sweep(values.sweep)
+        fields.read_sweep(values.sweep)
         command.output_folder(_require(values, "out", "--sweep"))
         if not inputs:
             raise UserError("--sweep takes one run or more, got none")
@@ -137,7 +138,7 @@ def main(values, *inputs):
     elif values.sweep:
         from dit_jax.runs import sweeps
 
-        asked, (name, swept) = read_request(values, inputs[0]), request.read_sweep(values.sweep)
+        asked, (name, swept) = read_request(values, inputs[0]), fields.read_sweep(values.sweep)
         out = command.output_folder(values.out)
         sweeps.run(asked, inputs, name, swept, out, sys.argv)
     elif values.study:

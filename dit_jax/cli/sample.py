@@ -4,6 +4,9 @@
     dit-sample runs/xl2 grid.png --vae=runs/vae --labels=207,360 --cfg_scale=4
     dit-sample runs/shapes --labels="red circle,blue square" --num_samples=20
     dit-sample runs/xl2 samples.npz --labels=all --num_samples=50000
+    dit-sample runs/digits way.gif --labels=0-9 --trajectory
+    dit-sample runs/digits table.png --labels=0-9 --grid=cfg_scale=1,1.5,4
+    dit-sample runs/digits between.png --interpolate=3,8
 
 CHECKPOINT and OUT can also be given as --checkpoint and --out. The checkpoint is a training run,
 one step in its `checkpoints`, or a converted checkpoint. Options that are not given come from the
@@ -15,6 +18,12 @@ folder holds 00000.png, 00001.png, ...
 commas. A name in double quotes may hold commas: --labels='"red, round",blue'. A number is always a
 label; for a class whose name is a number, quote it. --labels_file has one of these a line, and
 there a name needs no quotes. --num_samples=N repeats the labels in turn, or cuts them off, to N.
+
+Three pictures compare images that start from the same noise. --trajectory shows x_t and the x0
+predicted from it: in a .png at --columns steps, in a .gif as an animation. --grid=OPTION=VALUE,...
+has a row for each value of seed or of an option of sampling, and a column for each label.
+--interpolate=CLASS,CLASS takes the place of --labels: --num_samples images, 8 by default, go in
+equal steps from the first class to the last; a title is the share of the next class.
 """
 
 import sys
@@ -28,6 +37,11 @@ from dit_jax.errors import UserError
 from dit_jax.machine import words
 from dit_jax.sampling import fields
 from dit_jax.sampling import labels as labels_lib
+
+GRID = {"seed": int} | fields.SWEPT  # what --grid varies
+CLASSES = ("labels", "labels_file", "interpolate")
+BETWEEN, MIXED_COLUMNS = 7, 10  # steps of --interpolate from class to class, and images in a row
+MAX_SHOWN = 100  # images in a row of --trajectory and --grid
 
 
 def define(values):
@@ -46,8 +60,17 @@ def define(values):
         **options,
     )
     flags.DEFINE_string(
-        "out", "samples.png", "A .png (small images enlarged), an .npz or a new folder.", **options
+        "out",
+        "samples.png",
+        "A .png (small images enlarged), a .gif of --trajectory, an .npz or a new folder.",
+        **options,
     )
+    text = "Two classes or more, between which images are drawn, instead of --labels."
+    flags.DEFINE_string("interpolate", None, text, **options)
+    text = "Show x_t and the predicted x0 on the way to each image; OUT is a .png or a .gif."
+    flags.DEFINE_boolean("trajectory", False, text, **options)
+    text = f"OPTION=VALUE,...: a row for each value. OPTION is one of {', '.join(GRID)}."
+    flags.DEFINE_string("grid", None, text, **options)
     flags.DEFINE_string("vae", None, "The autoencoder that decodes latents.", **options)
     flags.DEFINE_enum(
         "vae_dtype", "float32", ["float32", "bfloat16"], "Arithmetic of the vae.", **options
@@ -55,7 +78,8 @@ def define(values):
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
     command.define_seed(values)
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
-    flags.DEFINE_integer("columns", 0, "Of the grid; 0: about square.", lower_bound=0, **options)
+    text = "Of the picture; 0: about square, 8 of --trajectory, 10 of --interpolate."
+    flags.DEFINE_integer("columns", 0, text, lower_bound=0, **options)
     arguments.define_sampling(values)
 
 
@@ -64,76 +88,162 @@ def check(values):
     if not out.suffix and out.exists():
         raise UserError(f"out must be a new folder, got {out}, which exists")
     out = command.output_path(values.out)
-    if out.suffix not in (".png", ".npz", ""):
-        raise UserError(f"out must end with .png or .npz, or be a new folder, got {out}")
-    if (values.labels is None) == (values.labels_file is None):
-        given = "both" if values.labels else "neither"
-        raise UserError(f"--labels must be given, or --labels_file instead of it, got {given}")
-    if values.labels:
-        labels_lib.split(values.labels)
-    elif not command.expand(values.labels_file).is_file():
-        raise UserError(f"labels_file must be a file that exists, got {values.labels_file}")
-    else:
-        labels_lib.read_lines(command.expand(values.labels_file))
+    check_picture(values, out)
+    check_classes(values)
     settings.read_topic(settings.Sampling, arguments.sampling(values))
     known = fields.look(values.checkpoint)
     if values.vae:
         fields.check_vae(values.vae, known)
     if known:
-        find_labels(values, known.class_names, known.model.num_classes, warns=False)
-        check_format(out, known.settings.data.space, values.vae)
-        fields.check_options(known, arguments.sampling(values))
+        labels = find_labels(values, known.class_names, known.model.num_classes, warns=False)
+        count_images(values, labels)
+        check_format(values, out, known.settings.data.space)
+        for options in read_grid(values):
+            fields.check_options(known, arguments.sampling(values) | options)
 
 
-def check_format(out, space, vae):
+def check_picture(values, out):
+    """UserError for an OUT that does not fit what it is to show."""
+    if values.trajectory and values.grid:
+        raise UserError("--trajectory must be given without --grid, got both")
+    if values.trajectory:
+        if out.suffix not in (".png", ".gif"):
+            hint = "; MP4 needs an encoder: take a .gif" if out.suffix == ".mp4" else ""
+            raise UserError(f"out must end with .png or .gif for --trajectory, got {out}{hint}")
+    elif values.grid:
+        option, _ = fields.read_sweep(values.grid, "grid", GRID)
+        if values[option].present:
+            raise UserError(f"--{option} must be left out with --grid={values.grid}, got both")
+        if out.suffix != ".png":
+            raise UserError(f"out must end with .png for --grid, got {out}")
+        if values.columns:
+            raise UserError(
+                f"columns must be 0 for --grid, whose columns are the labels, got {values.columns}"
+            )
+    elif out.suffix not in (".png", ".npz", ""):
+        raise UserError(f"out must end with .png or .npz, or be a new folder, got {out}")
+
+
+def check_classes(values):
+    """UserError unless the classes are given once, in a form that can be read."""
+    given = [name for name in CLASSES if values[name].value is not None]
+    if len(given) != 1:
+        rule = "--labels must be given, or --labels_file or --interpolate instead of it"
+        raise UserError(f"{rule}, got {' and '.join(given) or 'none of them'}")
+    if given != ["labels_file"]:
+        labels_lib.split(values[given[0]].value)
+    elif not command.expand(values.labels_file).is_file():
+        raise UserError(f"labels_file must be a file that exists, got {values.labels_file}")
+    else:
+        labels_lib.read_lines(command.expand(values.labels_file))
+
+
+def check_format(values, out, space):
     """UserError if the samples of a space cannot be written to the file out."""
-    if space != "pixels" and not vae and out.suffix != ".npz":
+    if space == "pixels" or values.vae:
+        return
+    if shown := _shown(values):
+        raise UserError(f"--vae must be given to show latents with --{shown}")
+    if out.suffix != ".npz":
         raise UserError(f"out must end with .npz for latents without a --vae, got {out}")
+
+
+def read_grid(values):
+    """The options of sampling of each row of --grid; [{}] without it, or for seeds."""
+    if not values.grid:
+        return [{}]
+    option, found = fields.read_sweep(values.grid, "grid", GRID)
+    return [{}] if option == "seed" else [{option: value} for value in found]
+
+
+def _shown(values):
+    """The flag whose picture compares images; None for samples."""
+    return "trajectory" if values.trajectory else "grid" if values.grid else None
+
+
+def find_labels(values, class_names, num_classes, **options):
+    """The labels of the flags, each once; options: of `labels.parse`."""
+    classes = class_names, num_classes
+    if values.labels_file is not None:
+        return labels_lib.read_file(command.expand(values.labels_file), *classes, **options)
+    return labels_lib.parse(values.labels or values.interpolate, *classes, **options)
+
+
+def count_images(values, labels):
+    """How many images the flags ask for; UserError if these labels cannot be shown so."""
+    if values.interpolate and len(labels) < 2:
+        raise UserError(f"interpolate must be two classes or more, got {values.interpolate}")
+    default = BETWEEN * (len(labels) - 1) + 1 if values.interpolate else len(labels)
+    count = values.num_samples or default
+    if (shown := _shown(values)) and count > MAX_SHOWN:
+        raise UserError(f"labels must be at most {MAX_SHOWN} for --{shown}, got {count}")
+    return count
 
 
 def main(values):
     out = command.output_path(values.out)
+    dit = dit_jax.load(
+        values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
+    )
+    labels, titles = read_labels(values, dit)
+    check_format(values, out, dit.space)
+    options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
+    draw = draw_comparison if _shown(values) else draw_samples
+    draw(values, dit, labels, titles, out, **options, **arguments.sampling(values))
+    what = _shown(values) or words.count(len(labels), "image")
+    logging.info("%s of step %d: %s", what, dit.step, out)
+
+
+def read_labels(values, dit):
+    """(labels, a list of numbers, or the weights of --interpolate; their titles) of the flags."""
+    import numpy as np
+
+    from dit_jax.sampling import arguments, figures, generate, pictures
+
+    names, num_classes = dit.class_names, dit.config.num_classes
+    found = find_labels(values, names, num_classes)
+    count = count_images(values, found)
+    arguments.check_room("num_samples", count, dit.config)
+    if values.interpolate:
+        weights = generate.interpolate(found, count, num_classes)
+        return weights, figures.mixed_titles(found, count, names)
+    labels = np.resize(found, count).tolist()
+    return labels, pictures.class_titles(labels, names)
+
+
+def draw_comparison(values, dit, labels, titles, out, **options):
+    """Draws labels or weights as --trajectory or --grid wants it. options: of `dit.sample`."""
+    from dit_jax.sampling import figures, pictures
+
+    if values.grid:
+        option, found = fields.read_sweep(values.grid, "grid", GRID)
+        figures.grid(dit, labels, titles, option=option, values=found, **options).save(out)
+    elif out.suffix == ".gif":
+        pictures.write_gif(figures.animation(dit, labels, titles, **options), out)
+    else:
+        figures.strip(dit, labels, titles, columns=values.columns, **options).save(out)
+
+
+def draw_samples(values, dit, labels, titles, out, **options):
+    """Draws labels or weights, and writes them as a grid, an .npz or a folder."""
     import numpy as np
 
     from dit_jax.sampling import pictures
 
-    dit = dit_jax.load(
-        values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
-    )
-    labels = read_labels(values, dit)
-    check_format(out, dit.space, values.vae)
-    options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
-    images = dit.sample(labels, **options, **arguments.sampling(values))
+    images = dit.sample(labels, same_noise=bool(values.interpolate), **options)
     if out.suffix == ".npz":
         np.savez(out, images)
     elif not out.suffix:
         pictures.write_all(images, out)
     else:
         scale = pictures.grid_scale(images.shape[1:3])
-        names = dit.class_names
-        options = {"columns": values.columns, "scale": scale}
-        pictures.grid_of_classes(images, labels, names, **options).save(out)
-    logging.info("%s of step %d: %s", words.count(len(images), "image"), dit.step, out)
-
-
-def read_labels(values, dit):
-    """The labels of the flags for a LoadedDiT, a list of numbers."""
-    import numpy as np
-
-    from dit_jax.sampling import arguments
-
-    labels = find_labels(values, dit.class_names, dit.config.num_classes)
-    count = values.num_samples or len(labels)
-    arguments.check_room("num_samples", count, dit.config)
-    return np.resize(labels, count).tolist()
-
-
-def find_labels(values, class_names, num_classes, **options):
-    """The labels of the flags, each once; options: of `labels.parse`."""
-    classes = class_names, num_classes
-    if values.labels_file is None:
-        return labels_lib.parse(values.labels, *classes, **options)
-    return labels_lib.read_file(command.expand(values.labels_file), *classes, **options)
+        if values.interpolate:
+            columns = values.columns or min(len(images), MIXED_COLUMNS)
+            picture = pictures.grid(images, columns=columns, scale=scale, titles=titles)
+        else:
+            options = {"columns": values.columns, "scale": scale}
+            picture = pictures.grid_of_classes(images, labels, dit.class_names, **options)
+        picture.save(out)
 
 
 def entry():

@@ -3,17 +3,19 @@
     dit-train configs/digits.py runs/digits [--config.TOPIC.FIELD=value]
     dit-train runs/digits
     dit-train configs/digits.py runs/new --init_from=runs/digits
+    dit-train configs/digits.py runs/digits --dry_run --picture=batch.png
 
 CONFIG and WORKDIR can also be given as --config and --workdir. configs/base.py explains every
 field. With its workdir alone, a run resumes with its own config. A resumed run may change run.*,
 mesh.*, sampling.*, compute.attention, remat and unroll, and the paths of the same data. --init_from
 starts a new run from the EMA of another run or of a checkpoint of dit-convert; a resumed run
-ignores it. Data may be in a bucket: see data.cache.
+ignores it. Data may be in a bucket: see data.cache. --dry_run prints the settings, the work, the
+first batch and the memory of the compiled step, trains nothing and writes nothing but --picture.
 
 On a TPU pod or in a Slurm job, start the command on every host: the processes find each other.
 Elsewhere give --coordinator, --num_processes and --process_id. All processes use one workdir, on a
-shared disk or gs://BUCKET/NAME. It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and
-checkpoints/STEP/.
+shared disk or gs://BUCKET/NAME. It holds config.json, metrics.jsonl, history.jsonl, report.html,
+loss.png, samples/STEP.png and checkpoints/STEP/.
 """
 
 import signal
@@ -26,6 +28,7 @@ from dit_jax.cli import arguments, command
 from dit_jax.data import fields
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
+from dit_jax.runs import loggers
 
 MOST = {  # of the samples that a run draws on its way; training waits for them
     "num_samples": 10_000,  # in one picture: a grid of 100 x 100
@@ -42,6 +45,10 @@ def define(values):
         "A run or a checkpoint whose EMA a new run starts from.",
         flag_values=values,
     )
+    text = "Print what the run would do, and stop."
+    flags.DEFINE_boolean("dry_run", False, text, flag_values=values)
+    text = "With --dry_run: a .png of the first batch."
+    flags.DEFINE_string("picture", None, text, flag_values=values)
     command.define_cluster(values)
 
 
@@ -53,11 +60,14 @@ def check(values):
 
     run_fields.check(settings)
     fields.check(data)
+    if values.picture:
+        check_picture(values, run_fields.has_images(settings))
     for name, most in MOST.items():
         if (count := getattr(settings.run, name)) > most:
             raise UserError(f"run.{name} must be at most {most}, got {count}")
     if command.has_peers(values):  # they must all fail if a path is missing on one
         return
+    loggers.check(settings.run.loggers, workdir)
     if disk.is_on_disk(workdir):
         workdirs.check(workdir, settings)
     if steps.latest(workdir / "checkpoints") is None:
@@ -66,11 +76,31 @@ def check(values):
             peek.meta_of(values.init_from, of="model", name="init_from")
 
 
+def check_picture(values, has_images):
+    """UserError for a --picture that is not wanted, cannot be drawn, or cannot be written."""
+    if not values.dry_run:
+        raise UserError(f"picture must be left out without --dry_run, got {values.picture}")
+    command.output_path(values.picture, ".png", name="picture")
+    if not has_images:
+        raise UserError(
+            f"picture must be left out for data that are no images, got {values.picture}: latents "
+            "need data.vae"
+        )
+
+
 def main(values):
     settings, workdir = arguments.settings(values), disk.path(values.workdir)
-    from dit_jax.runs import run
+    import jax
+
+    from dit_jax.runs import dry_run, run
     from dit_jax.train import divergence
 
+    if values.dry_run:
+        picture = values.picture and command.expand(values.picture)
+        for line in dry_run.describe(settings, workdir, values.init_from, picture):
+            if jax.process_index() == 0:
+                print(line, flush=True)
+        return 0
     try:
         run.run(settings, workdir, listen_for_stop, values.init_from)
     except run.Stopped as error:

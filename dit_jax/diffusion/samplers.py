@@ -95,19 +95,32 @@ SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
 def run(sampler, predict, x, *, noise_at=None, trajectory=False):
     """x at level 0 -> x at the last level. noise_at(i): standard normal noise for step i.
 
-    trajectory: returns x at every level instead, (S+1, N, ..., C).
+    trajectory True: returns x at every level instead, (S+1, N, ..., C). "x0": returns x and the x0
+    that is predicted from it, (2, S+1, N, ..., C); at the last level both are the data.
     """
     if sampler.stochastic and noise_at is None:
         raise ValueError("noise_at must be given for a stochastic sampler")
+    kept = ("x", "x0") if trajectory == "x0" else ("x",) if trajectory else ()
 
     def step(state, i):
-        noise = noise_at(i) if sampler.stochastic else None
-        state = sampler.step(predict, state, i, noise)
-        return state, state.x if trajectory else None
+        noise, predictions = noise_at(i) if sampler.stochastic else None, []
+
+        def remember(x, i):
+            predictions.append(predict(x, i))
+            return predictions[-1]
+
+        state = sampler.step(remember, state, i, noise)
+        found = {"x": state.x, "x0": predictions[0].x0}
+        return state, {name: found[name] for name in kept}
 
     steps = jnp.arange(sampler.num_steps, dtype=jnp.int32)
     last, later = jax.lax.scan(step, sampler.init(x), steps)
-    return jnp.concatenate([x[None], later]) if trajectory else last.x
+    if not trajectory:
+        return last.x
+    levels = jnp.concatenate([x[None], later["x"]])
+    if trajectory != "x0":
+        return levels
+    return jnp.stack([levels, jnp.concatenate([later["x0"], last.x[None]])])
 
 
 def make_noise(keys, shape, num_steps):

@@ -3,12 +3,11 @@
 Data are plain: receipts of dit-evaluate as dicts, and `scaling.Run`s, from few to many Gflops.
 """
 
-from pathlib import PurePath
-
 import numpy as np
 
 from dit_jax.evals import drawing, scaling
 from dit_jax.evals.drawing import Curve
+from dit_jax.machine import words
 
 FIELDS = {  # what a sweep varies -> the label of its axis
     "cfg_scale": "guidance scale",
@@ -40,7 +39,7 @@ def sweep(path, entries, *, field, score):
         groups.setdefault(entry["run"], []).append(entry)
     curves = [
         _curve(name, map(place, group), [entry["receipt"] for entry in group], score)
-        for name, group in zip(_short(list(groups)), groups.values(), strict=True)
+        for name, group in zip(words.ends(groups), groups.values(), strict=True)
     ]
     styles = drawing.styles_of([curve.name for curve in curves])
     if words:  # nothing is between them
@@ -66,7 +65,7 @@ def sampling_compute(path, receipts, *, score):
     groups = dict(sorted(groups.items(), key=lambda item: item[1][0]["model"]["gflops"]))
     names = [group[0]["model"]["name"].removeprefix("DiT-") for group in groups.values()]
     if len(set(names)) < len(names):
-        names = _short(list(groups))
+        names = words.ends(groups)
     curves = [
         _curve(name, map(_sampling_gflops, group), group, score)
         for name, group in zip(names, groups.values(), strict=True)
@@ -248,12 +247,6 @@ def _number(value):
         return float(str(value).removeprefix("ddim"))
     except ValueError:
         return None
-
-
-def _short(runs):
-    """The last parts of the paths of runs, or the paths if two of these are the same."""
-    names = [PurePath(run).name for run in runs]
-    return names if len(set(names)) == len(names) else runs
 
 
 def _title(score):

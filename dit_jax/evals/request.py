@@ -10,7 +10,6 @@ from dit_jax.machine import disk
 from dit_jax.sampling import fields
 
 EXISTING = ("weights", "seed", "vae", "sampling", "preset")  # mean nothing for images that exist
-SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,22 +100,3 @@ def home(path):
         raise UserError(f"--out must be given for images that exist: {path}")
     directory, _ = steps.locate(path)
     return directory.parent if directory.name == "checkpoints" else directory
-
-
-def read_sweep(text):
-    """(option of sampling, its values) of OPTION=VALUE,VALUE,...; UserError if it is none."""
-    name, equals, rest = text.partition("=")
-    if not (name and equals and rest):
-        raise UserError(f"sweep must be OPTION=VALUE,VALUE,..., got {text!r}")
-    if name not in SWEPT:
-        raise UserError(f"sweep must be over one of {', '.join(SWEPT)}, got {name!r}")
-    return name, [_read_value(name, each) for each in rest.split(",")]
-
-
-def _read_value(name, text):
-    try:
-        value = SWEPT[name](text)
-    except ValueError:
-        raise UserError(f"{name} must be a number, got {text!r}") from None
-    settings.read_topic(settings.Sampling, {name: value})  # checks it
-    return value

@@ -93,13 +93,19 @@ def memory_limit():
     return host_memory() // jax.local_device_count()
 
 
+def needed_memory(compiled):
+    """{what: bytes} that a compiled program needs on each device, None if that is unavailable."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return None
+    new = stats.output_size_in_bytes - stats.alias_size_in_bytes  # donated inputs are reused
+    sizes = stats.argument_size_in_bytes, stats.temp_size_in_bytes, new
+    return dict(zip(("arguments", "temporaries", "outputs"), sizes, strict=True))
+
+
 def check_memory(compiled):
     """UserError if a compiled program needs more memory than a device has."""
-    stats, limit = compiled.memory_analysis(), memory_limit()
-    if stats is None:  # unavailable
-        return
-    needed = stats.argument_size_in_bytes + stats.temp_size_in_bytes
-    needed += stats.output_size_in_bytes - stats.alias_size_in_bytes  # donated inputs are reused
+    needed, limit = sum((needed_memory(compiled) or {}).values()), memory_limit()
     if needed > limit:
         raise UserError(
             f"a step must fit into the memory of a device, {limit / 1e9:.3g} GB, got "

@@ -271,6 +271,35 @@ def turn(folder, on_wait):
         yield
 
 
+def is_locked(folder):
+    """Whether a run holds the lock of a folder on a disk; False if the disk cannot lock.
+
+    It asks by locking for a moment, shared: nothing else tells who holds a lock.
+    """
+    try:
+        with (Path(folder) / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def total_size(folder):
+    """The bytes of all files in a folder."""
+    if not is_on_disk(folder):
+        import fsspec  # here, since only buckets need it
+
+        return fsspec.filesystem("gcs").du(str(folder))
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a running training deletes steps
+                total += os.lstat(os.path.join(root, name)).st_size
+    return total
+
+
 @contextlib.contextmanager
 def locked(folder, name):
     """A context that locks a folder on a disk; UserError if another run holds the lock.

@@ -10,6 +10,13 @@ from dit_jax.models import fields as model_fields
 from dit_jax.sampling import fields as sampling_fields
 
 
+def has_images(settings):
+    """Whether examples and samples can be drawn: grey or coloured pixels, or latents with a vae."""
+    model, data = settings.model, settings.data
+    is_image = data.space == "pixels" and model.in_channels in (1, 3)
+    return len(model.input_size) == 2 and (is_image or bool(data.vae))
+
+
 def check(settings):
     """UserError that names a field of Settings that does not fit the others."""
     model, compute = settings.model, settings.compute

@@ -10,20 +10,27 @@ from dit_jax.errors import UserError
 from dit_jax.evals import drawing
 from dit_jax.machine import disk
 
+SCORES = {  # fields of the record that `scoring` adds -> their titles
+    "frechet_distance": "Frechet distance (classifier features)",
+    "kid": "KID (classifier features)",
+}
+LOSSES = {"mse": "noise MSE", "vb": "variational bound (bits)"}
+
 
 def make_log(
     path, *, start, total_steps, batch_size, flops_per_step, peak_flops, saved, measured=None
 ):
     """log(step, means, seconds) for `loop.run`: one JSON line, and progress on the terminal.
 
-    Lines of steps after `start`, left by a killed run, are dropped first. peak_flops: FLOP/s of
-    all devices, None if unknown; then there is no MFU. saved() is the newest saved step, None
-    before the first. measured: more fields for the line of step `start`, or None.
+    It returns the line as a dict on process 0, None on the others. Lines of steps after `start`,
+    left by a killed run, are dropped first. peak_flops: FLOP/s of all devices, None if unknown;
+    then there is no MFU. saved() is the newest saved step, None before the first. measured: more
+    fields for the line of step `start`, or None.
     """
     import jax  # here: commands read a record before they import jax
 
     if jax.process_index() != 0:
-        return lambda step, means, seconds: None
+        return lambda step, means, seconds: None  # process 0 writes
     path = disk.path(path)
     records = [record for record in read(path) if record["step"] <= start] if start else []
     if measured and records and records[-1]["step"] == start:
@@ -55,6 +62,7 @@ def make_log(
             )
         if step == total_steps:
             bar.close()
+        return record
 
     return log
 
@@ -82,29 +90,28 @@ def _parse(line, where):
 def plot_losses(metrics_path, png_path):
     """Plots the noise MSE and the variational bound over the steps, and smoothed."""
     records = read(metrics_path)
-    names = [name for name in ("mse", "vb") if records and name in records[0]]
+    names = [name for name in LOSSES if records and name in records[0]]
     if not names:  # before the first log
         return
-    titles = {"mse": "noise MSE", "vb": "variational bound (bits)"}
     figure, panels = _make_figure(metrics_path, f"loss to step {records[-1]['step']}", len(names))
     for axes, name in zip(panels, names, strict=True):
         steps, means = curve(records, name)
         style = {"color": "tab:blue", "marker": "o" if len(steps) == 1 else None}  # else invisible
         axes.plot(steps, means, **style, alpha=0.3, label="mean since the last log")
         axes.plot(steps, smooth(means), **style, label="smoothed")
-        _finish(axes, titles[name], steps, means)
+        _finish(axes, LOSSES[name], steps, means)
         axes.legend(frameon=False)
     _write(figure, png_path)
 
 
-def plot_scores(metrics_path, png_path, titles):
-    """Plots scores over the steps, one panel for each of titles, {name: title}."""
-    records = [each for each in read(metrics_path) if titles.keys() <= each.keys()]
+def plot_scores(metrics_path, png_path):
+    """Plots the SCORES over the steps, one panel each."""
+    records = [each for each in read(metrics_path) if SCORES.keys() <= each.keys()]
     if not records:  # before the first score
         return
     text = f"scores of the EMA to step {records[-1]['step']}"
-    figure, panels = _make_figure(metrics_path, text, len(titles))
-    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+    figure, panels = _make_figure(metrics_path, text, len(SCORES))
+    for axes, (name, title) in zip(panels, SCORES.items(), strict=True):
         steps, values = ([each[key] for each in records] for key in ("step", name))
         axes.plot(steps, values, color="tab:blue", marker="o", markersize=4, clip_on=False)
         _finish(axes, title, steps, values)
@@ -140,11 +147,14 @@ def _write(figure, png_path):
 
 
 def curve(records, name):
-    """(steps, means) of a metric; every mean is over at least the usual number of steps.
+    """(steps, means) of a metric in the records that have it, each over at least the usual steps.
 
     A record covers the steps since the record before. After a stop or a save these are few, and
     their mean would be a spike in the curve; such records are merged with the next ones.
     """
+    records = [each for each in records if isinstance(each.get(name), int | float)]
+    if not records:
+        return [], []
     counts = np.diff([0, *(record["step"] for record in records)])
     usual, steps, means = np.median(counts), [], []
     total = joined = 0

@@ -14,13 +14,12 @@ from absl import logging
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.data import feed, loader
-from dit_jax.errors import UserError
-from dit_jax.machine import cluster, devices, disk, prng, sharding
+from dit_jax.machine import cluster, devices, prng, sharding
 from dit_jax.models import flops
-from dit_jax.runs import build, keep, lock, moved, outline, record, scoring
+from dit_jax.runs import build, history, hooks, keep, lock, moved, outline, record, report, scoring
+from dit_jax.runs import loggers as loggers_lib
 from dit_jax.runs import origin as origins
 from dit_jax.runs import workdir as workdirs
-from dit_jax.sampling import generate, pictures
 from dit_jax.train import divergence, loop
 from dit_jax.train import frozen as frozen_lib
 from dit_jax.train import state as states
@@ -39,6 +38,22 @@ def run(settings, workdir, listen_for_stop, init_from=None):
     after every step. Raises UserError if the workdir cannot be used, Stopped, `divergence.Diverged`
     if there was one divergence too many, or OSError if the last save failed.
     """
+    parts, origin = prepare(settings, workdir, init_from)
+    step = steps.latest(workdir / "checkpoints")
+    if step and step >= settings.run.total_steps:
+        logging.info("%s", explain_end(settings, workdir, step))
+        return
+    with devices.explained_memory():
+        fed = open_data(settings, parts, workdir)
+        with lock.held(workdir):
+            _start(settings, parts, fed, workdir, origin, listen_for_stop)
+
+
+def prepare(settings, workdir, init_from=None):
+    """(Parts, origin) of a run that may start or resume in workdir; writes nothing.
+
+    origin: of `origins.choose`. UserError if the settings or the workdir do not fit.
+    """
     parts = build.parts(settings)
     with cluster.together():
         workdirs.check(workdir, settings)
@@ -50,17 +65,10 @@ def run(settings, workdir, listen_for_stop, init_from=None):
             workdir=[str(workdir), steps.latest(workdir / "checkpoints")],
             init_from=origin,
         )
-    step = steps.latest(workdir / "checkpoints")
-    if step and step >= settings.run.total_steps:
-        logging.info("%s", _explain_end(settings, workdir, step))
-        return
-    with devices.explained_memory():
-        fed = _open_data(settings, parts, workdir)
-        with lock.held(workdir):
-            _start(settings, parts, fed, workdir, origin, listen_for_stop)
+    return parts, origin
 
 
-def _open_data(settings, parts, workdir):
+def open_data(settings, parts, workdir):
     """The Feed of the run; UserError if it is not what the run in workdir was fed with."""
     fed, batch = feed.make(settings, parts.mesh), sharding.of_batch(parts.mesh)
     with cluster.together():
@@ -80,6 +88,7 @@ def _start(settings, parts, fed, workdir, origin, listen_for_stop):
     with cluster.together():
         if jax.process_index() == 0:
             workdirs.claim(workdir, settings, origin)
+            history.start(workdir, int(state.step))
     if int(state.step):
         logging.info("resuming %s from step %d", workdir, state.step)
     if settings.train.frozen:
@@ -91,21 +100,25 @@ def _start(settings, parts, fed, workdir, origin, listen_for_stop):
             failure = _train(settings, parts, fed, state, past, jitted, workdir, stop_requested)
             break
         except loop.Interrupted as error:
+            _conclude(workdir, "stopped", error.step)
             raise Stopped(_explain_stop(error, directory)) from error
         except divergence.Diverged as error:
             message, bad = str(error), error.step
         if len(past.rollbacks) >= limits.max_rollbacks:
             good = steps.latest(directory)
             kept = "nothing was saved before" if good is None else f"step {good} is kept"
+            _conclude(workdir, "diverged", bad, reason=message)
             raise divergence.Diverged(f"{message}; {kept}", bad)
         state = None  # frees its memory
         state, saved = resume(settings, parts, fed, directory, origin)
         past = saved._replace(rollbacks=[*past.rollbacks, [bad, int(state.step)]])
+        history.add(workdir, "rolled back", bad, to=int(state.step), reason=message)
         logging.warning(
             "%s: rolled back to step %d, skipping the %d batches since; rollback %d of %d",
             *(message, state.step, bad - int(state.step)),
             *(len(past.rollbacks), limits.max_rollbacks),
         )
+    _conclude(workdir, "failed" if failure else "finished", limits.total_steps, reason=failure)
     if failure:
         saved = steps.latest(directory) or 0
         raise OSError(
@@ -113,6 +126,12 @@ def _start(settings, parts, fed, workdir, origin, listen_for_stop):
             f"from step {saved}"
         )
     logging.info("trained to step %d: %s", limits.total_steps, workdir)
+
+
+def _conclude(workdir, event, step, **more):
+    """Records how the run ended."""
+    history.add(workdir, event, step, **more)
+    report.refresh(workdir)
 
 
 def _set_incomplete_steps_aside(directory):
@@ -123,7 +142,7 @@ def _set_incomplete_steps_aside(directory):
                 logging.warning("step %d is incomplete and was moved to %s", step, aside)
 
 
-def _explain_end(settings, workdir, step):
+def explain_end(settings, workdir, step):
     """Why a run at this step has nothing to train, and how to train it further."""
     total, decay = settings.run.total_steps, settings.train.decay_steps
     text = f"{workdir} is trained already: it is at step {step}, and run.total_steps is {total}"
@@ -165,7 +184,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
     key = jax.random.split(prng.key(settings.seed))[1]
     if past.rollbacks:  # other noise than the steps that diverged
         key = jax.random.fold_in(key, len(past.rollbacks))
-    batches = _make_batches(settings, parts, fed, start + past.skipped)
+    batches = make_batches(settings, parts, fed, start + past.skipped)
     first = next(batches)
     train_step = _compile(jitted, state, first, key)
     if "posterior" in first:
@@ -174,7 +193,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
     spikes = divergence.Spikes(limits.spike_factor, past.losses)
     scorer = scoring.Scorer(settings, parts, fed, workdir) if limits.score_every else None
     measured = _score_missed(settings, scorer, state, workdir)
-    keeper, log = _open_outputs(settings, parts, workdir, start, measured)
+    keeper, log, loggers = _open_outputs(settings, parts, workdir, start, measured)
 
     def save(step, state, measures, last):
         items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
@@ -191,7 +210,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
             meta["class_names"] = list(fed.class_names)
         (keeper.save_now if last else keeper.save)(step, items, meta)
 
-    with keeper:  # waits for a save in progress, also if an exception passes
+    with loggers, keeper:  # it waits for a save in progress, also if an exception passes
         loop.run(
             state,
             train_step,
@@ -205,7 +224,7 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
             log=log,
             save=save,
             save_again=keeper.poll,
-            hooks=_make_hooks(settings, parts, fed, workdir),
+            hooks=hooks.make(settings, parts, fed, workdir, loggers),
             stop_requested=cluster.agree(stop_requested),
         )
     return keeper.failure
@@ -223,7 +242,7 @@ def _score_missed(settings, scorer, state, workdir):
 
 
 def _open_outputs(settings, parts, workdir, start, measured):
-    """(a Keeper of the run's steps, the log of `loop.run`) from a step on, with its scores."""
+    """(a Keeper, the log of `loop.run`, Loggers) from a step on, with its scores."""
     limits, batch_size = settings.run, settings.train.batch_size
     with cluster.together():
         keeper = keep.Keeper(
@@ -243,15 +262,21 @@ def _open_outputs(settings, parts, workdir, start, measured):
             peak_flops=devices.total_peak_flops(),
             saved=lambda: keeper.saved,
         )
+        loggers = loggers_lib.Loggers()
+        if jax.process_index() == 0:
+            lines = record.read(workdir / "metrics.jsonl")
+            loggers = loggers_lib.open_all(settings, workdir, start, lines)
 
     def log(step, means, seconds):
         with cluster.together():  # rank 0 may find that another run writes to the record
-            write(step, means, seconds)
+            line = write(step, means, seconds)
+        if line:
+            loggers.scalars(line)
 
-    return keeper, log
+    return keeper, log, loggers
 
 
-def _make_batches(settings, parts, fed, start):
+def make_batches(settings, parts, fed, start):
     """The batches of the run from number `start` on, on the devices."""
     batches = loader.batches(
         fed.source,
@@ -324,51 +349,3 @@ def _compile(jitted, state, batch, key):
     devices.check_memory(step)
     logging.info("compiled the step in %.1f s", time.perf_counter() - started)
     return step
-
-
-def _make_hooks(settings, parts, fed, workdir):
-    """The hooks of `loop.run`."""
-
-    def plot_scores(step, state):
-        if jax.process_index() == 0:
-            with disk.only_warned("the scores could not be drawn"):
-                record.plot_scores(workdir / "metrics.jsonl", workdir / "scores.png", scoring.NAMES)
-
-    hooks = [(settings.run.sample_every, _make_hook(settings, parts, fed, workdir))]
-    return [*hooks, (settings.run.score_every, plot_scores)] if settings.run.score_every else hooks
-
-
-def _make_hook(settings, parts, fed, workdir):
-    """hook(step, state): draws the loss curve, and samples with the same noise and labels always.
-
-    Samples are drawn if they are images: of a grid with two axes, and decoded if they are latents.
-    There is a column for each class if there are samples for all.
-    """
-    count, num_classes, decoder = settings.run.num_samples, parts.model.num_classes, fed.decoder
-    labels = [i % num_classes for i in range(count)]
-    columns = num_classes if 1 < num_classes <= count else 0
-
-    def hook(step, state):
-        if jax.process_index() == 0:
-            with disk.only_warned("the loss curve could not be drawn"):
-                record.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png")
-        is_latent = settings.data.space == "latents" and not decoder
-        if is_latent or len(settings.model.input_size) != 2:
-            return
-        try:
-            images = generate.run(parts.generate, state.ema, labels, seed=0, batch_size=len(labels))
-        except UserError as error:  # on every process
-            logging.warning("samples could not be drawn: %s", error)
-            return
-        images = decoder.decode(images) if decoder else images
-        scale = pictures.grid_scale(images.shape[1:3])
-        options = {"columns": columns, "scale": scale}
-        grid = pictures.grid_of_classes(images, labels, fed.class_names, **options)
-        if jax.process_index() == 0:
-            path = workdir / "samples" / f"{step:07d}.png"
-            with disk.only_warned("samples could not be written"):
-                path.parent.mkdir(exist_ok=True)
-                with path.open("wb") as file:
-                    grid.save(file, format="png")
-
-    return hook

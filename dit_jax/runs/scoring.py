@@ -12,12 +12,9 @@ from absl import logging
 from dit_jax.errors import UserError
 from dit_jax.evals import classifier, kernel, scores, training_images
 from dit_jax.machine import cluster
+from dit_jax.runs import record
 from dit_jax.sampling import generate
 
-NAMES = {  # of the fields of the record
-    "frechet_distance": "Frechet distance (classifier features)",
-    "kid": "KID (classifier features)",
-}
 SEED = 0  # of the noise, the labels, the classifier and the choice of training images
 MAX_FITTED = 60_000  # training images that the classifier is fitted to
 MAX_REFERENCE = 10_000  # training images that samples are compared with
@@ -40,9 +37,10 @@ def check(settings, fed):
 
 
 class Scorer:
-    """score(step, state) -> {name in NAMES: float}. Every process must call it, and gets the same.
+    """score(step, state) -> {name: float} of `record.SCORES`.
 
-    Process 0 alone computes features and writes. The result is {} if samples are not finite.
+    Every process must call it, and gets the same. Process 0 alone computes features and writes. The
+    result is {} if samples are not finite.
     """
 
     def __init__(self, settings, parts, fed, workdir):
@@ -61,14 +59,14 @@ class Scorer:
             return {}
         if not self._network:
             self._prepare()
-        values = [0.0] * len(NAMES)
+        values = [0.0] * len(record.SCORES)
         with cluster.together():
             if jax.process_index() == 0:
                 values = self._compare(samples)
-        found = dict(zip(NAMES, cluster.of_first(values), strict=True))
+        found = dict(zip(record.SCORES, cluster.of_first(values), strict=True))
         logging.info(
             "step %d: %s; %d samples, %.1f s",
-            *(step, ", ".join(f"{NAMES[name]} {x:.4g}" for name, x in found.items())),
+            *(step, ", ".join(f"{record.SCORES[name]} {x:.4g}" for name, x in found.items())),
             *(len(samples), time.perf_counter() - started),
         )
         return found

@@ -9,7 +9,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.errors import UserError
 from dit_jax.evals import plots, scaling
 from dit_jax.machine import disk, words
-from dit_jax.runs import own_config, record
+from dit_jax.runs import own_config, record, summary
 
 DESIGN = "adaln_zero"  # of the models whose sizes are compared
 VARIED = ("model.size", "model.patch_size", "model.conditioning")
@@ -55,7 +55,7 @@ def report(workdir, out, score=None):
 
 def read(workdir):
     """([scaling.Run] by Gflops, their Settings, the names of runs without scores) of a folder."""
-    folders = [path for path in disk.children(disk.path(workdir)) if _is_run(path)]
+    folders = [path for path in disk.children(disk.path(workdir)) if summary.is_run(path)]
     receipts = {path: _read_receipts(path / "scores") for path in folders}
     scored = [path for path in folders if receipts[path]]
     if not scored:
@@ -83,10 +83,6 @@ def unequal(settings):
         for name, _, _ in settings_lib.differences(settings[0], other):
             found[name] = None
     return [name for name in found if name not in VARIED]
-
-
-def _is_run(path):
-    return disk.exists(path / "config.json")
 
 
 def _read_receipts(folder):

@@ -1,7 +1,7 @@
 """Checks and claims a run's directory; imports no jax. `runs.lock` locks it.
 
-It holds config.json, metrics.jsonl, loss.png, samples/STEP.png and checkpoints/STEP/; and
-init_from.json, if the run did not start from random parameters.
+It holds config.json, metrics.jsonl, history.jsonl, report.html, loss.png, samples/STEP.png and
+checkpoints/STEP/; and init_from.json, if the run did not start from random parameters.
 """
 
 import json

@@ -111,6 +111,24 @@ def read_noise(values, shape):
     return noise
 
 
+def read_trajectory(trajectory, levels, num_steps):
+    """(False, True or "x0", the levels that are wanted as NumPy) of the arguments of a sampling."""
+    if isinstance(trajectory, np.bool_):
+        trajectory = bool(trajectory)
+    if not isinstance(trajectory, bool) and trajectory != "x0":
+        raise UserError(f"trajectory must be true, false or 'x0', got {trajectory!r}")
+    if levels is None:
+        return trajectory, np.arange(num_steps + 1)
+    if not trajectory:
+        raise UserError(f"levels must be None without trajectory, got {_show(levels)}")
+    array = np.asarray(_array("levels", levels, rule=WHOLE))
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
+        raise UserError(f"levels must be {WHOLE}, got {_show(array)}")
+    if wrong := [level for level in array.tolist() if not 0 <= level <= num_steps]:
+        raise UserError(f"levels must be in 0 .. {num_steps}, got {wrong[0]}")
+    return trajectory, array
+
+
 def plain(options):
     """Options as plain Python values: arrays as numbers or lists."""
     return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in options.items()}

@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import peek
 from dit_jax.errors import UserError
+from dit_jax.sampling import imagenet
+
+# Options that a comparison can vary, each with its type.
+SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
 
 
 class Known(NamedTuple):
@@ -24,8 +28,45 @@ def look(path):
     meta = peek.meta_of(path, of="model")
     if not meta:
         return None
-    names = tuple(meta.get("class_names", ()))
-    return Known(SimpleNamespace(**meta["model"]), settings_lib.read(meta["config"]), names)
+    settings = settings_lib.read(meta["config"])
+    return Known(SimpleNamespace(**meta["model"]), settings, class_names(meta))
+
+
+def class_names(meta):
+    """The names of label 0, 1, ... by the meta of a checkpoint; () if it has none.
+
+    A checkpoint of dit-convert has none of its own: with 1,000 classes they are ImageNet's.
+    """
+    is_converted = "run" not in meta["config"]
+    is_imagenet = is_converted and meta["model"]["num_classes"] == len(imagenet.names())
+    return tuple(meta.get("class_names", imagenet.names() if is_imagenet else ()))
+
+
+def read_sweep(text, name="sweep", kinds=SWEPT):
+    """(option, its values) of OPTION=VALUE,VALUE,...; UserError if it is none.
+
+    name: of the argument. kinds: the options with their types; those of `settings.Sampling`, and
+    perhaps the seed.
+    """
+    option, equals, rest = text.partition("=")
+    if not (option and equals and rest):
+        raise UserError(f"{name} must be OPTION=VALUE,VALUE,..., got {text!r}")
+    if option not in kinds:
+        raise UserError(f"{name} must be over one of {', '.join(kinds)}, got {option!r}")
+    return option, [_read_value(option, each.strip(), kinds[option]) for each in rest.split(",")]
+
+
+def _read_value(option, text, kind):
+    try:
+        value = kind(text)
+    except ValueError:
+        rule = "a whole number" if kind is int else "a number"
+        raise UserError(f"{option} must be {rule}, got {text!r}") from None
+    if option != "seed":
+        settings_lib.read_topic(settings_lib.Sampling, {option: value})  # checks it
+    elif not 0 <= value <= settings_lib.MAX_SEED:
+        raise UserError(f"seed must be in 0 .. {settings_lib.MAX_SEED}, got {value}")
+    return value
 
 
 def check(sampling, model, *, last_time):

@@ -33,8 +33,8 @@ def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
     given: {"labels": (N,) or weights (N, L), "key_data": (N, 2)} and, unless the keys draw it too,
     "noise", x at level 0. The second result says which images are finite. apply: of
     `models.dit.make_apply`; config: a DiTConfig; space: "pixels" or "latents"; sampling: a
-    `settings.Sampling`. trajectory: returns x at every level, (N, S+1, H, W, C). UserError if an
-    option does not fit the model.
+    `settings.Sampling`. trajectory: of `samplers.run`; True returns x at every level, (N, S+1, H,
+    W, C), "x0" also the predicted x0, (N, 2, S+1, H, W, C). UserError if an option does not fit.
     """
     check(config, process, sampling)
     levels, sampler = make_sampler(process, sampling)
@@ -60,7 +60,7 @@ def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
         noise_at = samplers.make_noise(keys, shape, levels.num_steps)
         noise = given["noise"] if "noise" in given else noise_at(-1)
         x = samplers.run(sampler, predict, noise, noise_at=noise_at, trajectory=trajectory)
-        x = x.swapaxes(0, 1) if trajectory else x  # (N, S+1, ...)
+        x = jnp.moveaxis(x, -len(shape) - 1, 0)  # (N, ...)
         finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))  # (N,)
         return pixels.to_uint8(x) if space == "pixels" else x, finite
 
@@ -68,21 +68,33 @@ def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
     return jax.jit(generate, in_shardings=(None, sharding.replicated(mesh)), out_shardings=batch)
 
 
-def run(generate, params, labels, *, seed, batch_size, first=0, noise=None, progress=False):
+def run(
+    generate,
+    params,
+    labels,
+    *,
+    seed,
+    batch_size,
+    first=0,
+    noise=None,
+    same_noise=False,
+    progress=False,
+):
     """One image for each of labels (M,) or (M, L), batch_size at a time: NumPy (M, ...) of `make`.
 
     They are the images first, first + 1, ... of the seed. Image i depends on (seed, i), its label
     and its noise, and not on batch_size, which is rounded up to a multiple of the number of
     devices. The last batch is padded, so that nothing compiles twice. noise: (M, H, W, C), or None
-    for the seed's. progress: shows a bar with rate and time left, on a terminal. UserError if an
-    image is not finite.
+    for the seed's. same_noise: all images have the noise of image `first`. progress: shows a bar
+    with rate and time left, on a terminal. UserError if an image is not finite.
     """
     labels, count = np.asarray(labels), jax.device_count()
     batch_size = -(-min(batch_size, len(labels)) // count) * count
     total = -(-len(labels) // batch_size) * batch_size
-    keys = jax.random.key_data(image_keys(np.uint32(seed), total, np.uint32(first)))
+    drawn = 1 if same_noise else total
+    keys = np.asarray(jax.random.key_data(image_keys(np.uint32(seed), drawn, np.uint32(first))))
     given = {"labels": _pad(labels, total, np.int32 if labels.ndim == 1 else np.float32)}
-    given |= {"key_data": np.asarray(keys)}
+    given |= {"key_data": _pad(keys, total, keys.dtype)}
     given |= {} if noise is None else {"noise": _pad(noise, total, np.float32)}
     results = []
     with tqdm(total=total, unit="image", disable=None if progress else True) as bar:
@@ -97,6 +109,15 @@ def run(generate, params, labels, *, seed, batch_size, first=0, noise=None, prog
             "lower cfg_scale, or check the weights"
         )
     return images
+
+
+def interpolate(labels, count, num_classes):
+    """Weights (count, num_classes) that go from the first label over the others to the last."""
+    place = np.linspace(0, len(labels) - 1, count)
+    before = np.minimum(place.astype(int), len(labels) - 2)  # the label that is left
+    share = (place - before)[:, None]  # of the next one
+    one_hot = np.eye(num_classes, dtype=np.float32)[labels]
+    return (1 - share) * one_hot[before] + share * one_hot[before + 1]
 
 
 def _pad(x, total, dtype):

@@ -11,6 +11,7 @@ import re
 from absl import logging
 
 from dit_jax.errors import UserError
+from dit_jax.sampling import imagenet
 
 RANGE = re.compile(r"(\d+)-(\d+)")
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # "" is a quote
@@ -142,7 +143,14 @@ def _find(name, class_names):
             f"labels must be whole numbers separated by commas, got {name!r}: the classes of this "
             "checkpoint have no names"
         )
-    near = _nearest(name.casefold(), class_names)
+    synonyms = imagenet.synonyms() if tuple(class_names) == imagenet.names() else {}
+    found = synonyms.get(name, [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        which = " and ".join(class_names[label] for label in found)
+        raise UserError(f"labels must be names of one class each, got {name!r}: {which} have it")
+    near = _nearest(name.casefold(), (*class_names, *synonyms))
     names = ", ".join(near or class_names[:NUM_NEAR])
     rest = ", ..." if len(class_names) > NUM_NEAR else ""
     raise UserError(
@@ -151,10 +159,12 @@ def _find(name, class_names):
     )
 
 
-def _nearest(folded, class_names):
+def _nearest(folded, names):
     """What may be meant by a folded name: names that look like it, else those that contain it."""
     if folded == "all":
         return ["all"]
-    names = {each.casefold(): each for each in class_names}
-    near = difflib.get_close_matches(folded, names, NUM_NEAR)
-    return [names[each] for each in near or [x for x in names if folded in x][:NUM_NEAR]]
+    known = {}
+    for each in names:
+        known.setdefault(each.casefold(), each)  # the first of names that differ in their case
+    near = difflib.get_close_matches(folded, known, NUM_NEAR)
+    return [known[each] for each in near or [x for x in known if folded in x][:NUM_NEAR]]

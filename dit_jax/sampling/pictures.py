@@ -1,4 +1,4 @@
-"""Pictures of uint8 images (N, H, W, C), C 1 or 3: a grid, or one PNG file each."""
+"""Pictures of uint8 images (N, H, W, C), C 1 or 3: grids, animations, or one PNG file each."""
 
 import functools
 import math
@@ -10,6 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 GREY = 96  # of the lines between the images of a grid
 WHITE = 255  # of titles
 TITLE_HEIGHT = 16  # pixels
+TITLE_WIDTH = 160  # pixels, at most, of the titles of rows
+MARGIN = 6  # pixels beside the titles of rows
+FRAME_MS, LAST_FRAME_MS = 80, 2000  # how long an animation shows a frame
 MAX_COLUMNS = 20  # that `grid_of_classes` chooses
 CUT = "..."  # ends a title that was too long
 NO_CHARACTER = "\uffff"  # fonts draw it as they draw what they lack: as a box, or not at all
@@ -32,6 +35,42 @@ def grid(images, *, columns=0, scale=1, titles=()):
             rows.append(_title_row(above, columns, width, line, channels))
         rows.append(_image_row(images[start : start + columns], columns, line))
     return to_pil(np.concatenate(rows)[:-line, :-line])
+
+
+def table(images, *, rows, columns, corner="", scale=1):
+    """Images (R, K, H, W, C) as a `grid` with titles of its R rows and K columns: a PIL image.
+
+    corner: a text above the titles of the rows.
+    """
+    flat = images.reshape(-1, *images.shape[2:])
+    right = grid(flat, columns=len(columns), scale=scale, titles=columns)
+    step = images.shape[2] * scale + max(2, scale)  # from a row to the next one
+    middles = [TITLE_HEIGHT + (i + 0.5) * step for i in range(len(rows))]
+    font = fonts()[-1]  # wider, and easier to read
+    texts = [_fit(text, font, TITLE_WIDTH) for text in (corner, *rows)]
+    left = 2 * MARGIN + max(math.ceil(font.getlength(text)) for text in texts)
+    picture = Image.new("L", (left + right.width, right.height), GREY).convert(right.mode)
+    picture.paste(right, (left, 0))
+    draw = ImageDraw.Draw(picture)
+    white = (WHITE,) * len(right.getbands())
+    for text, middle in zip(texts, [TITLE_HEIGHT / 2, *middles], strict=True):
+        draw.text((MARGIN, middle), text, fill=white, font=font, anchor="lm")
+    return picture
+
+
+def write_gif(frames, path):
+    """Writes PIL images of one size as an animation that is repeated; the last one stays longer."""
+    shown = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    first, *others = map(_with_palette, frames)
+    options = {"save_all": True, "append_images": others, "duration": shown, "loop": 0}
+    first.save(path, format="GIF", **options)
+
+
+def _with_palette(picture):
+    """A picture in the 256 colours or greys that a GIF can have; colours are dithered."""
+    if picture.mode == "L":
+        return picture
+    return picture.quantize(palette=picture.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _image_row(images, columns, line):
@@ -95,11 +134,19 @@ def grid_of_classes(images, labels, class_names, *, columns=0, scale=1):
     longest = min(max(columns, MAX_COLUMNS), len(labels) - 1)
     period = next((i for i in range(1, longest + 1) if labels[i:] == labels[:-i]), 0)
     columns = columns or (period if period > 1 else math.ceil(math.sqrt(len(labels))))
-    names = [name if _font_for(name) else str(label) for label, name in enumerate(class_names)]
-    titles = [names[label] for label in labels] if names else []
+    titles = class_titles(labels, class_names) if class_names else []
     if period and columns % period == 0:
         titles = titles[:columns]
     return grid(images, columns=columns, scale=scale, titles=titles)
+
+
+def class_titles(labels, class_names):
+    """The name of each label's class; the label if it has no name, or one that no font can draw."""
+    names = {label: class_names[label] for label in labels} if class_names else {}
+    return [
+        names[label] if label in names and _font_for(names[label]) else str(label)
+        for label in labels
+    ]
 
 
 def grid_scale(size):

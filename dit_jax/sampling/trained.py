@@ -51,7 +51,7 @@ def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtyp
         step=step,
         weights=weights,
         decoder=decoder,
-        class_names=tuple(meta.get("class_names", ())),
+        class_names=fields.class_names(meta),
         digest=store.digest(meta, weights),
     )
 
@@ -65,7 +65,7 @@ def _load_decoder(path, dtype, config, space):
 class LoadedDiT:
     """A trained DiT: its config, its parameters, its forward pass and its samples.
 
-    class_names: the name of label 0, 1, ...; () if the checkpoint has none, as converted ones.
+    class_names: the name of label 0, 1, ...; () if the checkpoint has none.
     digest: a sha256 of the parameters.
     """
 
@@ -138,7 +138,9 @@ class LoadedDiT:
         *,
         seed=0,
         noise=None,
+        same_noise=False,
         trajectory=False,
+        levels=None,
         first=0,
         batch_size=256,
         progress=False,
@@ -149,46 +151,55 @@ class LoadedDiT:
         labels: N whole numbers, or weights (N, num_classes) that mix the vectors of the labels,
         each row with the sum 1. noise: where to start, (N, H, W, C) standard normal numbers in the
         units of the model; None: drawn from the seed, as is the noise of later steps. first: these
-        are the images first, first + 1, ... of the seed, each with its own noise. trajectory:
-        returns what the sampler has at every level of noise, (S+1, N, ...) for S steps, from the
-        noise to the samples.
+        are the images first, first + 1, ... of the seed, each with its own noise; same_noise: all
+        with that of the first. trajectory True: returns what the sampler has at every level of
+        noise, (S+1, N, ...) for S steps, from the noise to the samples; "x0": returns that and the
+        x0 that is predicted at each level, (2, S+1, N, ...). levels: which of the 0 .. S a
+        trajectory has; None: all.
 
         Latents are float32, in model units. `sampling` overrides options of `self.sampling`. The
         same seed gives the same images with any batch_size. progress: shows a bar on a terminal.
         UserError for an argument that does not fit, or if a sample is not finite.
         """
-        unknown = sampling.keys() - self.sampling.keys()
-        if unknown:
-            raise UserError(
-                f"a sampling option must be one of {', '.join(self.sampling)}, got {min(unknown)}"
-            )
-        config = self.config
+        options, config = self._read_sampling(sampling), self.config
         arguments.check_whole("batch_size", batch_size, 1)
         arguments.check_whole("seed", seed, 0, settings_lib.MAX_SEED)
         arguments.check_whole("first", first, 0, 2**32 - 2)
-        for name, value in {"trajectory": trajectory, "progress": progress}.items():
-            if not isinstance(value, (bool, np.bool_)):
-                raise UserError(f"{name} must be true or false, got {value!r}")
+        if not isinstance(progress, (bool, np.bool_)):
+            raise UserError(f"progress must be true or false, got {progress!r}")
+        trajectory, levels = arguments.read_trajectory(
+            trajectory, levels, self.process.levels(options.num_steps).num_steps
+        )
         labels = arguments.read_labels("labels", labels, config.num_classes, config)
         if noise is not None:
             shape = (len(labels), *config.input_size, config.in_channels)
             noise = arguments.read_noise(noise, shape)
-        options = self.sampling | arguments.plain(sampling)
-        options = settings_lib.read_topic(settings_lib.Sampling, options)
-        generate.check(config, self.process, options)
         images = generate.run(
-            self._make(options, bool(trajectory)),
+            self._make(options, trajectory),
             self.params,
             labels,
             seed=seed,
             batch_size=batch_size,
             first=first,
             noise=noise,
+            same_noise=same_noise,
             progress=progress,
         )
         if trajectory:
-            images = images.swapaxes(0, 1)  # (S+1, N, H, W, C)
+            rank = len(config.input_size) + 1  # of H, W, C
+            images = np.moveaxis(images, 0, -1 - rank).take(levels, axis=-2 - rank)
         return self._decode(images, progress) if self.decoder else images
+
+    def _read_sampling(self, given):
+        """The Sampling of the run's config and the options that are given, checked."""
+        if unknown := given.keys() - self.sampling.keys():
+            raise UserError(
+                f"a sampling option must be one of {', '.join(self.sampling)}, got {min(unknown)}"
+            )
+        options = self.sampling | arguments.plain(given)
+        options = settings_lib.read_topic(settings_lib.Sampling, options)
+        generate.check(self.config, self.process, options)
+        return options
 
     def _decode(self, latents, progress):
         """latents (..., H, W, C) -> uint8 (..., H, W, 3)."""

@@ -27,6 +27,7 @@ from small_run import (
 )
 
 from dit_jax.checkpoint import steps, store
+from dit_jax.runs import history
 
 DIVERGES = ("--config.train.learning_rate=1e30", "--config.train.warmup_steps=0")
 SPIKES = ("--config.run.spike_factor=1.5", "--config.run.max_rollbacks=20")
@@ -43,6 +44,11 @@ def test_a_run_that_diverges_again_after_its_rollbacks_exits_with_3_and_keeps_a_
     good = steps.latest(tmp_path / "run" / "checkpoints")
     assert good == bad - 1 >= 1 and message.endswith(f"; step {good} is kept")
     assert all(np.isfinite(x).all() for x in read_arrays(tmp_path / "run", "params").values())
+    started, *rolled, ended = history.read(tmp_path / "run")
+    assert started["event"] == "started" and ended["event"] == "diverged" and ended["step"] == bad
+    assert [each["event"] for each in rolled] == ["rolled back"] * 2
+    assert all(each["to"] == each["step"] - 1 for each in rolled)
+    assert f"diverged at step {bad}" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_run_that_diverges_before_its_first_save_exits_with_3_and_names_no_step(tmp_path):

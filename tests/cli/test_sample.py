@@ -53,7 +53,8 @@ def test_an_npz_has_every_image_and_the_run_gives_the_defaults(call, tmp_path, c
 def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch):
     given = {}
 
-    def record(self, labels, *, seed, batch_size, progress, **sampling):
+    def record(self, labels, *, seed, batch_size, progress, same_noise, **sampling):
+        assert progress and not same_noise
         given.update(sampling, seed=seed, batch_size=batch_size)
         return np.zeros((len(labels), 8, 8, 1), np.uint8)
 
@@ -177,8 +178,11 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels=3", "--cfg_scale=nan"], "cfg_scale must be finite, got nan"),
         (["--labels=3", "--eta=inf"], "eta must be finite, got inf"),
         (["--labels=3", "--eta=1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none"),
-        ([], "--labels must be given, or --labels_file instead of it, got neither"),
-        (["--labels=3", "--labels_file=x"], "or --labels_file instead of it, got both"),
+        ([], "--labels must be given, or --labels_file or --interpolate instead of it, got none"),
+        (
+            ["--labels=3", "--labels_file=x"],
+            "or --interpolate instead of it, got labels and labels_file",
+        ),
         (["--labels_file=nowhere.txt"], "labels_file must be a file that exists, got nowhere.txt"),
         (["--labels_file="], "labels_file must not be empty"),
         (

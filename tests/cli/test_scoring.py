@@ -86,7 +86,7 @@ def train_until(workdir, step, **fields):
 def read_scores(workdir):
     records = record.read(workdir / "metrics.jsonl")
     return {
-        each["step"]: [each[name] for name in scoring.NAMES if name in each] for each in records
+        each["step"]: [each[name] for name in record.SCORES if name in each] for each in records
     }
 
 

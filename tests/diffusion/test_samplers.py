@@ -86,6 +86,10 @@ def test_a_trajectory_goes_from_the_noise_to_the_sample(sampler):
     assert trajectory.shape == (11, *SHAPE)
     np.testing.assert_array_equal(trajectory[0], x)
     np.testing.assert_array_equal(trajectory[-1], jax.jit(run)(x))
+    both = jax.jit(functools.partial(run, trajectory="x0"))(x)
+    assert both.shape == (2, 11, *SHAPE)
+    np.testing.assert_allclose(both[0], trajectory, rtol=1e-5, atol=1e-5)  # another program
+    np.testing.assert_array_equal(both[1, -1], both[0, -1])
     state = sampler(SHORT).init(x)
     for i in range(3):
         state = sampler(SHORT).step(predict, state, jnp.int32(i), options["noise_at"](i))

@@ -139,9 +139,6 @@ def test_the_loss_curve_has_a_title_axes_that_can_be_read_and_a_smoothed_line(
         assert len(ticks) >= 4 and all(float(text) for text in labels)  # 0.05, not 5 x 10^-2
 
 
-TITLES = {"frechet_distance": "Frechet distance (classifier features)", "kid": "KID"}
-
-
 def score(log, values):
     for step, value in values.items():
         log(step, MEANS | {"frechet_distance": value, "kid": value - 3}, 0.5)
@@ -152,17 +149,17 @@ def test_scores_are_plotted_with_labelled_axes(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
     log = make_log(tmp_path / "m")
-    record.plot_scores(tmp_path / "m", tmp_path / "scores.png", TITLES)
+    record.plot_scores(tmp_path / "m", tmp_path / "scores.png")
     log(1, MEANS, 0.5)  # without a score, as older records
-    record.plot_scores(tmp_path / "m", tmp_path / "scores.png", TITLES)
+    record.plot_scores(tmp_path / "m", tmp_path / "scores.png")
     assert not drawn
     score(log, {2: 20.0, 4: 9.0, 8: 2.5})
     record.plot_losses(tmp_path / "m", tmp_path / "loss.png")
-    record.plot_scores(tmp_path / "m", tmp_path / "scores.png", TITLES)
+    record.plot_scores(tmp_path / "m", tmp_path / "scores.png")
     shown = drawn[-1]
     assert shown.get_suptitle() == f"{tmp_path.name}: scores of the EMA to step 8"
     first, second = shown.axes
-    for axes, title in zip(shown.axes, TITLES.values(), strict=True):
+    for axes, title in zip(shown.axes, record.SCORES.values(), strict=True):
         assert axes.get_title() == axes.get_ylabel() == title and axes.get_xlabel() == "step"
         assert list(axes.lines[0].get_xdata()) == [2, 4, 8]
     assert list(first.lines[0].get_ydata()) == [20, 9, 2.5] and first.get_yscale() == "log"

@@ -153,3 +153,10 @@ def test_guidance_needs_a_null_label():
 def test_a_guided_step_costs_two_passes(options, passes):
     """The four steps are 0, 333, 666 and 999."""
     assert generate.count_passes(PROCESS, dataclasses.replace(SAMPLING, **options)) == passes
+
+
+def test_weights_go_from_class_to_class():
+    weights = generate.interpolate([3, 1, 2], 5, 4)
+    expected = [[0, 0, 0, 1], [0, 0.5, 0, 0.5], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 1, 0]]
+    np.testing.assert_allclose(weights, expected)
+    np.testing.assert_allclose(generate.interpolate([3, 1], 1, 4), expected[:1])

@@ -80,3 +80,22 @@ def test_every_image_is_written_to_a_file_of_its_own(tmp_path):
 
 def test_tiny_images_are_enlarged():
     assert [pictures.grid_scale(size) for size in ((8, 8), (28, 20), (256, 256))] == [8, 2, 1]
+
+
+def test_a_table_has_titles_above_and_beside_its_images():
+    images = np.zeros((2, 3, 30, 30, 3), np.uint8)
+    titles = {"rows": ["", "a row"], "columns": ["ant", "", "cat"]}
+    picture = pictures.table(images, **titles, corner="t = 9")
+    assert picture.mode == "RGB"
+    array = np.asarray(picture)[..., 0]
+    left, top = array.shape[1] - (3 * 32 - 2), pictures.TITLE_HEIGHT
+    assert array.shape[0] == top + 2 * 32 - 2
+    assert (array[top : top + 30, left : left + 30] == 0).all()
+    beside = [
+        (array[a:b, :left] > 200).any() for a, b in ((0, top), (top, top + 32), (top + 32, -1))
+    ]
+    assert beside == [True, False, True]
+    above = [(array[:top, left + 32 * i : left + 32 * i + 30] > 200).any() for i in range(3)]
+    assert above == [True, False, True]
+    long = pictures.table(images, rows=["a", "a long title " * 9], columns=["", "", ""])
+    assert 200 < long.width <= 2 * pictures.MARGIN + pictures.TITLE_WIDTH + 3 * 32 - 2

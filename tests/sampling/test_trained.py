@@ -101,6 +101,28 @@ def test_a_trajectory_ends_with_the_sample(run):
     assert len(trajectory) == len(model.schedule.sigma)
 
 
+def test_a_trajectory_has_the_predicted_x0_at_the_levels_that_are_asked_for(run):
+    model = dit_jax.load(run[0])
+    path = model.sample([3, 1, 4], trajectory=True)
+    both = model.sample([3, 1, 4], trajectory="x0", levels=[0, 3, 4])
+    assert both.shape == (2, 3, 3, 8, 8, 1) and both.dtype == np.uint8
+    np.testing.assert_array_equal(both[0], path[[0, 3, 4]])
+    np.testing.assert_array_equal(both[1, 2], both[0, 2])  # at the data, x0 is the sample
+    assert not np.array_equal(both[1, 0], both[0, 0])
+    # ddim's last step goes to the x0 that it predicts
+    assert np.abs(both[1, 1].astype(int) - both[0, 2]).max() <= 1
+
+
+def test_images_can_have_the_same_noise(run):
+    model = dit_jax.load(run[0])
+    options = {"sampler": "ddpm", "seed": 5, "batch_size": 8}  # ddpm draws noise in every step
+    images = model.sample([3, 3, 1], same_noise=True, **options)
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[:1], model.sample([3], **options))
+    second = model.sample([3, 1], same_noise=True, first=1, **options)
+    np.testing.assert_array_equal(second[0], model.sample([3, 3], **options)[1])
+
+
 def test_a_trajectory_of_latents_is_decoded_at_every_level(run, tmp_path):
     config = random_run.CONFIG | {"data": {"source": "imagenet", "space": "latents"}}
     random_run.save(tmp_path, config)
@@ -205,8 +227,11 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"noise": X[0]}, r"noise must have shape \(1, 8, 8, 1\), got \(8, 8, 1\)"),
         ([3], {"noise": X[:1] * np.nan}, "noise must be finite, got nan"),
         ([3], {"noise": "zeros"}, "noise must be an array of numbers, got 'zeros'"),
-        ([3], {"trajectory": 5}, "trajectory must be true or false, got 5"),
         ([3], {"progress": 3}, "progress must be true or false, got 3"),
+        ([3], {"trajectory": 5}, "trajectory must be true, false or 'x0', got 5"),
+        ([3], {"levels": [1]}, r"levels must be None without trajectory, got \[1\]"),
+        ([3], {"levels": [5], "trajectory": True}, "levels must be in 0 .. 4, got 5"),
+        ([3], {"levels": [0.5], "trajectory": True}, "levels must be a list of whole numbers, got"),
         ([3], {"sampler": "heun"}, "sampler must be one of ddpm, ddim, got 'heun'"),
     ],
 )

@@ -1,0 +1,68 @@
+"""The report in a browser: its curves, its slider, its legend, and that it requests nothing."""
+
+import browser
+import pytest
+import written_run
+
+from dit_jax.runs import report
+
+pytestmark = pytest.mark.slow  # a browser takes seconds to draw ten charts
+ENDS = {
+    "finished": {"event": "finished", "step": 100},
+    "diverged": {"event": "diverged", "step": 100, "reason": "loss is nan"},
+    "resumed": {"event": "resumed", "step": 40, "lost": 3},
+}
+DRAWN = """
+  const plots = [...document.querySelectorAll(".plot")];
+  await until(() => plots.every((plot) => plot.querySelector(".scatterlayer .trace")));
+"""
+LOOK = """
+  const look = () => ({
+    steps: [...document.querySelectorAll(".samples img")].filter((image) => !image.hidden)
+      .map((image) => Number(image.dataset.step)),
+    step: document.getElementById("step").textContent,
+    curves: plots[0].querySelectorAll(".scatterlayer .trace").length,
+  });
+  const found = [look()];
+  const slider = document.getElementById("slider");
+  slider.value = 0;
+  slider.dispatchEvent(new Event("input"));
+  for (const kind of ["mousedown", "mouseup"])
+    plots[0].querySelector(".legendtoggle").dispatchEvent(new MouseEvent(kind, { bubbles: true }));
+  await sleep(2000);  // Plotly waits for a second click
+  found.push(look());
+  return found;
+"""
+
+
+def write(tmp_path, *names):
+    paths = []
+    for i, name in enumerate(names):
+        events = [written_run.STARTED, ENDS[name]]
+        paths.append(written_run.write(tmp_path / name, events=events, frechet_distance=2.5, kid=1))
+        written_run.samples(paths[-1], 50, 100 + 10 * i, size=(600, 300))
+    report.write(paths, tmp_path / "report.html")
+    return tmp_path / "report.html"
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_slider_and_the_legend_change_what_is_seen(tmp_path, name):
+    before, after = browser.evaluate(write(tmp_path, name), DRAWN + LOOK)
+    assert before == {"steps": [100], "step": "step 100", "curves": 2}
+    assert after == {"steps": [50], "step": "step 50", "curves": 1}
+
+
+def test_three_runs_are_overlaid_and_one_click_hides_one_of_them(tmp_path):
+    before, after = browser.evaluate(write(tmp_path, *ENDS), DRAWN + LOOK)
+    assert before == {"steps": [100, 110, 120], "step": "step 120", "curves": 6}
+    assert after == {"steps": [50, 50, 50], "step": "step 50", "curves": 4}
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_the_page_fits_the_window_and_requests_nothing(tmp_path, width):
+    script = f"""{DRAWN}
+      const requests = performance.getEntriesByType("resource").map((each) => each.name);
+      const broken = [...document.images].filter((image) => !image.complete || !image.naturalWidth);
+      return [innerWidth, document.documentElement.scrollWidth, requests, broken.length];
+    """
+    assert browser.evaluate(write(tmp_path, *ENDS), script, width=width) == [width, width, [], 0]
