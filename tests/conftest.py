@@ -186,7 +186,7 @@ def hub_and_address():
 def hub(hub_and_address, monkeypatch, tmp_path_factory):
     """An empty hub_server.Hub, which huggingface_hub uses here with the token of alice."""
     hub, address = hub_and_address
-    hub.__init__()
+    hub.clear()
     home = tmp_path_factory.mktemp("hub")
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")

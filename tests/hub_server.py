@@ -46,7 +46,12 @@ class Hub:
     """Repositories by name, large files by sha256, accounts {token: namespace}, and faults."""
 
     def __init__(self):
-        self.repositories, self.large, self.lock = {}, {}, threading.Lock()
+        self.lock = threading.Lock()
+        self.clear()
+
+    def clear(self):
+        """Forgets everything, for another test."""
+        self.repositories, self.large = {}, {}
         self.accounts = {"hf_alice": "alice", "hf_bob": "bob"}
         self.numbers = itertools.count(1)
         self.calls = []  # (method, path) of all requests

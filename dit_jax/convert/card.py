@@ -30,7 +30,6 @@ class Source(NamedTuple):
 SOURCES = {  # data.source
     "digits": Source("the UCI handwritten digits, as scikit-learn has them", "CC BY 4.0"),
     "fashion": Source("Fashion-MNIST (Xiao et al. 2017)", "MIT", "zalando-datasets/fashion_mnist"),
-    "synthetic": Source("random numbers, for a benchmark", "none"),
 }
 
 
