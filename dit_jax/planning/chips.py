@@ -26,8 +26,8 @@ class Chip(NamedTuple):
     example: str
 
 
-# memory: Google Cloud's page of each version (cloud.google.com/tpu/docs/v3 and so on), or what the
-# compiler allows if that is less (v6e 31.5, tpu7x 95 GiB).
+# memory and most: Google Cloud's page of each version (cloud.google.com/tpu/docs/v3 and so on);
+# memory is what the compiler allows if that is less (v6e 31.5, tpu7x 95 GiB).
 # flops_per_cycle: 2 for each cell of the matrix units, which are 128 x 128, and 256 x 256 from v6e
 # on. v6e and tpu7x are taken with four units a device, as their peaks and the compiler's cycles
 # imply. The clocks that follow from the peaks are 687, 938, 1049, 1503, 1751, 1750 and 2200 MHz;

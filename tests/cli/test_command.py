@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import random_run
@@ -164,16 +165,18 @@ def test_any_other_value_error_keeps_its_traceback(run):
         run(lambda values: samplers.run(samplers.ddpm(LEVELS), None, None))
 
 
-def test_a_field_that_a_config_removed_has_its_default(tmp_path):
-    lines = ["config = digits.get_config('Ti/4').unlock()", "del config.sampling.eta"]
+def test_a_field_that_a_config_removed_has_its_default(call, tmp_path, monkeypatch):
+    lines = ["config = digits.get_config('Pi/4').unlock()", "del config.sampling.eta"]
     body = "\n    ".join(["def get_config():", *lines, "return config\n"])
     (tmp_path / "mine.py").write_text(f"from configs import digits\n\n\n{body}")
     options = ("--config.run.total_steps=1", "--config.train.decay_steps=0")
     options += ("--config.train.warmup_steps=0", "--config.run.num_samples=8")
-    command = [sys.executable, "-m", "dit_jax.cli.train", f"--config={tmp_path}/mine.py"]
-    command += [f"--workdir={tmp_path}/run", *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of a test before this one
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes dtypes
+        code, _, errors = call(
+            train, f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run", *options
+        )
+    assert code == 0, errors
     assert json.loads((tmp_path / "run" / "config.json").read_text())["sampling"]["eta"] == 0.0
 
 

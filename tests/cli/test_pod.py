@@ -100,14 +100,14 @@ def test_a_signal_to_one_process_saves_the_same_step_on_all(reference, tmp_path,
     assert_same_end(tmp_path / "run", reference, LAST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count, devices, options",
     [
         (1, 8, ["--config.mesh.fsdp=2"]),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in [(1, 4, []), (1, 2, []), (4, 4, ["--config.mesh.tensor=2"])]
-        ),
+        (1, 4, []),
+        (1, 2, []),
+        (4, 4, ["--config.mesh.tensor=2"]),
     ],
 )
 def test_a_run_resumes_with_other_numbers_of_processes_and_devices(

@@ -201,7 +201,7 @@ def test_other_images_may_take_the_place_of_refused_ones(call, refuse, tree, pre
         (["{tree}", "{out}", "--split=a b"], "split must be a name like train, got 'a b'"),
         (
             ["{tree}", "{out}", "--max_corrupt=2"],
-            "--max_corrupt must be a number in 0.0 .. 1.0, got 2",
+            "--max_corrupt must be a number in 0 .. 1, got 2",
         ),
         (["{tree}", "{tree}/out"], "OUT must be outside SRC, got"),
         (["{tree}", "{tree}/c0/000.jpg"], "OUT must be a folder or new, got the file"),

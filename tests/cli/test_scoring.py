@@ -115,7 +115,7 @@ def test_scores_are_in_the_record_in_the_checkpoints_and_in_a_plot(undisturbed):
     assert kept.about["num_train"] == 1350
 
 
-@pytest.mark.parametrize("stops", [(6, 8), (4, 5)])
+@pytest.mark.parametrize("stops", [(4, 5), pytest.param((6, 8), marks=pytest.mark.slow)])
 def test_a_stopped_run_repeats_and_loses_no_score(undisturbed, tmp_path, quick, stops):
     """Also if it stops in a step that is due, which it then scores when it is resumed."""
     for step in stops:
@@ -168,6 +168,7 @@ def test_samples_that_are_not_finite_are_a_warning(undisturbed, tmp_path, monkey
     assert "samples of step 16 could not be scored: samples must be finite" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_score_together(tmp_path):
     address, workdir = processes.free_address(), tmp_path / "run"
     workers = [

@@ -341,9 +341,7 @@ def test_file_and_folder_never_replace_each_other(tmp_path):
 def test_directory_that_is_missing_or_not_writable_is_refused(tmp_path):
     with pytest.raises(UserError, match="output must be in an existing directory, got"):
         write(tmp_path / "no" / "out")
-    with pytest.raises(
-        UserError, match="output must be in a writable directory, got /proc/out: No"
-    ):
+    with pytest.raises(UserError, match="output must be where you may write, got /proc/out: No"):
         write("/proc/out")
 
 
