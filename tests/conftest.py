@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import bucket
+import hub_server
 import jax
 import numpy as np
 import pytest
@@ -173,6 +174,29 @@ def compiled_once(tmp_path_factory):
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # hides long lines of XLA about the cache
         yield
+
+
+@pytest.fixture(scope="session")
+def hub_and_address():
+    with hub_server.serve() as found:
+        yield found
+
+
+@pytest.fixture
+def hub(hub_and_address, monkeypatch, tmp_path_factory):
+    """An empty hub_server.Hub, which huggingface_hub uses here with the token of alice."""
+    hub, address = hub_and_address
+    hub.clear()
+    home = tmp_path_factory.mktemp("hub")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    for name, value in {
+        "HF_HUB_CACHE": str(home / "cache"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DISABLE_XET": True,  # another protocol for large files
+    }.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value, raising=False)
+    return hub
 
 
 @pytest.fixture(scope="session")

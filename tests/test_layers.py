@@ -21,7 +21,7 @@ LEVELS = [  # a module imports from levels below its own only, or from its own r
     {"compat", "settings"},
     {"errors"},
 ]
-CONVERT_ONLY = {"torch", "diffusers", "safetensors"}
+CONVERT_ONLY = {"torch", "diffusers", "safetensors", "huggingface_hub"}
 PRIVATE_JAX = re.compile(r"\bjax\.(_src|experimental)\b")
 
 

@@ -7,13 +7,18 @@
     dit-convert to-diffusers runs/xl2 xl2-pipeline --vae=DIR
     dit-convert vae sd-vae-ft-ema runs/vae                     autoencoder: diffusers' folder, file
     dit-convert inception FILE runs/inception                  the weights file of pytorch-fid
+    dit-convert card runs/digits README.md                     a model card
+    dit-convert push runs/digits alice/digits                  to the Hugging Face hub, with a card
+    dit-convert pull alice/digits runs/digits                  what push wrote
     dit-convert inspect FILE_OR_DIR                            prints format, shapes, settings
 
 Every conversion is followed by a parity check. It runs both sides on the same inputs, prints the
 errors and writes them to parity.json with the sha256 of every file. Exit code 1: an error exceeds
-its tolerance. dit_jax/convert/README.md explains everything.
+its tolerance. push needs a token of the hub: HF_TOKEN, or `hf auth login`.
+dit_jax/convert/README.md explains everything.
 """
 
+import re
 import sys
 
 from absl import flags
@@ -23,6 +28,8 @@ from dit_jax.cli import command, interrupt
 from dit_jax.errors import UserError
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
+CARD_FLAGS = ("scores", "license", "dataset")
+LICENCE = "[a-z0-9.+-]+"  # identifiers of the hub
 COMMANDS = {  # name: (arguments, allowed flags); convert/commands.py has their functions
     "from-torch": (
         ("FILE", "OUT"),
@@ -33,6 +40,12 @@ COMMANDS = {  # name: (arguments, allowed flags); convert/commands.py has their 
     "to-diffusers": (("CHECKPOINT", "OUTDIR"), ("overwrite", "weights", "vae")),
     "vae": (("DIR_OR_FILE", "OUT"), ("overwrite", "from_hub")),
     "inception": (("FILE", "OUT"), ("overwrite", "other_weights")),
+    "card": (("CHECKPOINT", "OUT"), ("overwrite", "weights", *CARD_FLAGS, "repo")),
+    "push": (
+        ("CHECKPOINT", "REPO"),
+        ("overwrite", "weights", *CARD_FLAGS, "card", "private", "revision"),
+    ),
+    "pull": (("REPO", "OUT"), ("overwrite", "revision")),
     "inspect": (("FILE_OR_DIR",), SHAPE_FLAGS),
 }
 
@@ -93,6 +106,22 @@ def define(values):
         "from-torch: what the model predicts: velocity for SiT. Default: what the file says.",
         **options,
     )
+    _define_sharing(options)
+
+
+def _define_sharing(options):
+    """Defines the flags of card, push and pull."""
+    text = "card, push: a receipt of dit-evaluate; may be repeated. Default: those in the run."
+    flags.DEFINE_multi_string("scores", None, text, **options)
+    text = "card, push: licence of the weights, as the hub names it: mit, cc-by-nc-4.0."
+    flags.DEFINE_string("license", None, text, **options)
+    text = "card, push: the hub's name of the training data; may be repeated."
+    flags.DEFINE_multi_string("dataset", None, text, **options)
+    flags.DEFINE_string("repo", None, "card: NAMESPACE/NAME of the model on the hub.", **options)
+    flags.DEFINE_string("card", None, "push: a file to take as the card.", **options)
+    flags.DEFINE_boolean("private", False, "push: to a private repository.", **options)
+    text = "push: the branch; pull: a branch, tag or commit. Default: main."
+    flags.DEFINE_string("revision", None, text, **options)
 
 
 def check(values, *words):
@@ -111,6 +140,8 @@ def check(values, *words):
         if values[flag].present and flag not in allowed:
             rule = ", ".join(f"--{flag}" for flag in allowed)
             raise UserError(f"{name} takes {rule}, got --{flag}")
+    if name in ("card", "push", "pull"):
+        return _check_sharing(name, values, *paths)
     paths = [command.expand(path) for path in paths]
     if name in ("to-torch", "to-diffusers"):
         directory, step = steps.locate(paths[0])
@@ -128,10 +159,48 @@ def check(values, *words):
             files.parts(source)
 
 
+def _check_sharing(name, values, source, target):
+    """UserError if card, push or pull cannot work, as far as no network tells."""
+    from dit_jax.convert import files, hub, receipts  # need NumPy
+
+    repository = {"card": values.repo, "push": target, "pull": source}[name]
+    if repository:
+        hub.check_name(repository)
+    if name == "pull":
+        out = command.expand(target)
+        files.check_folder(out)
+        files.check_output(out, source=None, folder=True, overwrite=values.overwrite)
+        return
+    steps.locate(source)
+    files.check_weights(values.weights)
+    for path in values.scores or ():
+        receipts.read(path)
+    if values.license and not re.fullmatch(LICENCE, values.license):
+        raise UserError(f"license must be a name of the hub, as mit, got {values.license!r}")
+    for text in values.dataset or ():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+            raise UserError(f"dataset must be NAMESPACE/NAME on the hub, got {text!r}")
+    if name == "card":
+        out = command.output_path(target, ".md")
+        if out.exists() and not values.overwrite:
+            raise UserError(f"output must not exist unless --overwrite is given, got {out}")
+        return
+    if values.card:
+        path = command.expand(values.card)
+        if not path.is_file():
+            raise UserError(f"card must be a file that exists, got {path}")
+        hub.check_card(path)
+        for flag in ("license", "dataset"):
+            if values[flag].present:
+                raise UserError(f"{flag} must not be given with --card, which says it")
+    hub.check_token()
+
+
 def main(values, name, *paths):
     paths = [str(command.expand(path)) for path in paths]
-    if values.vae:
-        values.vae = str(command.expand(values.vae))
+    for flag in ("vae", "card"):
+        if values[flag].value:
+            values[flag].value = str(command.expand(values[flag].value))
     from dit_jax.convert import commands, files
 
     commands.return_freed_memory()

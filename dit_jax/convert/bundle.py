@@ -14,6 +14,7 @@ from dit_jax.models import dit
 from dit_jax.settings import to_json
 
 DIFFUSION = ("schedule", "num_steps")  # what dit.py makes a schedule of; it predicts noise
+DATA = ("source", "split", "classes", "flip")  # what the data are, but not where
 MODEL_FILE = Path(__file__).with_name("torch_model.py")
 README = """# {name}
 
@@ -56,6 +57,7 @@ def read_config(path):
             space=config["space"],
             diffusion=config["diffusion"],
             sampling=config["sampling"],
+            data=config.get("data", {}),  # older bundles have none
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -64,22 +66,37 @@ def read_config(path):
     return model, settings
 
 
-def make_config(model, settings):
-    """Returns the config.json of a bundle: the architecture and how to sample it."""
+def read_class_names(path):
+    """Returns {"class_names": list} for the meta of a checkpoint; {} for labels without names."""
+    config = disk.read_json(Path(path) / "config.json")
+    names, count = config.get("class_names", []), config["model"]["num_classes"]
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts or len(names) not in (0, count):
+        raise UserError(f"class_names in {path}/config.json must be {count} names, got {names!r}")
+    return {"class_names": names} if names else {}
+
+
+def make_config(model, settings, class_names=()):
+    """Returns the config.json of a bundle: architecture, sampling, data, names of the labels."""
     return {
         "model": model._asdict(),
         "diffusion": {name: getattr(settings.diffusion, name) for name in DIFFUSION},
         "sampling": to_json(settings.sampling),
         "space": settings.data.space,
+        "data": {name: to_json(settings.data)[name] for name in DATA},
+        "class_names": list(class_names),
     }
 
 
-def write(path, state_dict, model, settings):
-    """Writes a bundle from an official state dict, a DiTConfig and settings."""
+def write(path, state_dict, model, settings, class_names=()):
+    """Writes a bundle from an official state dict, a DiTConfig and settings.
+
+    class_names: the name of label 0, 1, ...; () if the labels have none.
+    """
     path = Path(path)
     path.mkdir()
     files.write_state_dict(path / "model.safetensors", state_dict)
-    config = make_config(model, settings)
+    config = make_config(model, settings, class_names)
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copy(MODEL_FILE, path / "dit.py")
     readme = README.format(

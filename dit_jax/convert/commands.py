@@ -6,24 +6,30 @@
 import ctypes.util
 import importlib.util
 import json
+import shutil
 import time
 from pathlib import Path
 
 from absl import logging
 
+from dit_jax.checkpoint import store
 from dit_jax.convert import (
     bundle,
     describe,
     diffusers_dit,
     files,
+    hub,
     native,
     parity,
     prediction,
+    receipts,
     torch_dit,
     torch_inception,
     torch_vae,
 )
+from dit_jax.convert import card as cards
 from dit_jax.errors import UserError
+from dit_jax.machine import disk
 from dit_jax.sampling import autoencoder, extractor
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
@@ -48,8 +54,8 @@ def from_torch(values, source, out):
         size = sum(file.stat().st_size for file in files.parts(source))
         logging.info("reading %s, %.0f MB", source, size / 1e6)
         state_dict = files.read_state_dict(source, values.weights)
-        model, settings = _read_settings(values, source, state_dict)
-        _write_native(temporary, state_dict, model, settings, out)
+        model, settings, names = _read_settings(values, source, state_dict)
+        _write_native(temporary, state_dict, model, settings, out, **names)
         return _compare(
             parity.official(source, model, values.weights), parity.ours(temporary), model
         )
@@ -74,15 +80,14 @@ def to_torch(values, source, out):
         native.check_prediction(settings, "a bundle")
 
     def convert(temporary):
+        if values.bundle:
+            return _write_bundle(temporary, source, values.weights, out)
         model, settings, state_dict = _read_native(source, values.weights)
         logging.info("writing %s", out)
-        if values.bundle:
-            bundle.write(temporary, state_dict, model, settings)
-        else:
-            files.write_state_dict(temporary, state_dict)
+        files.write_state_dict(temporary, state_dict)
         state_dict.clear()
-        weights = temporary / "model.safetensors" if values.bundle else temporary
-        return _compare(parity.ours(source, values.weights), parity.official(weights, model), model)
+        sides = [parity.ours(source, values.weights), parity.official(temporary, model)]
+        return _compare(*sides, model)
 
     return _convert(values, native.step_folder(source), out, convert, folder=values.bundle)
 
@@ -149,6 +154,60 @@ def inception(values, source, out):
     return _convert(values, source, out, convert)
 
 
+def card(values, source, out):
+    """Writes the model card of a checkpoint to a file."""
+    subject = _read_subject(values, source, values.repo)
+    logging.info("writing %s", out)
+    disk.write_text(out, cards.write(subject))
+
+
+def push(values, source, repository):
+    """Uploads a checkpoint, as a bundle with its card, to the Hugging Face hub."""
+    subject = _read_subject(values, source, repository)
+    native.check_prediction(subject.settings, "a bundle")
+    own_card = values.card and Path(values.card).read_text(encoding="utf-8")
+    if not own_card and not values.license:
+        logging.warning("the card will say that the licence is not stated: see --license")
+    replaces = bool(own_card) or values.overwrite
+    target = hub.look(
+        repository, revision=values.revision, private=values.private, replaces_card=replaces
+    )
+    with files.scratch(prefix="dit-push-") as parent:
+        folder = parent / "bundle"
+        report = _write_bundle(folder, source, values.weights, repository)
+        text = own_card or cards.write(subject._replace(report=report))
+        (folder / hub.CARD).write_text(text, encoding="utf-8")
+        for name, receipt in receipts.names(subject.receipts).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(receipt.path, folder / name)
+        _add_digests(report, native.step_folder(source), folder, folder / hub.REPORT)
+        if report["passed"] is False:
+            return _print_report(report, hub.REPORT, "nothing was uploaded")
+        address = hub.upload(target, folder, private=values.private)
+    code = _print_report(report, f"{repository}/{hub.REPORT}")
+    print(f"pushed: {address}")
+    return code
+
+
+def pull(values, repository, out):
+    """Downloads what `push` uploaded, and converts it."""
+    folder, commit = hub.download(repository, values.revision)
+
+    def convert(temporary):
+        source = folder / hub.WEIGHTS
+        model, settings = bundle.read_config(folder)
+        meta = {"pulled": {"repository": repository, "commit": commit}}
+        meta |= bundle.read_class_names(folder)
+        _write_native(temporary, files.read_state_dict(source), model, settings, out, **meta)
+        for path in (*folder.glob(hub.CARD), *folder.glob(f"{receipts.FOLDER}/*.json")):
+            copy = temporary / path.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
+        return _compare(parity.official(source, model), parity.ours(temporary), model)
+
+    return _convert(values, folder, out, convert)
+
+
 def inspect(values, source):
     """Prints the format, variant, shapes, step and parameter sets of a checkpoint."""
     for name, value in describe.describe(source, **_shape_flags(values)).items():
@@ -172,11 +231,12 @@ def _shape_flags(values):
 
 
 def _read_settings(values, source, state_dict):
-    """Returns (DiTConfig, settings) of an official state dict, or of the bundle it belongs to."""
+    """Returns (DiTConfig, settings, more meta) of an official state dict, or of its bundle."""
     is_set = any(values[name].present for name in (*SHAPE_FLAGS, *SETTING_FLAGS))
     if bundle.is_weights(source) and not is_set:
         logging.info("reading the settings from the config.json of the bundle")
-        return bundle.read_config(Path(source).parent)
+        folder = Path(source).parent
+        return *bundle.read_config(folder), bundle.read_class_names(folder)
     model = torch_dit.read_config(state_dict, **_shape_flags(values))
     found, evidence = prediction.find(source, state_dict, model)
     predicts = values.prediction or found
@@ -194,7 +254,7 @@ def _read_settings(values, source, state_dict):
     settings = native.settings_of(
         model, space=values.space, schedule=values.schedule, prediction=predicts
     )
-    return model, settings
+    return model, settings, {}
 
 
 def _read_native(source, weights):
@@ -204,12 +264,44 @@ def _read_native(source, weights):
     return model, settings, torch_dit.to_official(params, model)
 
 
-def _write_native(temporary, state_dict, model, settings, out):
+def _read_subject(values, source, repository):
+    """Returns the `card.Subject` of a dit_jax checkpoint, with the receipts of its scores."""
+    model, settings, step, items = native.describe(source)
+    if values.weights not in items:
+        raise UserError(f"weights must be of {', '.join(items)} in {source}, got {values.weights}")
+    meta, folder = native.read_meta(source), native.step_folder(source).parent
+    judged = receipts.choose(
+        values.scores or (),
+        folder.parent if folder.name == "checkpoints" else folder,
+        step=step,
+        weights=values.weights,
+        digest=store.digest(meta, values.weights),
+    )
+    return cards.Subject(
+        *(model, settings, meta, values.weights, judged),
+        repository=repository or "",
+        licence=values.license or "",
+        datasets=tuple(values.dataset or ()),
+    )
+
+
+def _write_bundle(folder, source, weights, out):
+    """Writes a bundle of a dit_jax checkpoint; returns the report. out: for the message."""
+    names = native.read_meta(source).get("class_names", ())
+    model, settings, state_dict = _read_native(source, weights)
+    logging.info("writing %s", out)
+    bundle.write(folder, state_dict, model, settings, names)
+    state_dict.clear()
+    written = parity.official(folder / "model.safetensors", model)
+    return _compare(parity.ours(source, weights), written, model)
+
+
+def _write_native(temporary, state_dict, model, settings, out, **meta):
     variant = describe.variant(model)
     torch_dit.log_dtypes(state_dict)
     logging.info("writing %s: DiT %s, %s", out, variant, model.conditioning)
     params = torch_dit.from_official(state_dict, model)
-    native.write(temporary, model, settings, params)
+    native.write(temporary, model, settings, params, **meta)
 
 
 def _compare(source, converted, model, *, plain=None):
@@ -231,9 +323,8 @@ def _convert(values, source, out, convert, *, folder=True):
     out, options = Path(out), {"folder": folder, "overwrite": values.overwrite}
     with files.temporary_output(out, source=source, **options) as temporary:
         report = convert(temporary)
-        report["files"] = {"from": files.digests(source), "to": files.digests(temporary)}
         path = temporary / "parity.json" if folder else files.report_path(temporary)
-        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        _add_digests(report, source, temporary, path)
         consequence = f"{out} was written for inspection"
         if report["passed"] is False and out.exists():
             files.discard(temporary)
@@ -242,7 +333,13 @@ def _convert(values, source, out, convert, *, folder=True):
     return _print_report(report, report_path, consequence)
 
 
-def _print_report(report, path, consequence):
+def _add_digests(report, source, converted, path):
+    """Adds the sha256 of the files of both sides to a report, and writes it to a path."""
+    report["files"] = {"from": files.digests(source), "to": files.digests(converted)}
+    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+
+
+def _print_report(report, path, consequence=""):
     """Prints a report and returns the exit code. consequence: what a failed check led to."""
     if report["passed"] is None:
         print(

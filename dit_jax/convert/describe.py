@@ -59,13 +59,17 @@ def variant(model):
     return f"{size}/{model.patch_size}"
 
 
+def count_parameters(model):
+    """Returns the number of parameters of a DiTConfig, as text."""
+    return _count(lambda: dit.init(model, prng.key(0)))
+
+
 def _of_data(settings):
     return {"source": settings.data.source, "space": settings.data.space}
 
 
 def _of_dit(model):
-    count = _count(lambda: dit.init(model, prng.key(0)))
-    return {"variant": variant(model), **model._asdict(), "parameters": count}
+    return {"variant": variant(model), **model._asdict(), "parameters": count_parameters(model)}
 
 
 def _of_vae(config):

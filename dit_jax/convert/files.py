@@ -25,7 +25,7 @@ from dit_jax.machine import disk
 # Added to names by parallel wrappers, torch.compile, Lightning and libraries of averages.
 PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model)\.)+")
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-_unfinished = []  # folders of `temporary_output`
+_unfinished = []  # folders of `scratch`
 INDEX = ".index.json"  # ends the name of the list of the files of a sharded state dict
 SETS = {  # --weights: the keys under which training scripts save that set
     "ema": ("ema", "state_dict_ema", "model_ema", "ema_state_dict"),
@@ -167,6 +167,18 @@ def check_folder(path):
 
 
 @contextlib.contextmanager
+def scratch(**options):
+    """Yields a temporary folder of `tempfile.mkdtemp(**options)`, which is deleted at the end."""
+    folder = Path(tempfile.mkdtemp(**options))
+    _unfinished.append(folder)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+        _unfinished.remove(folder)
+
+
+@contextlib.contextmanager
 def temporary_output(path, *, source, folder, overwrite):
     """Yields a temporary path with the name of `path`; moves it to `path` at the end.
 
@@ -177,27 +189,24 @@ def temporary_output(path, *, source, folder, overwrite):
     """
     path = Path(path)
     check_output(path, source=source, folder=folder, overwrite=overwrite)
-    try:
-        parent = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise UserError(
-            f"output must be in a writable directory, got {path}: {error.strerror}"
-        ) from error
-    _unfinished.append(parent)
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            options = {"prefix": f".partial-{path.name}-", "dir": path.parent}
+            parent = stack.enter_context(scratch(**options))
+        except OSError as error:
+            raise UserError(
+                f"output must be in a writable directory, got {path}: {error.strerror}"
+            ) from error
         yield parent / path.name
         # Check again: another conversion may have written `path` in the meantime.
         check_output(path, source=source, folder=folder, overwrite=overwrite)
         for new in sorted(parent.iterdir()):  # sorted: a file before its report
             _remove(path.parent / new.name)
             new.rename(path.parent / new.name)
-    finally:
-        _remove(parent)
-        _unfinished.remove(parent)
 
 
 def remove_unfinished():
-    """Removes what `temporary_output` holds, for a process that ends without an exception."""
+    """Removes what `scratch` made, for a process that ends without an exception."""
     for parent in _unfinished:
         shutil.rmtree(parent, ignore_errors=True)
 

@@ -27,10 +27,16 @@ class Checkpoint(NamedTuple):
     params: dict[str, Any]
 
 
+def read_meta(path):
+    """Returns the meta of the step that `read` reads."""
+    directory, step = steps.locate(path)
+    return store.read_meta(directory, step, of="model")
+
+
 def describe(path):
     """Returns (DiTConfig, Settings, step, item names) of a checkpoint. Reads no array."""
     directory, step = steps.locate(path)
-    meta = store.read_meta(directory, step, of="model")
+    meta = read_meta(path)
     try:
         settings = settings_lib.read({topic: meta["config"][topic] for topic in TOPICS})
         model = dit.DiTConfig.from_json(meta["model"])
@@ -71,17 +77,18 @@ def read(path, weights="ema"):
     return Checkpoint(model, settings, params)
 
 
-def write(path, model, settings, params):
+def write(path, model, settings, params, **meta):
     """Writes a converted checkpoint: one step, 0, that contains only `params`, saved as the EMA.
 
-    Empties `params` array by array, so that a large tree is not in memory twice.
+    Empties `params` array by array, so that a large tree is not in memory twice. meta: more that
+    the checkpoint remembers, such as class_names.
     """
     flat = traverse_util.flatten_dict(params)
     params.clear()
     for name in flat:
         flat[name] = jax.device_put(flat[name])
     config = {topic: settings_lib.to_json(getattr(settings, topic)) for topic in TOPICS}
-    meta = {"model": model._asdict(), "config": config}
+    meta |= {"model": model._asdict(), "config": config}
     with store.open_writer(background=False) as writer:
         store.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 
@@ -110,10 +117,11 @@ def check_prediction(settings, target):
         raise UserError(f"prediction must be noise for {target}, got a checkpoint of {predicted}")
 
 
-def settings_of_bundle(model, *, space, diffusion, sampling):
+def settings_of_bundle(model, *, space, diffusion, sampling, data):
     """Returns the Settings of a bundle from the topics in its config.json."""
     return dataclasses.replace(
         settings_of(model, space=space),
         diffusion=settings_lib.read_topic(settings_lib.Diffusion, diffusion),
+        data=settings_lib.read_topic(settings_lib.Data, data | {"space": space}),
         sampling=settings_lib.read_topic(settings_lib.Sampling, sampling),
     )

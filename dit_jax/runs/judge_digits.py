@@ -40,6 +40,7 @@ def run(request, out, batch_size):
         "checkpoint": request.samples,
         "step": dit.step,
         "weights": request.weights,
+        "digest": dit.digest,
         "seed": request.seed,
         "sampling": dit.sampling,
         "samples": {"guided": len(guided), "unguided": len(unguided)},

@@ -113,6 +113,12 @@ def test_help_and_a_typo_are_answered_within_a_second(name):
         ("convert", ["vae", "/nowhere", "{new}"], "DIR_OR_FILE must exist, got /nowhere"),
         ("convert", ["vae", "/tmp", "{new}.pt"], "output must be a folder name without .pt, got"),
         ("convert", ["vae", "/tmp", "/no/where"], "output must be in an existing directory, got"),
+        (
+            "convert",
+            ["push", "/nowhere", "a/b"],
+            "checkpoint must be a directory with a saved step",
+        ),
+        ("convert", ["pull", "a", "{new}"], "REPO must be NAMESPACE/NAME of the Hugging Face hub"),
         ("convert", ["inspect", "/nowhere"], "FILE_OR_DIR must exist, got /nowhere"),
     ],
 )

@@ -13,6 +13,7 @@ import random_run
 import dit_jax
 from dit_jax.convert import bundle, native, torch_dit
 from dit_jax.diffusion import processes, samplers, schedules
+from dit_jax.errors import UserError
 from dit_jax.evals import digits
 from dit_jax.machine import sharding
 from dit_jax.models import dit
@@ -66,6 +67,25 @@ def test_bundle_samples_the_same_images(tmp_path, options):
     assert images.dtype == np.uint8
     # A rounding error in the last bit may change a pixel by 1.
     np.testing.assert_allclose(images.astype(int), expected, atol=1)
+
+
+def test_bundle_keeps_the_names_of_the_classes_and_what_the_data_are(tmp_path):
+    random_run.save(tmp_path / "run")
+    model, settings, params = native.read(tmp_path / "run")
+    names, folder = [str(i) for i in range(10)], tmp_path / "bundle"
+    bundle.write(folder, torch_dit.to_official(params, model), model, settings, names)
+    back, kept = bundle.read_config(folder)
+    assert back == model and kept.data == settings.data and kept.data.source == "digits"
+    assert bundle.read_class_names(folder) == {"class_names": names}
+    config = json.loads((folder / "config.json").read_text())
+    older = {name: x for name, x in config.items() if name not in ("data", "class_names")}
+    (folder / "config.json").write_text(json.dumps(older))
+    assert bundle.read_config(folder)[1].data.source == "images"
+    assert bundle.read_class_names(folder) == {}
+    for wrong in (names[1:], "0123456789", [0] * 10):
+        (folder / "config.json").write_text(json.dumps(config | {"class_names": wrong}))
+        with pytest.raises(UserError, match="class_names in .* must be 10 names, got"):
+            bundle.read_class_names(folder)
 
 
 def test_code_in_the_readme_of_a_bundle_runs(tmp_path):

@@ -278,6 +278,16 @@ def test_exception_leaves_no_output(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scratch_folders_are_deleted_at_the_end_and_when_a_signal_ends_the_process(tmp_path):
+    with files.scratch(dir=tmp_path) as folder:
+        (folder / "x").write_text("text")
+    assert list(tmp_path.iterdir()) == []
+    with files.scratch(dir=tmp_path) as folder:
+        (folder / "x").write_text("text")
+        files.remove_unfinished()
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_file_and_report_are_replaced_only_with_overwrite(tmp_path):
     out, report = tmp_path / "out.pt", tmp_path / "out.pt.parity.json"
     for old in (out, report):  # also the report alone
