@@ -44,12 +44,16 @@ def read(path):
 def set_fields(notebook, fields):
     """Writes values into the forms of a notebook; KeyError if it has no such field."""
     for name, value in fields.items():
-        pattern = re.compile(FIELD.format(name=name), re.MULTILINE)
-        cells = [x for x in notebook.cells if x.cell_type == "code" and pattern.search(x.source)]
+        cells = [cell for cell in notebook.cells if _set_field(cell, name, value)]
         if not cells:
             raise KeyError(f"the notebook has no field {name}")
-        for cell in cells:
-            cell.source = pattern.sub(lambda found: f"{name} = {value}{found['form']}", cell.source)  # noqa: B023
+
+
+def _set_field(cell, name, value):
+    """Writes a value into the form of a cell; returns whether it has that field."""
+    lines = re.compile(FIELD.format(name=name), re.MULTILINE)
+    cell.source, count = lines.subn(lambda found: f"{name} = {value}{found['form']}", cell.source)
+    return count > 0
 
 
 def texts(cell):
