@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.colab import my_pictures
-from launch.colab.install import Failed
+ROOT = Path(__file__).parents[2]
 
 
-def find(source, folder):
+@pytest.fixture
+def my_pictures(monkeypatch):
+    """The module, as a notebook imports it."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from launch.colab import my_pictures
+
+    return my_pictures
+
+
+def find(my_pictures, source, folder):
     return my_pictures.find(source, folder, drawn="shapes", count=2)
 
 
@@ -41,8 +49,8 @@ def colab(monkeypatch):
     return colab
 
 
-@pytest.mark.parametrize("drawn", my_pictures.SETS)
-def test_drawn_pictures_have_a_folder_for_each_class(tmp_path, drawn):
+@pytest.mark.parametrize("drawn", ["shapes", "new_shapes"])
+def test_drawn_pictures_have_a_folder_for_each_class(my_pictures, tmp_path, drawn):
     folder = my_pictures.find("drawn here", tmp_path, drawn=drawn, count=2)
     classes = my_pictures.SETS[drawn]
     assert names(folder) == sorted(f"{name}/00{i}.png" for name in classes for i in range(2))
@@ -52,46 +60,46 @@ def test_drawn_pictures_have_a_folder_for_each_class(tmp_path, drawn):
     assert first != second
 
 
-def test_pictures_are_drawn_once_and_the_same_everywhere(tmp_path):
-    first, other = (find("drawn here", tmp_path / name) for name in "ab")
+def test_pictures_are_drawn_once_and_the_same_everywhere(my_pictures, tmp_path):
+    first, other = (find(my_pictures, "drawn here", tmp_path / name) for name in "ab")
     name = "blue square/001.png"
     assert (first / name).read_bytes() == (other / name).read_bytes()
     (first / name).unlink()
-    assert name not in names(find("drawn here", tmp_path / "a"))
+    assert name not in names(find(my_pictures, "drawn here", tmp_path / "a"))
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path):
-    assert find(str(tmp_path), tmp_path / "out") == tmp_path
+def test_a_folder_is_taken_as_it_is(my_pictures, tmp_path):
+    assert find(my_pictures, str(tmp_path), tmp_path / "out") == tmp_path
 
 
-def test_a_zip_is_unpacked_once(tmp_path, pictures):
+def test_a_zip_is_unpacked_once(my_pictures, tmp_path, pictures):
     (tmp_path / "pets.zip").write_bytes(pictures)
-    folder = find(str(tmp_path / "pets.zip"), tmp_path / "out")
+    folder = find(my_pictures, str(tmp_path / "pets.zip"), tmp_path / "out")
     assert folder == tmp_path / "out/pets/mine" and names(folder) == ["cat/1.png", "dog/2.png"]
     (folder / "cat/1.png").unlink()
-    assert names(find(str(tmp_path / "pets.zip"), tmp_path / "out")) == ["dog/2.png"]
+    assert names(find(my_pictures, str(tmp_path / "pets.zip"), tmp_path / "out")) == ["dog/2.png"]
 
 
-def test_a_zip_of_class_folders_needs_no_folder_around_them(tmp_path):
+def test_a_zip_of_class_folders_needs_no_folder_around_them(my_pictures, tmp_path):
     with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
         archive.writestr("cat/1.png", b"")
-    assert find(str(tmp_path / "pets.zip"), tmp_path / "out") == tmp_path / "out/pets"
+    assert find(my_pictures, str(tmp_path / "pets.zip"), tmp_path / "out") == tmp_path / "out/pets"
 
 
-def test_an_uploaded_zip_is_unpacked(tmp_path, colab, pictures):
+def test_an_uploaded_zip_is_unpacked(my_pictures, tmp_path, colab, pictures):
     colab.uploads["pets.zip"] = pictures
-    assert names(find("upload a zip", tmp_path)) == ["cat/1.png", "dog/2.png"]
+    assert names(find(my_pictures, "upload a zip", tmp_path)) == ["cat/1.png", "dog/2.png"]
 
 
-def test_no_chosen_file_is_one_line(tmp_path, colab):
-    with pytest.raises(Failed, match="no file was chosen"):
-        find("upload a zip", tmp_path)
+def test_no_chosen_file_is_one_line(my_pictures, tmp_path, colab):
+    with pytest.raises(my_pictures.Failed, match="no file was chosen"):
+        find(my_pictures, "upload a zip", tmp_path)
 
 
-def test_a_bucket_is_copied_by_gcloud(tmp_path, colab, put, monkeypatch):
+def test_a_bucket_is_copied_by_gcloud(my_pictures, tmp_path, colab, put, monkeypatch):
     put("gcloud", 'echo "$*" > "$5/words"; touch "$5/copied.png"')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    folder = find("gs://bucket/some/pets/", tmp_path / "out")
+    folder = find(my_pictures, "gs://bucket/some/pets/", tmp_path / "out")
     assert folder == tmp_path / "out/pets" and names(folder) == ["copied.png"]
     words = f"storage rsync --recursive gs://bucket/some/pets/ {folder}"
     assert (folder / "words").read_text().strip() == words
@@ -106,22 +114,22 @@ def test_a_bucket_is_copied_by_gcloud(tmp_path, colab, put, monkeypatch):
         ("gs://bucket/pets", "gcloud, which Colab has, must be installed to read gs://bucket/pets"),
     ],
 )
-def test_what_is_missing_is_one_line(tmp_path, monkeypatch, source, message):
+def test_what_is_missing_is_one_line(my_pictures, tmp_path, monkeypatch, source, message):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Failed) as raised:
-        find(source, tmp_path / "out")
+    with pytest.raises(my_pictures.Failed) as raised:
+        find(my_pictures, source, tmp_path / "out")
     assert str(raised.value) == message
 
 
-def test_a_refused_copy_is_one_line(tmp_path, put, monkeypatch):
+def test_a_refused_copy_is_one_line(my_pictures, tmp_path, put, monkeypatch):
     put("gcloud", "exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    with pytest.raises(Failed, match="gs://bucket/pets cannot be copied"):
-        find("gs://bucket/pets", tmp_path / "out")
+    with pytest.raises(my_pictures.Failed, match="gs://bucket/pets cannot be copied"):
+        find(my_pictures, "gs://bucket/pets", tmp_path / "out")
 
 
-def test_a_damaged_zip_is_one_line(tmp_path):
+def test_a_damaged_zip_is_one_line(my_pictures, tmp_path):
     path = Path(tmp_path / "pets.zip")
     path.write_bytes(b"PK")
-    with pytest.raises(Failed, match=r"PICTURES must be a whole .zip, got .*pets.zip"):
-        find(str(path), tmp_path / "out")
+    with pytest.raises(my_pictures.Failed, match=r"PICTURES must be a whole .zip, got .*pets.zip"):
+        find(my_pictures, str(path), tmp_path / "out")
