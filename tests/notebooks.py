@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COLAB = ROOT / "launch" / "colab"
-KINDS = {"image/png": "png", "image/gif": "gif", "image/jpeg": "jpg"}
+KINDS = {"image/png": "png", "image/gif": "gif"}
 FIELD = r"^{name} = (?P<value>.*?)(?P<form>  # @param.*)$"
 
 
@@ -62,7 +62,11 @@ def pictures(notebook):
     found = {}
     for i, cell in enumerate(notebook.cells):
         data = [output.get("data", {}) for output in cell.get("outputs", [])]
-        kept = [(kind, x[kind]) for x in data for kind in KINDS if kind in x]
+        kept = [
+            next((kind, x[kind]) for kind in KINDS if kind in x)
+            for x in data
+            if KINDS.keys() & x.keys()
+        ]
         for j, (kind, text) in enumerate(kept):
             found[f"cell-{i:02d}-{j}.{KINDS[kind]}"] = base64.b64decode(text)
     return found
@@ -83,7 +87,6 @@ def times(notebook):
 def _run(path, out, words):
     """Executes a notebook and writes it and its pictures to a folder; returns the exit code."""
     import nbformat
-    from jupyter_client import AsyncKernelManager
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
@@ -93,10 +96,8 @@ def _run(path, out, words):
     environment["IPYTHONDIR"] = str(out / "ipython")
     notebook = read(path)
     set_fields(notebook, fields)
-    manager = AsyncKernelManager()
-    manager.kernel_spec.argv[0] = sys.executable
     folder = {"metadata": {"path": str(path.parent)}}  # where Jupyter starts a notebook
-    client = NotebookClient(notebook, timeout=1800, resources=folder, km=manager)
+    client = NotebookClient(notebook, timeout=1800, resources=folder, kernel_name="python3")
     code = 0
     try:
         client.execute(env=os.environ | environment)

@@ -108,21 +108,19 @@ def run(*words, device=None):
     print("$", shlex.join([name, *arguments]), flush=True)
     module = name.replace("dit-", "dit_jax.cli.", 1)
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": install.ROOT}
+    with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        cwd=install.ROOT,
         env=environment | ({"JAX_PLATFORMS": device} if device else {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    try:
-        code = _show_lines(process)
-    except KeyboardInterrupt:  # in most notebooks the command has got this signal too
-        process.terminate()
-        code = _show_lines(process)
-        raise Failed(_explain(name, code)) from None
+        **options,
+    ) as process:
+        try:
+            code = _show_lines(process)
+        except KeyboardInterrupt:  # in most notebooks the command has got this signal too
+            process.terminate()
+            code = _show_lines(process) or STOPPED
     if code:
         raise Failed(_explain(name, code))
 

@@ -67,5 +67,6 @@ def _write_autoencoder(path):
         block_out_channels=(32,) * 4,  # 8 times smaller, like Stable Diffusion's
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
         latent_channels=4,
     ).save_pretrained(path)
