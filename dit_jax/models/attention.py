@@ -66,7 +66,13 @@ ATTENTIONS = {"xla": attend, "cudnn": functools.partial(attend_fused, implementa
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over T. attention: a name in `ATTENTIONS`."""
+    """Multi-head self-attention over T. attention: a name in `ATTENTIONS`.
+
+    A call with keeps_weights also leaves softmax(q k / sqrt(D/K)) in `weights`, (N, K, T, T)
+    float32.
+    """
+
+    keeps_weights = False  # set on an instance
 
     def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
         self.num_heads, self.attention = num_heads, attention
@@ -76,6 +82,8 @@ class Attention(nnx.Module):
     def __call__(self, x):
         n, t, d = x.shape
         q, k, v = (part.reshape(n, t, self.num_heads, -1) for part in self.qkv(x))  # (N, T, K, D/K)
+        if self.keeps_weights:
+            self.weights = nnx.Intermediate(jax.nn.softmax(_logits(q, k)))  # (N, K, T, T)
         x = ATTENTIONS[self.attention](q, k, v)
         return self.proj(x.reshape(n, t, d))  # (N, T, D)
 

@@ -90,16 +90,28 @@ def configure(
     return DiTConfig(*image, *SIZES[size], num_classes, null_label, learn_sigma, conditioning)
 
 
+class Watched(NamedTuple):
+    """What happens inside the blocks of a DiT. In-context, T counts the M tokens too.
+
+    x (L+1, N, T, D): the tokens before the first block and after each. attention (L, N, K, T, T)
+    float32: the weights of each block, from a token in the last axis but one to all tokens.
+    """
+
+    x: jax.Array
+    attention: jax.Array
+
+
 class DiT(nnx.Module):
     """x and the conditions by name -> the prediction and the code of the reverse step's variance.
 
     dtype: of the arithmetic. attention: a name in `ATTENTIONS`. remat: one of `REMAT_POLICIES`.
     unroll: compile every block separately (slower to compile) instead of one loop over them.
     gather(tree, dtype): all-gathers the sharded arrays of a tree, by their names, and casts them.
+    watch: a call returns a `Watched` too.
     """
 
-    def __init__(self, config, *, dtype, attention, remat, unroll, gather, rngs):
-        self.config, self.dtype = config, dtype
+    def __init__(self, config, *, dtype, attention, remat, unroll, gather, watch, rngs):
+        self.config, self.dtype, self.watch = config, dtype, watch
         self.remat, self.unroll, self.gather = remat, unroll, gather
         size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
         patch = config.patch_area * config.in_channels
@@ -121,7 +133,10 @@ class DiT(nnx.Module):
         )
 
     def __call__(self, x, **given):
-        """x (N, H, W, C), each condition (N, ...) by name -> (N, H, W, out_channels) float32."""
+        """x (N, H, W, C), each condition (N, ...) by name -> (N, H, W, out_channels) float32.
+
+        With `watch`, the result is that and a `Watched`.
+        """
         config = self.config
         x = self.x_embedder(x)  # (N, T, D)
         table = layers.position_table(config.token_grid, config.hidden_size)
@@ -132,12 +147,16 @@ class DiT(nnx.Module):
         pooled = sum(e.mean(axis=1, keepdims=True) for e in embeddings)  # (N, 1, D)
         if config.conditioning == "in_context":
             x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
-        x = self.run_blocks(x, c, pooled)
+        x, watched = self.run_blocks(x, c, pooled)
         x = self.final_layer(x[:, : config.num_tokens], pooled)  # (N, T, p*p*out_channels)
-        return layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
+        x = layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
+        return (x, watched) if self.watch else x
 
     def run_blocks(self, x, c, pooled):
-        """x (N, T, D), c (N, M, D), pooled (N, 1, D) -> (N, T, D), in one loop over the blocks."""
+        """x (N, T, D), c (N, M, D), pooled (N, 1, D) -> (N, T, D), in one loop over the blocks.
+
+        The second result is the `Watched` of them, None without `watch`.
+        """
         graphdef, params = nnx.split(self.blocks)
         params = nnx.to_pure_dict(params)  # each (L, ...)
         modulations = self.modulations(params, pooled) if self.config.adaptive else None
@@ -145,14 +164,20 @@ class DiT(nnx.Module):
         def run(x, layer):
             params, modulation = layer
             block = nnx.merge(graphdef, self.gather({"blocks": params}, self.dtype)["blocks"])
-            return block(x, c if modulation is None else modulation), None
+            block.attn.keeps_weights = self.watch
+            after = block(x, c if modulation is None else modulation)
+            return after, (x, block.attn.weights[...]) if self.watch else None
 
         if self.remat != "none":
             # In a loop XLA cannot undo the rematerialisation, so CSE need not be prevented.
             policy = REMAT_POLICIES[self.remat]
             run = jax.checkpoint(run, policy=policy, prevent_cse=self.unroll)
         unroll = self.config.depth if self.unroll else 1
-        return jax.lax.scan(run, x, (params, modulations), unroll=unroll)[0]
+        x, kept = jax.lax.scan(run, x, (params, modulations), unroll=unroll)
+        if not self.watch:
+            return x, None
+        before, weights = kept
+        return x, Watched(jnp.concatenate([before, x[None]]), weights)  # (L+1, N, T, D)
 
     def modulations(self, params, pooled):
         """pooled (N, 1, D) -> the modulations of all blocks, (L, N, 1, chunks, D).
@@ -175,20 +200,29 @@ def init(config, key):
     The parameters of the blocks are stacked on a leading axis of layers.
     """
     options = {"dtype": jnp.float32, "attention": "xla", "remat": "none", "rngs": nnx.Rngs(key)}
-    model = DiT(config, unroll=False, gather=_keep, **options)
+    model = DiT(config, unroll=False, gather=_keep, watch=False, **options)
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def make_apply(
-    config, *, dtype="float32", attention="xla", remat="none", unroll=False, gather=None
+    config,
+    *,
+    dtype="float32",
+    attention="xla",
+    remat="none",
+    unroll=False,
+    gather=None,
+    watch=False,
 ):
     """apply(params, x, t=..., y=...), the pure function of a `DiT` with these options.
 
-    gather: None where no parameter is sharded, else as in `DiT`. UserError for an unknown name.
+    gather: None where no parameter is sharded, else as in `DiT`. watch: apply returns its result
+    and a `Watched`. UserError for an unknown name.
     """
     fields.check_arithmetic(dtype=dtype, attention=attention, remat=remat)
     gather = gather or _keep
     options = {"attention": attention, "remat": remat, "unroll": unroll, "gather": gather}
+    options["watch"] = watch
     make = functools.partial(DiT, config, dtype=DTYPES[dtype], **options)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(prng.key(0)))))
 

@@ -132,6 +132,16 @@ class LoadedDiT:
         x, t, y = arguments.of_call(x, t, y, config=self.config, last_time=self.process.last_time)
         return self._apply(self.params, x, t=t, y=y)
 
+    def watch(self, x, t, y):
+        """(what a call returns, the `models.dit.Watched` of it): tokens and attention by block."""
+        x, t, y = arguments.of_call(x, t, y, config=self.config, last_time=self.process.last_time)
+        return self._watch(self.params, x, t=t, y=y)
+
+    @functools.cached_property
+    def _watch(self):
+        apply = dit.make_apply(self.config, dtype=self.settings.compute.dtype, watch=True)
+        return jax.jit(apply)
+
     def sample(
         self,
         labels,

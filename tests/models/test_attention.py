@@ -26,6 +26,18 @@ def test_attention_is_the_softmax_of_scaled_products():
     np.testing.assert_allclose(layer(x), apply_linear(layer.proj, mixed), atol=1e-5)
 
 
+def test_attention_leaves_the_weights_that_it_mixed_with():
+    layer = attention.Attention(24, 3, dtype=jnp.float32, attention="xla", rngs=nnx.Rngs(0))
+    x = normal(0, (2, 5, 24))
+    plain = layer(x)
+    assert not hasattr(layer, "weights")
+    layer.keeps_weights = True
+    np.testing.assert_array_equal(layer(x), plain)
+    v = apply_linear(layer.qkv, x).reshape(2, 5, 3, 3, 8)[:, :, 2]
+    mixed = np.einsum("nkts,nskd->ntkd", layer.weights[...], v).reshape(2, 5, 24)
+    np.testing.assert_allclose(apply_linear(layer.proj, mixed), plain, atol=1e-5)
+
+
 def test_attention_and_its_gradients_are_those_of_jax():
     q, k, v, weight = (jnp.asarray(normal(i, (2, 7, 3, 8))) for i in range(4))
 

@@ -298,6 +298,35 @@ def test_a_fresh_model_predicts_zero():
     np.testing.assert_array_equal(out, np.zeros((2, 8, 8, 8)))
 
 
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_a_watched_model_shows_its_tokens_and_attention(conditioning, make_model):
+    model = make_model(dit.configure("Ti", 4, conditioning=conditioning, **SMALL))
+    x, t, y = inputs(model.config)
+    apply = jax.jit(dit.make_apply(model.config, watch=True))
+    out, watched = apply(model.params, x, t=t, y=y)
+    np.testing.assert_allclose(out, model.apply(model.params, x, t=t, y=y), atol=1e-5)
+    num_tokens = 4 + 2 * (conditioning == "in_context")  # and those of t and y
+    assert watched.x.shape == (5, 2, num_tokens, 128)
+    assert watched.attention.shape == (4, 2, 4, num_tokens, num_tokens)
+    np.testing.assert_allclose(watched.attention.sum(axis=-1), 1, atol=1e-6)
+    embedder = jax.tree.map(np.asarray, model.params["x_embedder"]["proj"])
+    tokens = layers.patchify(x, 4) @ embedder["kernel"] + embedder["bias"]
+    tokens += layers.position_table((2, 2), 128)
+    np.testing.assert_allclose(watched.x[0][:, :4], tokens, atol=1e-5)
+    changes = jnp.abs(watched.x[1:] - watched.x[:-1]).max(axis=(1, 2, 3))
+    assert (changes > 1e-3).all()  # by every block
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_only_adaln_zero_is_born_as_the_identity(conditioning):
+    config = dit.configure("Ti", 4, conditioning=conditioning, **SMALL)
+    apply = jax.jit(dit.make_apply(config, watch=True))
+    x, t, y = inputs(config)
+    _, watched = apply(dit.init(config, jax.random.key(0)), x, t=t, y=y)
+    is_identity = [bool((after == watched.x[0]).all()) for after in watched.x[1:]]
+    assert is_identity == [conditioning == "adaln_zero"] * 4
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -48,6 +48,15 @@ def test_a_call_is_the_forward_pass_inside_a_jit_too(run):
     assert model(x[:1], [5], [10]).shape == (1, 8, 8, 2)  # lists; the null label
 
 
+def test_a_watched_call_is_the_call_and_shows_the_blocks(run):
+    model = dit_jax.load(run[0])
+    out, watched = model.watch(X, T, Y)
+    np.testing.assert_allclose(out, model(X, T, Y), rtol=1e-4, atol=1e-5)
+    assert watched.x.shape == (5, 2, 4, 128) and watched.attention.shape == (4, 2, 4, 4, 4)
+    with pytest.raises(UserError, match="t must be in 0 .. 999, got 1000"):
+        model.watch(X, [0, 1000], Y)
+
+
 def test_samples_follow_labels_seed_and_options(run):
     model = dit_jax.load(run[0])
     images = model.sample([3, 1, 4])
