@@ -68,10 +68,14 @@ def test_features_depend_neither_on_batch_size_nor_on_devices(network, path):
     expected = network(image)
     assert {name: x.shape for name, x in expected.items()} == {"pool": (70, 96), "logits": (70, 10)}
     parts = [one(image[:3]), one(image[3:67]), one(image[67:])]
+    # XLA of jax 0.7 sums in another order for another number of images on a device.
+    rtol = 0 if jax.__version_info__ >= (0, 8) else 1e-5
     for name, x in expected.items():
         assert x.dtype == np.float32
-        np.testing.assert_array_equal(one(image)[name], x)
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), x)
+        np.testing.assert_allclose(one(image)[name], x, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(
+            np.concatenate([part[name] for part in parts]), x, rtol=rtol, atol=rtol
+        )
 
 
 def test_a_fit_repeats_and_its_identity_names_weights_and_data(train, network, path, monkeypatch):

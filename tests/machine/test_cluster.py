@@ -87,7 +87,8 @@ def test_sigterm_stops_a_process_that_waits_for_others():
     process.terminate()
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 42
-    assert errors.startswith("dit-train: interrupted with nothing new to save")
+    last = errors.splitlines()[-1]  # jax 0.7 logs lines before it
+    assert last.startswith("dit-train: interrupted with nothing new to save")
 
 
 def pretend(monkeypatch, others):
