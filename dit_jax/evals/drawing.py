@@ -190,10 +190,11 @@ def box_of(note):
 
 
 def spread(places, *, gap, low, high):
-    """Moves places apart until each gap is at least `gap`, as little as possible (least squares).
+    """Moves places apart, so that neighbours are at least `gap` apart.
 
-    place[i] - i * gap must ascend: isotonic regression, by pooling neighbours that do not. Then
-    they are moved into low .. high, if there is room for all.
+    The sum of the squared moves is the smallest possible: place[i] - i * gap must not fall, which
+    is isotonic regression, done by pooling neighbours that fall. Then all places are moved into
+    low .. high, if there is room.
     """
     order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
     pools = []  # (mean, count)

@@ -145,7 +145,7 @@ def measure():
 
 @pytest.mark.slow
 def test_ten_thousand_images_take_under_a_minute_and_little_memory():
-    """In a process of its own, whose largest memory is not that of other tests."""
+    """Measured in a new process: the largest memory of this one may come from other tests."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, __file__]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)

@@ -87,8 +87,8 @@ def test_sigterm_stops_a_process_that_waits_for_others():
     process.terminate()
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 42
-    last = errors.splitlines()[-1]  # jax 0.7 logs lines before it
-    assert last.startswith("dit-train: interrupted with nothing new to save")
+    ours = [line for line in errors.splitlines() if not small_run.NOISE.search(line)]
+    assert ours[0].startswith("dit-train: interrupted with nothing new to save")
 
 
 def pretend(monkeypatch, others):
