@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from dit_jax import settings as settings_lib
+from dit_jax.checkpoint import steps
 from dit_jax.checkpoint.store import PACKAGES
 from dit_jax.data import prepared
 from dit_jax.errors import UserError
@@ -83,6 +84,7 @@ class Existing:
 
     def __init__(self, path):
         self.images = samples.open_images(path)
+        self.images.check_sizes()
         self.shape = self.images.shape
 
     def __len__(self):
@@ -103,8 +105,11 @@ def run(request, out, command):
     """
     request.check()
     out = disk.path(out)
+    if steps.are_in(out) or disk.absolute(out) == disk.absolute(request.samples):
+        raise UserError(f"out must not be a run, a checkpoint or the images, got {out}")
     source = _open(request)
     count, name = _count(request, source), None
+    judge.check(count, at_infinity=request.fid_infinity)
     if request.preset:
         name = presets.title(
             request.preset, sampling=source.options, count=count, size=source.shape[:2]
@@ -206,11 +211,6 @@ def _count(request, source):
     if isinstance(source, Drawn):
         default = presets.COUNT if request.preset else NUM_SAMPLES
         return request.num_samples or default
-    if (request.num_samples or 0) > len(source):
-        raise UserError(
-            f"num_samples must be at most {len(source)}, which are in {request.samples}, got "
-            f"{request.num_samples}"
-        )
     return request.num_samples or len(source)
 
 
