@@ -69,11 +69,10 @@ def test_a_score_without_a_deviation_can_be_compared(other):
 
 
 def test_long_paths_show_their_ends(other):
-    for content, step in ((RECEIPT, 500), (other, 1000)):
-        content["samples"]["path"] = f"/home/someone/runs/scaling/Ti-4/checkpoints/{step}"
-    line = receipt.compare({"a": RECEIPT, "b": other}).splitlines()[-1]
-    del RECEIPT["samples"]["path"]
-    assert line.split() == ["samples.path", "...Ti-4/checkpoints/500", "...i-4/checkpoints/1000"]
+    paths = [f"/home/someone/runs/scaling/Ti-4/checkpoints/{step}" for step in (500, 1000)]
+    receipts = [other | {"samples": {"path": path}} for path in paths]
+    line = receipt.compare(dict(zip("ab", receipts, strict=True))).splitlines()[-1]
+    assert line.split() == ["samples.path", ".../Ti-4/checkpoints/500", "...Ti-4/checkpoints/1000"]
 
 
 def test_compared_receipts_show_scores_and_what_differs(other):

@@ -10,11 +10,11 @@ from dit_jax.evals import judge, request
 RECEIPT = {"arguments": {"samples": "runs/a", "num_samples": 100, "sampling": {"cfg_scale": 2.0}}}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    random_run.save(path)
-    return str(path)
+def save_meta(step, **meta):
+    """A step that has no parameters, and says what they would be."""
+    (step / "meta").mkdir(parents=True)
+    (step / "_CHECKPOINT_METADATA").write_text("{}")
+    (step / "meta/metadata").write_text(json.dumps(meta))
 
 
 def save(path, count, size=8, **arrays):
@@ -66,8 +66,10 @@ def test_a_receipt_without_samples_is_one_line():
         request.Request.from_receipt({"arguments": {"seed": 1}}, "receipt.json")
 
 
-def test_images_and_references_are_checked_before_any_work(run, inception_path, tmp_path):
-    given = {"inception": str(inception_path)}
+def test_images_and_references_are_checked_before_any_work(tmp_path):
+    save_meta(tmp_path / "inception/0", inception={})
+    save_meta(tmp_path / "run/checkpoints/30", model=random_run.MODEL, config=random_run.CONFIG)
+    run, given = f"{tmp_path}/run", {"inception": f"{tmp_path}/inception"}
     good, few = save(tmp_path / "good.npz", 8), save(tmp_path / "few.npz", 5)
     large = save(tmp_path / "large.npz", 8, size=16)
     (tmp_path / "notes.txt").write_text("x")

@@ -122,7 +122,9 @@ def test_another_score_can_be_asked_for(workdir):
             "receipt.json must be a receipt of a checkpoint, got one without samples.step",
         ),
         (
-            lambda path: write(path / "S-8/scores/1000/receipt.json", receipt(gflops="few")),
+            lambda path: write(
+                path / "S-8/scores/1000/receipt.json", receipt() | {"model": {"gflops": "few"}}
+            ),
             "receipt.json must be a receipt of a checkpoint, got one without model.gflops",
         ),
         (
