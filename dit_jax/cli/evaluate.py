@@ -25,7 +25,7 @@ import sys
 
 from absl import flags
 
-from dit_jax.checkpoint import peek
+from dit_jax.checkpoint import peek, steps
 from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.evals import receipt, request
@@ -112,15 +112,19 @@ def check(values, *inputs):
     elif values.make_reference:
         for name in ("checkpoint", "out", "inception", "size"):
             _require(values, name, "--make_reference")
-        command.output_path(values.out, ".npz")
         command.check_exists("checkpoint", values.checkpoint)
         peek.meta_of(values.inception, of="inception", name="inception")
+        _check_reference(values)
     else:
         if not values.checkpoint:
             raise UserError("--checkpoint must be given")
-        read_request(values, values.checkpoint).check()
+        asked = read_request(values, values.checkpoint)
+        asked.check()
         out = disk.path(folder(values))
-        if disk.is_on_disk(out):
+        if not asked.is_plain:
+            _check_batch_size(values)
+            score_folder(out, asked.samples)
+        elif disk.is_on_disk(out):
             disk.check_writable(out, "out")
 
 
@@ -137,6 +141,22 @@ def _check_flags(values):
         raise UserError(f"--sweep must be given once, got it {values['sweep'].present} times")
     if wrong := [name for name in given if name not in allowed]:
         raise UserError(f"--{wrong[0]} must not be given with --{modes[0]}")
+
+
+def _check_reference(values):
+    """UserError for data that were not prepared, or for an OUT that was written otherwise."""
+    from dit_jax.data import prepared  # needs NumPy and Pillow
+    from dit_jax.evals import samples
+
+    prepared.open_images(command.expand(values.checkpoint), values.split, values.size)
+    out = command.output_path(values.out, ".npz")
+    if out.exists() and "identity" not in samples.names_in(out):
+        raise UserError(f"out must be new or what --make_reference wrote, got {out}")
+
+
+def _check_batch_size(values):
+    if values["batch_size"].present:
+        raise UserError("--batch_size must be given for the judgments of digits only")
 
 
 def _check_alike(paths):
@@ -174,9 +194,17 @@ def new_folder(values):
         raise UserError("--out must be given with --repeat: a new folder")
     if values.out and values.checkpoint:
         raise UserError(f"--repeat takes one new folder, got {values.checkpoint} and {values.out}")
-    out = command.output_folder(out)
+    out = score_folder(out)
     if (out / "receipt.json").exists():
         raise UserError(f"out must be a new folder, got {out}, which has a receipt")
+    return out
+
+
+def score_folder(text, samples=None):
+    """The Path of a folder for scores; UserError for that of a run, a checkpoint or the samples."""
+    out = command.output_folder(text)
+    if steps.are_in(out) or (samples and disk.absolute(out) == disk.absolute(samples)):
+        raise UserError(f"out must not be a run, a checkpoint or the images, got {out}")
     return out
 
 
@@ -216,10 +244,9 @@ def main(values, *inputs):
             elif out.suffix != ".json":
                 raise UserError(f"out must end with .json, got {out}")
             judge_digits.run(asked, out, values.batch_size)
-        elif values["batch_size"].present:
-            raise UserError("--batch_size must be given for the judgments of digits only")
         else:
-            evaluate.run(asked, command.output_folder(folder(values)), sys.argv)
+            _check_batch_size(values)
+            evaluate.run(asked, score_folder(folder(values), asked.samples), sys.argv)
     return 0
 
 

@@ -58,6 +58,12 @@ class Request:
             raise UserError(f"receipt must have arguments.samples, got {path} without it")
         return cls(**given)
 
+    @property
+    def is_plain(self):
+        """Whether it asks for no more than the judgments of digits, which take no other option."""
+        asked = (self.inception, self.reference, self.preset, self.num_samples, self.fid_infinity)
+        return not any(asked) and not self.sampling and self.bootstrap is None
+
     def check(self):
         """UserError for what is wrong and can be found without jax."""
         self._check_values()

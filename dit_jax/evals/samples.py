@@ -37,7 +37,7 @@ def open_reference(path, shape):
     path = disk.path(path)
     if not path.is_file() or path.suffix != ".npz":
         raise UserError(f"reference must be an .npz of ADM's format that exists, got {path}")
-    names = _names(path)
+    names = names_in(path)
     if "arr_0" not in names:
         if not {"mu", "sigma"} <= set(names):
             raise UserError(f"reference must have mu and sigma, or images as arr_0, got {path}")
@@ -51,7 +51,7 @@ def open_reference(path, shape):
     return images
 
 
-def _names(path):
+def names_in(path):
     """The names of the arrays in an .npz."""
     try:
         with path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
@@ -150,7 +150,7 @@ class Npz:
 
     def _open(self):
         """Goes to the first image; returns the shape of arr_0."""
-        names = _names(self.path)
+        names = names_in(self.path)
         if "arr_0" not in names:
             found = ", ".join(names) or "nothing"
             raise UserError(f"{self.path} must hold images as arr_0, got {found}")

@@ -13,7 +13,6 @@ import numpy as np
 from absl import logging
 
 from dit_jax import settings as settings_lib
-from dit_jax.checkpoint import steps
 from dit_jax.checkpoint.store import PACKAGES
 from dit_jax.data import prepared
 from dit_jax.errors import UserError
@@ -105,8 +104,6 @@ def run(request, out, command):
     """
     request.check()
     out = disk.path(out)
-    if steps.are_in(out) or disk.absolute(out) == disk.absolute(request.samples):
-        raise UserError(f"out must not be a run, a checkpoint or the images, got {out}")
     source = _open(request)
     count, name = _count(request, source), None
     judge.check(count, at_infinity=request.fid_infinity)

@@ -234,6 +234,18 @@ def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
         (["--compare", "{samples}"], "--compare takes two receipts or more, got 1"),
         (["--compare", "{samples}", "{out}"], "samples.npz"),
         (["--repeat={out}", "x"], "a receipt must be a file that dit-evaluate wrote, got"),
+        (
+            ["{out}/data", "r.npz", "--make_reference", "--size=8", "--inception={inception}"],
+            "checkpoint must exist, got ",
+        ),
+        (
+            ["{folder}", "r.npz", "--make_reference", "--size=8", "--inception={inception}"],
+            "dataset must be a directory written by dit-prepare or tensorflow-datasets, got",
+        ),
+        (
+            ["{data}", "{small}", "--make_reference", "--size=8", "--inception={inception}"],
+            "out must be new or what --make_reference wrote, got ",
+        ),
         (["{samples}", "--make_reference"], "--out must be given with --make_reference"),
         (["--sweep=cfg_scale", "{samples}"], "sweep must be OPTION=VALUE,VALUE,..., got"),
         (["--sweep=cfg_scale=1,2", "{samples}"], "--out must be given with --sweep"),
@@ -249,6 +261,9 @@ def test_wrong_use_is_one_line(refuse, files, inception_path, tmp_path, words, m
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(small):
         Image.fromarray(image).save(tmp_path / f"folder/{i}.png")
+    if "{data}" in words:
+        pictures.draw(tmp_path / "tree", num_classes=2, per_class=4)
+        prepare.write(tmp_path / "data", "train", imagefolder.scan(tmp_path / "tree"), num_shards=1)
     np.savez(tmp_path / "no_moments.npz", mu=np.zeros(2048))
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}, 1]), sigma=np.array([{}, 1]))
     places = {
@@ -257,6 +272,7 @@ def test_wrong_use_is_one_line(refuse, files, inception_path, tmp_path, words, m
         "inception": inception_path,
         "out": tmp_path / "out",
         "folder": tmp_path / "folder",
+        "data": tmp_path / "data",
     }
     places |= {name: tmp_path / f"{name}.npz" for name in ("small", "no_moments", "pickle")}
     assert message in refuse(evaluate, *(word.format(**places) for word in words))
