@@ -66,6 +66,16 @@ def test_a_score_that_is_good_if_high_has_its_best_at_the_top(tmp_path, drawn):
     assert texts(drawn[0].axes[0])[0] == "6.00"
 
 
+def test_the_best_score_at_the_first_value_is_written_beside_the_axis(tmp_path, drawn):
+    given = entries("cfg_scale", [1.0, 2.0, 3.0], runs=("a",))
+    for value, entry in zip((0.196, 0.95, 2.12), given, strict=True):
+        entry["receipt"]["scores"][FID]["value"] = value
+    plots.sweep(tmp_path / "a.png", given, field="cfg_scale", score=FID)
+    axes = drawn[0].axes[0]
+    assert texts(axes) == ["0.196", "a"]
+    assert drawing.box_of(axes.texts[0]).x0 > axes.bbox.x0
+
+
 def test_a_sweep_of_steps_is_logarithmic_and_one_of_words_has_no_lines(tmp_path, drawn):
     values = ["ddim16", "ddim64", "ddim256"]
     plots.sweep(tmp_path / "a.png", entries("num_steps", values), field="num_steps", score=FID)
