@@ -124,7 +124,7 @@ def training(path, runs, *, score):
                 axes.set_title(title)
                 curves = [_over_steps(name, run, score) for name, run in members.items()]
                 drawn.append((axes, curves, {n: styles[r.model] for n, r in members.items()}))
-                drawing.draw(*drawn[-1])
+                drawing.draw(*drawn[-1], start=0)
                 drawing.step_axis(axes, curves, 3)
         for each in drawn:
             drawing.name_ends(*each)
@@ -137,7 +137,7 @@ def designs(path, runs, *, score):
     with drawing.picture(path, height=3.6) as figure:
         axes = _axes(figure, "training steps", score, curves)
         axes.set_title(runs[0].model)
-        drawing.draw(axes, curves, drawing.styles_of(names))
+        drawing.draw(axes, curves, drawing.styles_of(names), start=0)
         drawing.step_axis(axes, curves, 6)
         drawing.name_ends(axes, curves, drawing.styles_of(names))
 
@@ -152,7 +152,7 @@ def losses(path, losses, *, name="training loss"):
         axes = figure.subplots()
         axes.set(xlabel="training steps", ylabel=name)
         drawing.scale(axes, "y", [low, high], log=True)
-        drawing.draw(axes, curves, styles)
+        drawing.draw(axes, curves, styles, start=0)
         axes.set_ylim(low / (high / low) ** 0.05, high)
         drawing.step_axis(axes, curves, 6)
         drawing.name_ends(axes, curves, styles)

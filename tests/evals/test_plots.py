@@ -180,3 +180,12 @@ def test_the_losses_of_runs_without_their_first_fall(tmp_path, drawn):
     check_file(tmp_path / "a.png")
     axes = drawn[0].axes[0]
     assert sorted(texts(axes)) == sorted(PAPER) and axes.get_ylim()[1] < 1
+
+
+def test_names_of_runs_with_few_late_scores_stay_in_their_panel(tmp_path, drawn):
+    models = zip(("S/8", "S/4", "B/8", "B/4"), (40, 30, 20, 10), strict=True)
+    runs = [run(name, gflops=1, value=value, steps=(500, 1000)) for name, value in models]
+    plots.training(tmp_path / "a.png", runs, score=FID)
+    for axes in drawn[0].axes:
+        assert axes.get_xlim()[0] == 0
+        assert all(drawing.box_of(text).x1 <= axes.bbox.x1 for text in axes.texts)
