@@ -64,17 +64,17 @@ def _read_gaussians(path, sizes):
     return {kind: _gaussian(path, found, sizes[kind]) for kind, found in arrays.items()}
 
 
-def _gaussian(path, moments, size):
+def _gaussian(path, arrays, size):
     """The scores.Gaussian of {name: array}, first the mean (size,), then the covariance."""
-    for shape, (name, x) in zip(((size,), (size, size)), moments.items(), strict=True):
+    for shape, (name, x) in zip(((size,), (size, size)), arrays.items(), strict=True):
         if x.shape != shape or x.dtype.kind != "f":
             raise UserError(
                 f"{name} must be floats of shape {shape}, got {x.dtype} {x.shape} in {path}"
             )
     try:
-        return scores.gaussian(*moments.values())
+        return scores.gaussian(*arrays.values())
     except UserError as error:
-        raise UserError(f"{' and '.join(moments)} of {path}: {error}") from error
+        raise UserError(f"{' and '.join(arrays)} of {path}: {error}") from error
 
 
 def make(images, network, folder, out, *, seed=0):
