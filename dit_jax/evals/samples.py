@@ -42,13 +42,13 @@ def open_reference(path, shape):
         if not {"mu", "sigma"} <= set(names):
             raise UserError(f"reference must have mu and sigma, or images as arr_0, got {path}")
         return None
-    images = Npz(path)
-    if images.shape != shape:
-        sizes = ["{} x {}".format(*x) for x in (shape, images.shape)]
+    opened = Npz(path)
+    if opened.shape != shape:
+        sizes = ["{} x {}".format(*x) for x in (shape, opened.shape)]
         raise UserError(f"reference must have images of {sizes[0]}, got {sizes[1]} in {path}")
-    if len(images) < FEWEST:
-        raise UserError(f"reference must have at least {FEWEST} images, got {len(images)}: {path}")
-    return images
+    if len(opened) < FEWEST:
+        raise UserError(f"reference must have at least {FEWEST} images, got {len(opened)}: {path}")
+    return opened
 
 
 def names_in(path):
