@@ -9,6 +9,7 @@ from dit_jax.machine import disk
 KINDS = {  # what a path must be to have a saved step
     "checkpoint": "a directory with a saved step",
     "vae": "a folder that `dit-convert vae` wrote",
+    "inception": "a folder that `dit-convert inception` wrote",
     "init_from": "a run of dit-train or a checkpoint of dit-convert",
 }
 COMMIT = "commit_success.txt"  # in a bucket, the object of a step that Orbax writes last
@@ -69,6 +70,12 @@ def set_aside(directory, step):
         target = target.with_name(f"{target.name}-again")
     disk.move(directory / str(step), target)
     return target
+
+
+def are_in(path):
+    """Whether a path is a run or a checkpoint with a saved step, or the folder of a step."""
+    path = disk.path(path)
+    return is_complete(path) or bool(saved(path) or saved(path / "checkpoints"))
 
 
 def locate(path, step=None, *, name="checkpoint"):

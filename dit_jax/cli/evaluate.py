@@ -25,6 +25,7 @@ import sys
 
 from absl import flags
 
+from dit_jax.checkpoint import peek, steps
 from dit_jax.cli import arguments, command
 from dit_jax.errors import UserError
 from dit_jax.evals import receipt, request
@@ -32,6 +33,14 @@ from dit_jax.machine import disk
 from dit_jax.sampling import fields
 
 MANY = {"--compare", "--sweep"}  # flags with which every word is one of several inputs
+OF_REFERENCES = ("size", "split")
+MODES = {  # the other flags that mean something with each of these
+    "compare": (),
+    "sweep": (*request.FLAGS, *arguments.SAMPLING, "out"),
+    "study": ("out",),
+    "repeat": ("checkpoint", "out"),
+    "make_reference": ("checkpoint", "out", "inception", *OF_REFERENCES),
+}
 
 
 def define(values):
@@ -46,7 +55,8 @@ def define(values):
     text = "Settings of a table of the paper: paper-256, paper-256-nocfg, paper-512, scaling-400k."
     flags.DEFINE_string("preset", None, text, **options)
     text = "How many; default: 50,000 with a preset, else 1,000, or all images that exist."
-    flags.DEFINE_integer("num_samples", None, text, lower_bound=6, **options)
+    bounds = {"lower_bound": request.FEWEST, "upper_bound": request.MOST}
+    flags.DEFINE_integer("num_samples", None, text, **bounds, **options)
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "EMA or plain parameters.", **options)
     command.define_seed(values)
     flags.DEFINE_string("vae", None, "The autoencoder that decodes latents.", **options)
@@ -58,7 +68,8 @@ def define(values):
         "batch_size", 500, "Images at a time, for digits.", lower_bound=1, **options
     )
     text = "Resamples for deviations; default: 20, but none for FID, of which each takes 30 s."
-    flags.DEFINE_integer("bootstrap", None, text, lower_bound=0, **options)
+    bounds = {"lower_bound": 0, "upper_bound": request.MOST_RESAMPLES}
+    flags.DEFINE_integer("bootstrap", None, text, **bounds, **options)
     flags.DEFINE_boolean("fid_infinity", False, "Extrapolate FID to infinitely many.", **options)
     flags.DEFINE_boolean("make_reference", False, "Write OUT.npz from prepared data.", **options)
     command.define_size(values, None, "Of its images, in pixels.")
@@ -72,36 +83,95 @@ def define(values):
 
 
 def check(values, *inputs):
+    _check_flags(values)
     if values.compare:
         if len(inputs) < 2:
             raise UserError(f"--compare takes two receipts or more, got {len(inputs)}")
+        if len(set(inputs)) < len(inputs):
+            raise UserError(f"--compare must be given each receipt once, got {', '.join(inputs)}")
         for path in inputs:
             receipt.read(path)
     elif values.sweep:
-        fields.read_sweep(values.sweep)
+        name, swept = fields.read_sweep(values.sweep)
         command.output_folder(_require(values, "out", "--sweep"))
         if not inputs:
             raise UserError("--sweep takes one run or more, got none")
+        if name in arguments.sampling(values):
+            raise UserError(f"--{name} must be left out with --sweep={values.sweep}, got both")
         for path in inputs:
-            read_request(values, path).check()
+            for value in swept:
+                read_request(values, path, {name: value}).check()
+        if not values.inception:
+            _check_alike(inputs)
     elif values.study:
         command.check_exists("study", values.study)
         command.output_folder(_require(values, "out", "--study"))
     elif values.repeat:
-        request.Request.from_receipt(receipt.read(values.repeat), values.repeat).check()
         new_folder(values)
+        request.Request.from_receipt(receipt.read(values.repeat), values.repeat).check()
     elif values.make_reference:
         for name in ("checkpoint", "out", "inception", "size"):
             _require(values, name, "--make_reference")
-        command.output_path(values.out, ".npz")
         command.check_exists("checkpoint", values.checkpoint)
+        peek.meta_of(values.inception, of="inception", name="inception")
+        _check_reference(values)
     else:
         if not values.checkpoint:
             raise UserError("--checkpoint must be given")
-        read_request(values, values.checkpoint).check()
+        asked = read_request(values, values.checkpoint)
+        asked.check()
         out = disk.path(folder(values))
-        if disk.is_on_disk(out):
+        if not asked.is_plain:
+            _check_batch_size(values)
+            score_folder(out, asked.samples)
+        elif disk.is_on_disk(out):
             disk.check_writable(out, "out")
+
+
+def _check_flags(values):
+    """UserError for a flag that means nothing beside the others."""
+    given = [name for name in values if values[name].present]
+    modes = [name for name in MODES if values[name].value]
+    if not modes:
+        if wrong := [name for name in given if name in OF_REFERENCES]:
+            raise UserError(f"--{wrong[0]} must be given with --make_reference only")
+        return
+    allowed = {modes[0], *MODES[modes[0]], *command.CLUSTER}
+    if values["sweep"].present > 1:
+        raise UserError(f"--sweep must be given once, got it {values['sweep'].present} times")
+    if wrong := [name for name in given if name not in allowed]:
+        raise UserError(f"--{wrong[0]} must not be given with --{modes[0]}")
+
+
+def _check_reference(values):
+    """UserError for data that were not prepared, or for an OUT that was written otherwise."""
+    from dit_jax.data import prepared  # needs NumPy and Pillow
+    from dit_jax.evals import samples
+
+    prepared.open_images(command.expand(values.checkpoint), values.split, values.size)
+    out = command.output_path(values.out, ".npz")
+    if out.exists() and "identity" not in samples.names_in(out):
+        raise UserError(f"out must be new or what --make_reference wrote, got {out}")
+
+
+def _check_batch_size(values):
+    if values["batch_size"].present:
+        raise UserError("--batch_size must be given for the judgments of digits only")
+
+
+def _check_alike(paths):
+    """UserError for runs of other data, as their own classifiers give scores that differ."""
+    found = {}
+    for path in paths:
+        if known := fields.look(path):
+            data, size = known.settings.data, tuple(known.model.input_size)
+            other = found.setdefault((data.source, data.classes, size), path)
+            if len(found) > 1:
+                first = next(iter(found.values()))
+                raise UserError(
+                    f"--sweep without --inception must be over runs of the same data, got {first} "
+                    f"and {other}"
+                )
 
 
 def _require(values, name, flag):
@@ -110,9 +180,11 @@ def _require(values, name, flag):
     return values[name].value
 
 
-def read_request(values, path):
+def read_request(values, path, swept=()):
+    """The Request of the flags for a path; swept: {option: value} of a sweep."""
     given = {name: values[name].value for name in request.FLAGS if values[name].value is not None}
-    return request.Request(samples=str(path), sampling=arguments.sampling(values), **given)
+    sampling = arguments.sampling(values) | dict(swept)
+    return request.Request(samples=str(path), sampling=sampling, **given)
 
 
 def new_folder(values):
@@ -120,9 +192,19 @@ def new_folder(values):
     out = values.out or values.checkpoint
     if not out:
         raise UserError("--out must be given with --repeat: a new folder")
-    out = command.output_folder(out)
+    if values.out and values.checkpoint:
+        raise UserError(f"--repeat takes one new folder, got {values.checkpoint} and {values.out}")
+    out = score_folder(out)
     if (out / "receipt.json").exists():
         raise UserError(f"out must be a new folder, got {out}, which has a receipt")
+    return out
+
+
+def score_folder(text, samples=None):
+    """The Path of a folder for scores; UserError for that of a run, a checkpoint or the samples."""
+    out = command.output_folder(text)
+    if steps.are_in(out) or (samples and disk.absolute(out) == disk.absolute(samples)):
+        raise UserError(f"out must not be a run, a checkpoint or the images, got {out}")
     return out
 
 
@@ -131,8 +213,6 @@ def folder(values):
 
 
 def main(values, *inputs):
-    from dit_jax.runs import evaluate, judge_digits
-
     if values.compare:
         print(receipt.compare({str(path): receipt.read(path) for path in inputs}))
     elif values.sweep:
@@ -148,10 +228,14 @@ def main(values, *inputs):
     elif values.repeat:
         return repeat(values)
     elif values.make_reference:
+        from dit_jax.runs import evaluate
+
         options = {"split": values.split, "size": values.size, "inception": values.inception}
         data, out = command.expand(values.checkpoint), command.output_path(values.out)
         evaluate.make_reference(data, out, **options)
     else:
+        from dit_jax.runs import evaluate, judge_digits
+
         asked = read_request(values, values.checkpoint)
         if judge_digits.fits(asked):
             out = disk.path(values.out or request.home(asked.samples) / "judgments.json")
@@ -161,7 +245,8 @@ def main(values, *inputs):
                 raise UserError(f"out must end with .json, got {out}")
             judge_digits.run(asked, out, values.batch_size)
         else:
-            evaluate.run(asked, command.output_folder(folder(values)), sys.argv)
+            _check_batch_size(values)
+            evaluate.run(asked, score_folder(folder(values), asked.samples), sys.argv)
     return 0
 
 

@@ -118,8 +118,11 @@ def step_axis(axes, curves, count):
     axes.set_xticks(ticks, texts)
 
 
-def draw(axes, curves, styles):
-    """Draws curves with error bars, and leaves room for `name_ends`."""
+def draw(axes, curves, styles, *, start=None):
+    """Draws curves with error bars, and leaves room for `name_ends`.
+
+    start: where the x axis starts; None: a bit before the first point.
+    """
     for curve in curves:
         axes.errorbar(curve.x, curve.y, yerr=errors(curve), **styles[curve.name])
     axes.figure.draw_without_rendering()
@@ -128,7 +131,7 @@ def draw(axes, curves, styles):
     transform = axes.xaxis.get_transform()
     x = np.array([value for curve in curves for value in curve.x], float)
     low, high = transform.transform(np.array([x.min(), x.max()]))
-    low -= 0.03 * (high - low)
+    low = low - 0.03 * (high - low) if start is None else start
     ends = np.array([low, low + (high - low) / (1 - share)])
     if high > low:
         axes.set_xlim(*transform.inverted().transform(ends))

@@ -31,6 +31,15 @@ class Score(NamedTuple):
     deviation: float | None  # of the bootstrap; None: it was not computed
 
 
+def check(count, *, at_infinity=False):
+    """UserError if `judge` needs more samples."""
+    if count < FEWEST:
+        raise UserError(f"samples must be at least {FEWEST} to be judged, got {count}")
+    least = scores.SMALLEST + scores.NUM_SIZES
+    if at_infinity and count < least:
+        raise UserError(f"num_samples must be at least {least} for fid_infinity, got {count}")
+
+
 def judge(found, reference, network, *, resamples=None, at_infinity=False):
     """{name: Score} of the features of samples, {"pool": (N, D), ...} with `label` (N,).
 
@@ -38,9 +47,7 @@ def judge(found, reference, network, *, resamples=None, at_infinity=False):
     takes half a minute for each. at_infinity: FID-infinity too. UserError if there are too few
     samples.
     """
-    count = len(found["pool"])
-    if count < FEWEST:
-        raise UserError(f"samples must be at least {FEWEST} to be judged, got {count}")
+    check(len(found["pool"]), at_infinity=at_infinity)
     some = 20 if resamples is None else resamples
     results = _frechet(found, reference, network, resamples, at_infinity)
     if network.is_inception:
@@ -117,7 +124,8 @@ def _neighbours(samples, images, network, resamples):
 def _kernel(samples, images):
     if max(len(samples), len(images)) <= MANY:
         return {"KID": Score(kernel.distance(samples, images), None)}
-    found = kernel.distances(samples, images)
+    size = min(kernel.SUBSET, len(samples), len(images))
+    found = kernel.distances(samples, images, size=size)
     return {f"KID of {len(found)} subsets": Score(float(found.mean()), float(found.std()))}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from dit_jax.evals.scores import check_count
 
+SUBSET = 1000  # images in a random subset
 BLOCK = 2000  # rows and columns of the kernel at a time
 
 
@@ -20,7 +21,7 @@ def distance(x, y):
     return float(within[0] / (n * (n - 1)) + within[1] / (m * (m - 1)) - 2 * between / (n * m))
 
 
-def distances(samples, reference, *, num_subsets=100, size=1000, seed=2020):
+def distances(samples, reference, *, num_subsets=100, size=SUBSET, seed=2020):
     """KID of random subsets, (num_subsets,): their mean and deviation are what others print.
 
     The subsets are those of torch-fidelity for the same seed.

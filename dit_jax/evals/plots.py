@@ -29,10 +29,10 @@ def sweep(path, entries, *, field, score):
     """
     values = [entry["value"] for entry in entries]
     is_number = all(_number(value) is not None for value in values)
-    words = [] if is_number else list(dict.fromkeys(values))
+    texts = [] if is_number else list(dict.fromkeys(values))
 
     def place(entry):
-        return words.index(entry["value"]) if words else _number(entry["value"])
+        return texts.index(entry["value"]) if texts else _number(entry["value"])
 
     groups = {}
     for entry in sorted(entries, key=place):
@@ -42,12 +42,12 @@ def sweep(path, entries, *, field, score):
         for name, group in zip(words.ends(groups), groups.values(), strict=True)
     ]
     styles = drawing.styles_of([curve.name for curve in curves])
-    if words:  # nothing is between them
+    if texts:  # nothing is between them
         styles = {name: style | {"linestyle": "none"} for name, style in styles.items()}
     with drawing.picture(path, height=3.6) as figure:
         axes = _axes(figure, FIELDS.get(field, field), score, curves)
-        if words:
-            axes.set_xticks(range(len(words)), map(str, words))
+        if texts:
+            axes.set_xticks(range(len(texts)), map(str, texts))
         else:
             _swept_axis(axes, sorted({place(entry) for entry in entries}))
         axes.margins(y=0.15)
@@ -124,7 +124,7 @@ def training(path, runs, *, score):
                 axes.set_title(title)
                 curves = [_over_steps(name, run, score) for name, run in members.items()]
                 drawn.append((axes, curves, {n: styles[r.model] for n, r in members.items()}))
-                drawing.draw(*drawn[-1])
+                drawing.draw(*drawn[-1], start=0)
                 drawing.step_axis(axes, curves, 3)
         for each in drawn:
             drawing.name_ends(*each)
@@ -137,7 +137,7 @@ def designs(path, runs, *, score):
     with drawing.picture(path, height=3.6) as figure:
         axes = _axes(figure, "training steps", score, curves)
         axes.set_title(runs[0].model)
-        drawing.draw(axes, curves, drawing.styles_of(names))
+        drawing.draw(axes, curves, drawing.styles_of(names), start=0)
         drawing.step_axis(axes, curves, 6)
         drawing.name_ends(axes, curves, drawing.styles_of(names))
 
@@ -152,7 +152,7 @@ def losses(path, losses, *, name="training loss"):
         axes = figure.subplots()
         axes.set(xlabel="training steps", ylabel=name)
         drawing.scale(axes, "y", [low, high], log=True)
-        drawing.draw(axes, curves, styles)
+        drawing.draw(axes, curves, styles, start=0)
         axes.set_ylim(low / (high / low) ** 0.05, high)
         drawing.step_axis(axes, curves, 6)
         drawing.name_ends(axes, curves, styles)
@@ -202,7 +202,9 @@ def _mark_best(axes, curve, color, low):
     axes.plot(x, y, "o", color=color, markersize=10, fillstyle="none", markeredgewidth=1.2)
     end = (x, y - deviation) if low else (x, y + deviation)
     away = 7 if deviation else 12
-    drawing.note(axes, f"{y:#.3g}", end, (0, -away if low else away), color, "center")
+    is_first = x == min(curve.x) < max(curve.x)
+    across, aside = ("left", -6) if is_first else ("center", 0)  # not over the axis
+    drawing.note(axes, f"{y:#.3g}", end, (aside, -away if low else away), color, across)
 
 
 def _swept_axis(axes, values):

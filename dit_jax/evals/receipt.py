@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import reprlib
 
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 
 TOLERANCE = 1e-4  # of a score that is repeated on another kind of device, relative
 TOPICS = ("samples", "network", "reference", "features", "scores", "arguments")
+WIDTH = 24  # letters of a value that differs
 SAME = ("samples", "network", "reference")  # comparable receipts agree in these
 
 
@@ -29,7 +31,25 @@ def read(path):
         raise UserError(f"a receipt must be a file that dit-evaluate wrote, got {path}")
     if missing := [topic for topic in TOPICS if topic not in content]:
         raise UserError(f"a receipt must have {missing[0]}, got {path} without it")
+    for topic in TOPICS:
+        if not isinstance(content[topic], dict):
+            shown = reprlib.repr(content[topic])
+            raise UserError(f"{topic} of a receipt must be an object, got {shown} in {path}")
+    check_scores(content["scores"], path)
     return content
+
+
+def check_scores(scores, path):
+    """UserError unless the scores of the receipt at a path are {name: {"value": number, ...}}."""
+    if not isinstance(scores, dict):
+        raise UserError(
+            f"scores of a receipt must be an object, got {reprlib.repr(scores)}: {path}"
+        )
+    for name, score in scores.items():
+        numbers = [score.get("value"), score.get("deviation") or 0] if type(score) is dict else []
+        if not numbers or not all(type(x) in (int, float) for x in numbers):
+            shown = reprlib.repr(score)
+            raise UserError(f"{name} of a receipt must have a number as value, got {shown}: {path}")
 
 
 def compare(receipts):
@@ -45,11 +65,18 @@ def compare(receipts):
     for field in _union(settings.values()):
         values = [str(flat.get(field, "-")) for flat in settings.values()]
         if len(set(values)) > 1:
-            differing.append([field, *(value[:24] for value in values)])
+            differing.append([field, *map(_shorten, values)])
     rows += [["", *[""] * len(receipts)], *differing] if differing else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(x.ljust(n) for x, n in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _shorten(text):
+    """The end of a long path, the start of another long text: paths differ at their ends."""
+    if len(text) <= WIDTH:
+        return text
+    return f"...{text[3 - WIDTH :]}" if "/" in text else text[:WIDTH]
 
 
 def _union(mappings):
@@ -60,7 +87,7 @@ def _union(mappings):
 def _show(score):
     if score is None:
         return "-"
-    deviation = "" if score["deviation"] is None else f" +- {score['deviation']:.2g}"
+    deviation = "" if score.get("deviation") is None else f" +- {score['deviation']:.2g}"
     return f"{score['value']:.5g}{deviation}"
 
 

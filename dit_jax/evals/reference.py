@@ -13,7 +13,7 @@ from absl import logging
 
 from dit_jax.errors import UserError
 from dit_jax.evals import features, moments, samples, scores
-from dit_jax.evals.judge import Reference
+from dit_jax.evals.judge import FEWEST, Reference
 from dit_jax.machine import cluster, disk
 
 NUM_IMAGES = 10_000  # of arr_0, as ADM's
@@ -27,54 +27,54 @@ def open_adm(path, network, folder, shape):
     file has images of another shape, or neither moments nor images.
     """
     path = disk.path(path)
-    arrays = _read_moments(path)
+    images = samples.open_reference(path, shape)
+    found = _read_gaussians(path, {"pool": network.num_features, "spatial": network.num_spatial})
     by_images = None
-    if "arr_0" in arrays.pop("names"):
-        images = samples.Npz(path)
-        if images.shape != shape:
-            sizes = ["{} x {}".format(*x) for x in (shape, images.shape)]
-            raise UserError(f"reference must have images of {sizes[0]}, got {sizes[1]} in {path}")
+    if images:
         identity = {"images": images.sha256, "network": network.identity}
         store, _ = features.fill(
             folder, identity, len(images), lambda *span: (images.read(*span), None), network
         )
         by_images = store and store.read(len(images))
-    elif "pool" not in arrays:
-        raise UserError(f"reference must have mu and sigma, or images as arr_0, got {path}")
     else:
         logging.warning(
             "%s has no images (arr_0): precision, recall and KID are left out", path.name
         )
     if jax.process_index() != 0:
         return None
-    found = {}
-    for kind in MOMENTS:
-        if kind in arrays:
-            found[kind] = scores.gaussian(*arrays[kind])
-        elif by_images and kind in by_images and "pool" not in arrays:
-            found[kind] = scores.gaussian_of(by_images[kind])
-    if (size := len(found["pool"].mean)) != network.num_features:
-        raise UserError(f"mu must be of {network.num_features} features, got {size} in {path}")
+    if "pool" not in found:
+        found = {kind: scores.gaussian_of(by_images[kind]) for kind in MOMENTS}
     identity = {"file": str(path), "sha256": disk.sha256(path)}
     identity["images"] = len(by_images["pool"]) if by_images else 0
     return Reference(found["pool"], found.get("spatial"), by_images and by_images["pool"], identity)
 
 
-def _read_moments(path):
-    """{"pool": (mean, covariance), ...} of those that an .npz has, and the names of its arrays."""
-    if not path.is_file() or path.suffix != ".npz":
-        raise UserError(f"reference must be an .npz of ADM's format that exists, got {path}")
+def _read_gaussians(path, sizes):
+    """{"pool": scores.Gaussian, ...} of the moments that an .npz has; sizes: {kind: features}."""
+    arrays = {}
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {"names": file.files}
             for kind, pair in MOMENTS.items():
                 if set(pair) <= set(file.files):
-                    arrays[kind] = [file[name] for name in pair]
+                    arrays[kind] = {name: file[name] for name in pair}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"reference must be an .npz without pickles, got {path}: {error}"
         ) from error
-    return arrays
+    return {kind: _gaussian(path, found, sizes[kind]) for kind, found in arrays.items()}
+
+
+def _gaussian(path, arrays, size):
+    """The scores.Gaussian of {name: array}, first the mean (size,), then the covariance."""
+    for shape, (name, x) in zip(((size,), (size, size)), arrays.items(), strict=True):
+        if x.shape != shape or x.dtype.kind != "f":
+            raise UserError(
+                f"{name} must be floats of shape {shape}, got {x.dtype} {x.shape} in {path}"
+            )
+    try:
+        return scores.gaussian(*arrays.values())
+    except UserError as error:
+        raise UserError(f"{' and '.join(arrays)} of {path}: {error}") from error
 
 
 def make(images, network, folder, out, *, seed=0):
@@ -84,8 +84,8 @@ def make(images, network, folder, out, *, seed=0):
     NUM_IMAGES of them, drawn at random by the seed, or all of fewer.
     """
     count = len(images)
-    if count < 2:
-        raise UserError(f"a reference needs at least 2 images, got {count}")
+    if count < FEWEST:
+        raise UserError(f"a reference must have at least {FEWEST} images, got {count}")
 
     def read(start, stop):
         examples = [images[i] for i in range(start, stop)]

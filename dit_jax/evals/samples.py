@@ -10,9 +10,11 @@ import zipfile
 import zlib
 
 import numpy as np
+from PIL import Image
 
 from dit_jax.data import imagefolder, images
 from dit_jax.errors import UserError
+from dit_jax.evals.request import FEWEST
 from dit_jax.machine import disk
 
 
@@ -24,6 +26,38 @@ def open_images(path):
     if path.suffix == ".npz" and path.is_file():
         return Npz(path)
     raise UserError(f"samples must be a folder of images or an .npz that exists, got {path}")
+
+
+def open_reference(path, shape):
+    """The Npz of a reference's images, None if it has moments only.
+
+    shape: of the samples, (H, W, C). UserError if the file is no reference, or one of images of
+    another shape, or of fewer than FEWEST.
+    """
+    path = disk.path(path)
+    if not path.is_file() or path.suffix != ".npz":
+        raise UserError(f"reference must be an .npz of ADM's format that exists, got {path}")
+    names = names_in(path)
+    if "arr_0" not in names:
+        if not {"mu", "sigma"} <= set(names):
+            raise UserError(f"reference must have mu and sigma, or images as arr_0, got {path}")
+        return None
+    opened = Npz(path)
+    if opened.shape != shape:
+        sizes = ["{} x {}".format(*x) for x in (shape, opened.shape)]
+        raise UserError(f"reference must have images of {sizes[0]}, got {sizes[1]} in {path}")
+    if len(opened) < FEWEST:
+        raise UserError(f"reference must have at least {FEWEST} images, got {len(opened)}: {path}")
+    return opened
+
+
+def names_in(path):
+    """The names of the arrays in an .npz."""
+    try:
+        with path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path} must be a whole .npz, got: {error}") from error
 
 
 class Folder:
@@ -58,6 +92,16 @@ class Folder:
             digest.update(f"{file.relative_to(self.path)} {disk.sha256(file)}\n".encode())
         return digest.hexdigest()
 
+    def check_sizes(self):
+        """UserError if a file's header has another size, or if it cannot be read; decodes none.
+
+        A photograph that its EXIF turns on its side may be stored as W x H.
+        """
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            for file, size in zip(self.files, threads.map(_size_of, self.files), strict=True):
+                if size is None or sorted(size) != sorted(self.size):
+                    self._read(file)
+
     def read(self, start, stop):
         """Images start .. stop - 1: uint8 (n, H, W, 3)."""
         with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -80,6 +124,15 @@ class Folder:
             raise UserError(f"{file}: {error}") from error
 
 
+def _size_of(file):
+    """(W, H) in the header of an image file, None if there is none."""
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except Exception:  # Pillow raises many types for a corrupt file
+        return None
+
+
 class Npz:
     """arr_0 of an .npz, uint8 (N, H, W, 3), which may be larger than the memory."""
 
@@ -97,12 +150,13 @@ class Npz:
 
     def _open(self):
         """Goes to the first image; returns the shape of arr_0."""
+        names = names_in(self.path)
+        if "arr_0" not in names:
+            found = ", ".join(names) or "nothing"
+            raise UserError(f"{self.path} must hold images as arr_0, got {found}")
         try:
             self.close()
             archive = self._archive = zipfile.ZipFile(self.path)
-            if "arr_0.npy" not in archive.namelist():
-                names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
-                raise UserError(f"{self.path} must hold images as arr_0, got {names or 'nothing'}")
             self._stream, self._next = archive.open("arr_0.npy"), 0
             version = np.lib.format.read_magic(self._stream)
             read = np.lib.format.read_array_header_1_0
@@ -115,9 +169,12 @@ class Npz:
                 f"arr_0 of {self.path} must be uint8 (N, H, W, 3), got {dtype} {shape}"
                 + (" in Fortran order" if fortran_order else "")
             )
-        if not shape[0]:
-            raise UserError(f"arr_0 of {self.path} must have at least 1 image, got none")
+        if 0 in shape:
+            raise UserError(f"arr_0 of {self.path} must have at least 1 image, got {shape}")
         return shape
+
+    def check_sizes(self):
+        """Nothing: an array has one size."""
 
     def close(self):
         for opened in (self._stream, self._archive):

@@ -138,11 +138,18 @@ def check_comparable(receipts, *, free=()):
         for name, found in _circumstances(receipt, free).items():
             if found != first.get(name):
                 where = [r["samples"].get("path") for r in (receipts[0], receipt)]
-                shown = [reprlib.repr(each) for each in (first.get(name), found)]
+                shown = [reprlib.repr(x) for x in _without_common(first.get(name), found)]
                 raise UserError(
                     f"receipts must have the same {name}, got {shown[0]} of {where[0]} and "
                     f"{shown[1]} of {where[1]}"
                 )
+
+
+def _without_common(a, b):
+    """Two values that differ; of two dicts only what differs, so that a short text shows it."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return a, b
+    return [{k: v for k, v in x.items() if y.get(k) != v} for x, y in ((a, b), (b, a))]
 
 
 def _circumstances(receipt, free):

@@ -14,7 +14,7 @@ from dit_jax.evals import moments
 
 SPLIT_SIZE = 5000  # images in a split of the Inception Score
 NEGATIVE = 1e-4  # a smaller share of the largest eigenvalue is rounding, as of float32 files
-SMALLEST = 5000  # images in the smallest subset of FID-infinity
+SMALLEST, NUM_SIZES = 5000, 15  # images in the smallest subset of FID-infinity, and subsets
 
 
 class Gaussian(NamedTuple):
@@ -33,6 +33,8 @@ def gaussian(mean, covariance):
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError("mean and covariance must be finite, got NaN or infinity")
+    if not np.allclose(covariance, covariance.T, rtol=0, atol=NEGATIVE * np.abs(covariance).max()):
+        raise UserError("covariance must be symmetric, got one that is not")
     values, vectors = scipy.linalg.eigh(covariance)  # ascending
     if values[0] < -NEGATIVE * values[-1]:
         raise UserError(f"covariance must have no negative eigenvalue, got {values[0]:.3g}")
@@ -87,7 +89,7 @@ class Extrapolation(NamedTuple):
     distances: np.ndarray  # (S,)
 
 
-def frechet_at_infinity(features, reference, *, seed=0, num_sizes=15, smallest=SMALLEST):
+def frechet_at_infinity(features, reference, *, seed=0, num_sizes=NUM_SIZES, smallest=SMALLEST):
     """The Frechet distance that infinitely many samples would have (Chong & Forsyth 2020).
 
     The distance of N samples is too large by about c / N: a line through the distances of random

@@ -83,6 +83,7 @@ class Existing:
 
     def __init__(self, path):
         self.images = samples.open_images(path)
+        self.images.check_sizes()
         self.shape = self.images.shape
 
     def __len__(self):
@@ -105,6 +106,7 @@ def run(request, out, command):
     out = disk.path(out)
     source = _open(request)
     count, name = _count(request, source), None
+    judge.check(count, at_infinity=request.fid_infinity)
     if request.preset:
         name = presets.title(
             request.preset, sampling=source.options, count=count, size=source.shape[:2]
@@ -206,11 +208,6 @@ def _count(request, source):
     if isinstance(source, Drawn):
         default = presets.COUNT if request.preset else NUM_SAMPLES
         return request.num_samples or default
-    if (request.num_samples or 0) > len(source):
-        raise UserError(
-            f"num_samples must be at most {len(source)}, which are in {request.samples}, got "
-            f"{request.num_samples}"
-        )
     return request.num_samples or len(source)
 
 

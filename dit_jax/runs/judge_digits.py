@@ -12,8 +12,7 @@ from dit_jax.sampling import trained
 
 def fits(request):
     """Whether a Request asks for this: a model of digits, and nothing that is not said here."""
-    asked = (request.inception, request.reference, request.preset, request.num_samples)
-    if any(asked) or request.sampling:
+    if not request.is_plain:
         return False
     try:
         directory, step = steps.locate(request.samples)

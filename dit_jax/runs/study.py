@@ -7,7 +7,7 @@ import json
 
 from dit_jax import settings as settings_lib
 from dit_jax.errors import UserError
-from dit_jax.evals import plots, scaling
+from dit_jax.evals import plots, receipt, scaling
 from dit_jax.machine import disk, words
 from dit_jax.runs import own_config, record, summary
 
@@ -23,7 +23,7 @@ def report(workdir, out, score=None):
     UserError if no run is scored, or if their scores cannot be compared.
     """
     runs, settings, unscored = read(workdir)
-    receipts = [receipt for run in runs for receipt in run.receipts]
+    receipts = [each for run in runs for each in run.receipts]
     scaling.check_comparable(receipts)
     score = scaling.common_score(receipts, score)
     step = scaling.common_step(runs)
@@ -89,16 +89,25 @@ def _read_receipts(folder):
     """The receipts of a run's scores, ascending by step."""
     paths = [path / "receipt.json" for path in disk.children(folder)]
     receipts = [_read_receipt(path) for path in paths if disk.exists(path)]
-    return sorted(receipts, key=lambda receipt: receipt["samples"]["step"])
+    return sorted(receipts, key=lambda each: each["samples"]["step"])
 
 
 def _read_receipt(path):
-    receipt = disk.read_json(path)
-    missing = [name for name in ("samples", "model", "scores") if not receipt.get(name)]
-    if missing or "step" not in receipt["samples"]:
-        lacks = missing[0] if missing else "samples.step"
-        raise UserError(f"{path} must be a receipt of a checkpoint, got one without {lacks}")
-    return receipt
+    content = disk.read_json(path)
+    missing = [name for name in ("samples", "model", "scores") if not content.get(name)]
+    missing += [
+        f"{topic}.{name}"
+        for topic, name in (("samples", "step"), ("model", "gflops"), ("model", "num_params"))
+        if topic not in missing and not _has_number(content[topic], name)
+    ]
+    if missing:
+        raise UserError(f"{path} must be a receipt of a checkpoint, got one without {missing[0]}")
+    receipt.check_scores(content["scores"], path)
+    return content
+
+
+def _has_number(topic, name):
+    return isinstance(topic, dict) and type(topic.get(name)) in (int, float)
 
 
 def _make_run(path, settings, receipts):

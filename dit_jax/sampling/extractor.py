@@ -31,9 +31,7 @@ def _locate(path):
     except store.Damaged:
         raise
     except UserError as error:
-        raise UserError(
-            f"inception must be a folder that `dit-convert inception` wrote, got {path}"
-        ) from error
+        raise UserError(f"inception must be {steps.KINDS['inception']}, got {path}") from error
 
 
 def load(path, *, mesh=None, per_device=None):
@@ -62,7 +60,7 @@ class Extractor:
     """
 
     is_inception = True
-    num_features = 2048  # of `pool`
+    num_features, num_spatial = 2048, 2023  # of `pool` and `spatial`
 
     def __init__(self, params, mesh, description, *, per_device):
         self.identity = {"network": NAME, **description}

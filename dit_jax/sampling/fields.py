@@ -53,7 +53,10 @@ def read_sweep(text, name="sweep", kinds=SWEPT):
         raise UserError(f"{name} must be OPTION=VALUE,VALUE,..., got {text!r}")
     if option not in kinds:
         raise UserError(f"{name} must be over one of {', '.join(kinds)}, got {option!r}")
-    return option, [_read_value(option, each.strip(), kinds[option]) for each in rest.split(",")]
+    values = [_read_value(option, each.strip(), kinds[option]) for each in rest.split(",")]
+    if len(set(values)) < len(values):
+        raise UserError(f"{name} must have each value once, got {text!r}")
+    return option, values
 
 
 def _read_value(option, text, kind):

@@ -31,6 +31,15 @@ def test_locate_takes_a_run_its_steps_or_one_step(tmp_path, monkeypatch):
     assert steps.locate("~/run") == (directory, 10)
 
 
+def test_steps_are_in_a_run_a_checkpoint_and_a_step(tmp_path):
+    save(tmp_path / "run/checkpoints", make_tree(), steps=(5,))
+    save(tmp_path / "converted", make_tree(), steps=(0,))
+    for name in ("run", "run/checkpoints", "run/checkpoints/5", "converted", "converted/0"):
+        assert steps.are_in(tmp_path / name)
+    for name in ("", "run/evaluation", "nowhere"):
+        assert not steps.are_in(tmp_path / name)
+
+
 def test_locate_takes_the_number_of_a_saved_step(tmp_path):
     directory = tmp_path / "checkpoints"
     save(directory, make_tree(), steps=(5, 10))

@@ -40,11 +40,63 @@ def test_judgments_are_printed_and_written(call, tmp_path):
         (["--checkpoint={run}", "--cfg_scale=-1"], "cfg_scale must be at least 0, got -1"),
         (["--checkpoint={run}", "--vae=nowhere"], "vae must be a"),
         ([], "--checkpoint must be given"),
+        (
+            ["{run}", "--num_samples=1000000000000"],
+            "--num_samples must be a whole number in 6 .. 1",
+        ),
+        (["{run}", "--bootstrap=1000000000"], "--bootstrap must be a whole number in 0 .. 10000"),
+        (["{run}", "--bootstrap=1"], "bootstrap must be 0 or in 2 .. 10000, got 1"),
+        (["{run}", "--size=64"], "--size must be given with --make_reference only"),
+        (["{run}", "--num_samples=9", "--batch_size=4"], "--batch_size must be given for the judg"),
+        (["{run}", "{run}", "--num_samples=9"], "out must not be a run, a checkpoint or the"),
+        (["{run}", "{run}/checkpoints", "--seed=1", "--num_samples=9"], "out must not be a run"),
+        (
+            ["{run}", "--num_samples=9", "--fid_infinity"],
+            "num_samples must be at least 5015 for fid",
+        ),
+        (["README.md", "out"], "samples must be a folder of images or an .npz"),
+        (["--repeat=x.json", "a", "b"], "--repeat takes one new folder, got a and b"),
+        (
+            ["--repeat=x.json", "a", "--num_samples=9"],
+            "--num_samples must not be given with --repe",
+        ),
+        (["--compare", "a", "a"], "--compare must be given each receipt once, got a, a"),
+        (["--compare", "a", "b", "--seed=1"], "--seed must not be given with --compare"),
+        (
+            ["--study={run}", "--out=out", "--sweep=eta=0,1"],
+            "--study must not be given with --sweep",
+        ),
+        (["--sweep=eta=0,0", "{run}"], "sweep must have each value once, got 'eta=0,0'"),
+        (
+            ["--sweep=eta=0,1", "--sweep=eta=1", "{run}"],
+            "--sweep must be given once, got it 2 times",
+        ),
+        (
+            ["--sweep=eta=0,1", "{run}", "--out={run}/new", "--eta=1"],
+            "--eta must be left out with --sweep=eta=0,1, got both",
+        ),
+        (
+            ["--sweep=num_steps=4,5000", "{run}", "--out={run}/new"],
+            "num_steps must be in 2 .. 1000, got '5000'",
+        ),
     ],
 )
 def test_wrong_use_is_one_line(refuse, tmp_path, args, message):
     random_run.save(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
     assert message in refuse(evaluate, *(arg.format(run=tmp_path) for arg in args))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_sweep_without_inception_is_over_runs_of_the_same_data(refuse, tmp_path):
+    random_run.save(tmp_path / "a")
+    random_run.save(tmp_path / "b")
+    data = random_run.CONFIG["data"]
+    random_run.save(tmp_path / "c", random_run.CONFIG | {"data": data | {"classes": [0, 1]}})
+    flags = ["--sweep=cfg_scale=1,2", f"--out={tmp_path}/new"]
+    line = refuse(evaluate, *flags, tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    assert f"must be over runs of the same data, got {tmp_path}/a and {tmp_path}/c" in line
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_model_of_latents_needs_an_autoencoder(refuse, tmp_path):

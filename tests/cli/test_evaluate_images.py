@@ -224,11 +224,28 @@ def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
         ),
         (
             ["{samples}", "{out}", "--num_samples=5", "--inception={inception}"],
-            "--num_samples must be a whole number of at least 6, got 5",
+            "--num_samples must be a whole number in 6 .. 10000000, got 5",
         ),
+        (
+            ["{folder}", "{folder}", "--inception={inception}", "--reference={small}"],
+            "out must not be a run, a checkpoint or the images, got ",
+        ),
+        (["{samples}", "{out}", "--cfg_scale=2"], "cfg_scale must not be given for images that"),
         (["--compare", "{samples}"], "--compare takes two receipts or more, got 1"),
         (["--compare", "{samples}", "{out}"], "samples.npz"),
         (["--repeat={out}", "x"], "a receipt must be a file that dit-evaluate wrote, got"),
+        (
+            ["{out}/data", "r.npz", "--make_reference", "--size=8", "--inception={inception}"],
+            "checkpoint must exist, got ",
+        ),
+        (
+            ["{folder}", "r.npz", "--make_reference", "--size=8", "--inception={inception}"],
+            "dataset must be a directory written by dit-prepare or tensorflow-datasets, got",
+        ),
+        (
+            ["{data}", "{small}", "--make_reference", "--size=8", "--inception={inception}"],
+            "out must be new or what --make_reference wrote, got ",
+        ),
         (["{samples}", "--make_reference"], "--out must be given with --make_reference"),
         (["--sweep=cfg_scale", "{samples}"], "sweep must be OPTION=VALUE,VALUE,..., got"),
         (["--sweep=cfg_scale=1,2", "{samples}"], "--out must be given with --sweep"),
@@ -241,6 +258,12 @@ def test_wrong_use_is_one_line(refuse, files, inception_path, tmp_path, words, m
     samples, reference = files
     small = np.zeros((8, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "small.npz", small)
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(small):
+        Image.fromarray(image).save(tmp_path / f"folder/{i}.png")
+    if "{data}" in words:
+        pictures.draw(tmp_path / "tree", num_classes=2, per_class=4)
+        prepare.write(tmp_path / "data", "train", imagefolder.scan(tmp_path / "tree"), num_shards=1)
     np.savez(tmp_path / "no_moments.npz", mu=np.zeros(2048))
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}, 1]), sigma=np.array([{}, 1]))
     places = {
@@ -248,6 +271,8 @@ def test_wrong_use_is_one_line(refuse, files, inception_path, tmp_path, words, m
         "ref": reference,
         "inception": inception_path,
         "out": tmp_path / "out",
+        "folder": tmp_path / "folder",
+        "data": tmp_path / "data",
     }
     places |= {name: tmp_path / f"{name}.npz" for name in ("small", "no_moments", "pickle")}
     assert message in refuse(evaluate, *(word.format(**places) for word in words))

@@ -3,7 +3,7 @@ import pytest
 from testdata import evaluation
 
 from dit_jax.errors import UserError
-from dit_jax.evals import judge, scores
+from dit_jax.evals import judge, kernel, scores
 
 
 class Network:
@@ -77,6 +77,16 @@ def test_too_few_samples_are_one_line(found, reference):
     few = {name: x[:5] for name, x in found.items()}
     with pytest.raises(UserError, match="samples must be at least 6 to be judged, got 5"):
         judge.judge(few, reference, Network())
+    with pytest.raises(UserError, match="num_samples must be at least 5015 for fid_inf.*, got 500"):
+        judge.judge(found, reference, Network(), at_infinity=True)
+
+
+def test_many_samples_have_a_kid_against_few_images(found, reference, monkeypatch):
+    monkeypatch.setattr(judge, "MANY", 400)
+    images = reference.images[:50]
+    results = judge.judge(found, reference._replace(images=images), Network(), resamples=0)
+    expected = kernel.distance(found["pool"], images)
+    assert results["KID of 100 subsets"].value == pytest.approx(expected, abs=0.02)
 
 
 def test_sorted_images_are_seen():

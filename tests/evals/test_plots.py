@@ -66,6 +66,16 @@ def test_a_score_that_is_good_if_high_has_its_best_at_the_top(tmp_path, drawn):
     assert texts(drawn[0].axes[0])[0] == "6.00"
 
 
+def test_the_best_score_at_the_first_value_is_written_beside_the_axis(tmp_path, drawn):
+    given = entries("cfg_scale", [1.0, 2.0, 3.0], runs=("a",))
+    for value, entry in zip((0.196, 0.95, 2.12), given, strict=True):
+        entry["receipt"]["scores"][FID]["value"] = value
+    plots.sweep(tmp_path / "a.png", given, field="cfg_scale", score=FID)
+    axes = drawn[0].axes[0]
+    assert texts(axes) == ["0.196", "a"]
+    assert drawing.box_of(axes.texts[0]).x0 > axes.bbox.x0
+
+
 def test_a_sweep_of_steps_is_logarithmic_and_one_of_words_has_no_lines(tmp_path, drawn):
     values = ["ddim16", "ddim64", "ddim256"]
     plots.sweep(tmp_path / "a.png", entries("num_steps", values), field="num_steps", score=FID)
@@ -170,3 +180,12 @@ def test_the_losses_of_runs_without_their_first_fall(tmp_path, drawn):
     check_file(tmp_path / "a.png")
     axes = drawn[0].axes[0]
     assert sorted(texts(axes)) == sorted(PAPER) and axes.get_ylim()[1] < 1
+
+
+def test_names_of_runs_with_few_late_scores_stay_in_their_panel(tmp_path, drawn):
+    models = zip(("S/8", "S/4", "B/8", "B/4"), (40, 30, 20, 10), strict=True)
+    runs = [run(name, gflops=1, value=value, steps=(500, 1000)) for name, value in models]
+    plots.training(tmp_path / "a.png", runs, score=FID)
+    for axes in drawn[0].axes:
+        assert axes.get_xlim()[0] == 0
+        assert all(drawing.box_of(text).x1 <= axes.bbox.x1 for text in axes.texts)

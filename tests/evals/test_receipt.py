@@ -42,6 +42,39 @@ def test_other_files_are_one_line(tmp_path):
         receipt.read(tmp_path / "y.json")
 
 
+@pytest.mark.parametrize(
+    "topic, value, message",
+    [
+        ("arguments", "x", "arguments of a receipt must be an object, got 'x' in"),
+        ("arguments", [1], "arguments of a receipt must be an object, got [1] in"),
+        ("samples", None, "samples of a receipt must be an object, got None in"),
+        ("scores", [1, 2], "scores of a receipt must be an object, got [1, 2] in"),
+        ("features", None, "features of a receipt must be an object, got None in"),
+        ("scores", {"FID": 2.27}, "FID of a receipt must have a number as value, got 2.27:"),
+        ("scores", {"FID": {"value": "low"}}, "FID of a receipt must have a number as value, got"),
+        ("scores", {"FID": {}}, "FID of a receipt must have a number as value, got {}:"),
+        ("scores", {"FID": {"value": 2, "deviation": "x"}}, "FID of a receipt must have a number"),
+    ],
+)
+def test_damaged_receipts_are_one_line(other, tmp_path, topic, value, message):
+    receipt.write(tmp_path / "receipt.json", other | {topic: value})
+    with pytest.raises(UserError) as error:
+        receipt.read(tmp_path)
+    assert message in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_score_without_a_deviation_can_be_compared(other):
+    other["scores"] = {"FID-50K": {"value": 2.5}}
+    assert receipt.compare({"a": other}).splitlines()[1].split() == ["FID-50K", "2.5"]
+
+
+def test_long_paths_show_their_ends(other):
+    paths = [f"/home/someone/runs/scaling/Ti-4/checkpoints/{step}" for step in (500, 1000)]
+    receipts = [other | {"samples": {"path": path}} for path in paths]
+    line = receipt.compare(dict(zip("ab", receipts, strict=True))).splitlines()[-1]
+    assert line.split() == ["samples.path", ".../Ti-4/checkpoints/500", "...Ti-4/checkpoints/1000"]
+
+
 def test_compared_receipts_show_scores_and_what_differs(other):
     other["samples"]["sampling"]["cfg_scale"] = 1.0
     other["scores"] = {"FID-10K": {"value": 9.6, "deviation": None}}

@@ -61,13 +61,14 @@ def test_what_is_no_npz_of_images_is_one_line(tmp_path):
         "grey": ((IMAGES[..., 0],), "must be uint8 (N, H, W, 3), got uint8 (7, 4, 6)"),
         "pickle": ((np.array([{}, {}]),), "must be uint8 (N, H, W, 3), got object (2,)"),
         "fortran": ((np.asfortranarray(IMAGES),), "got uint8 (7, 4, 6, 3) in Fortran order"),
-        "empty": ((IMAGES[:0],), "must have at least 1 image, got none"),
+        "empty": ((IMAGES[:0],), "must have at least 1 image, got (0, 4, 6, 3)"),
+        "flat": ((IMAGES[:, :0],), "must have at least 1 image, got (7, 0, 6, 3)"),
     }
     for name, (arrays, message) in cases.items():
         with pytest.raises(UserError) as error:
             samples.open_images(save(tmp_path / f"{name}.npz", *arrays))
         assert message in str(error.value)
-    with pytest.raises(UserError, match="must hold images as arr_0, got images, labels"):
+    with pytest.raises(UserError, match=r"x\.npz must hold images as arr_0, got images, labels$"):
         samples.open_images(save(tmp_path / "x.npz", images=IMAGES, labels=IMAGES))
     (tmp_path / "text.npz").write_text("text")
     with pytest.raises(UserError, match=r"text\.npz must be a whole \.npz, got: File is not a zip"):
@@ -91,3 +92,47 @@ def test_other_paths_are_one_line(tmp_path):
     for name in ("nothing", "nothing.npz"):
         with pytest.raises(UserError, match=f"or an .npz that exists, got .*/{name}"):
             samples.open_images(tmp_path / name)
+
+
+def test_sizes_of_a_folder_are_checked_without_decoding(folder, monkeypatch):
+    samples.open_images(folder).check_sizes()
+    Image.new("RGB", (5, 4)).save(folder / "b/6.png")
+    opened = samples.open_images(folder)
+    decoded = []
+    decode = opened._decode
+    monkeypatch.setattr(opened, "_decode", lambda file: decoded.append(file.name) or decode(file))
+    with pytest.raises(UserError, match=r"must have one size, got 6 x 4 in 0.png and 5 x 4 in b/6"):
+        opened.check_sizes()
+    assert decoded == ["6.png"]
+    (folder / "b/6.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b/6\.png: image must be a whole image file"):
+        opened.check_sizes()
+
+
+def test_photographs_on_their_side_have_one_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.new("RGB", (4, 6)).save(tmp_path / "a.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "b.png", exif=exif)
+    opened = samples.open_images(tmp_path)
+    opened.check_sizes()
+    assert opened.read(0, 2).shape == (2, 6, 4, 3)
+
+
+def test_a_reference_has_moments_or_enough_images_of_one_shape(tmp_path):
+    good = save(tmp_path / "good.npz", IMAGES)
+    assert len(samples.open_reference(good, (4, 6, 3))) == 7
+    moments = save(tmp_path / "moments.npz", mu=np.zeros(3), sigma=np.eye(3))
+    assert samples.open_reference(moments, (4, 6, 3)) is None
+    few, mu = save(tmp_path / "few.npz", IMAGES[:5]), save(tmp_path / "mu.npz", mu=np.zeros(3))
+    (tmp_path / "text.npz").write_text("text")
+    for path, shape, message in (
+        (good, (8, 8, 3), "reference must have images of 8 x 8, got 4 x 6 in"),
+        (few, (4, 6, 3), "reference must have at least 6 images, got 5: "),
+        (mu, (4, 6, 3), "reference must have mu and sigma, or images as arr_0, got"),
+        (tmp_path / "text.npz", (4, 6, 3), "text.npz must be a whole .npz, got: File is not a zip"),
+        (tmp_path / "no.npz", (4, 6, 3), "reference must be an .npz of ADM's format that exists"),
+    ):
+        with pytest.raises(UserError) as error:
+            samples.open_reference(path, shape)
+        assert message in str(error.value)

@@ -86,6 +86,13 @@ def test_scores_by_another_network_or_reference_cannot_be_compared(name):
         scaling.check_comparable([receipt(), other])
 
 
+def test_what_differs_in_a_network_is_shown():
+    same = {f"field_{i}": i for i in range(9)}
+    receipts = [receipt() | {"network": same | {"seed": seed}} for seed in (0, 5)]
+    with pytest.raises(UserError, match=r"same network, got {'seed': 0} of .* {'seed': 5} of"):
+        scaling.check_comparable(receipts)
+
+
 def test_what_a_sweep_varies_and_the_seed_may_differ():
     sampling = receipt()["samples"]["sampling"] | {"cfg_scale": 4.0}
     receipts = [receipt(), receipt(sampling=sampling, step=7, seed=3)]

@@ -105,6 +105,7 @@ def test_no_covariance_is_refused():
     for covariance, message in (
         (np.eye(2), r"covariance must be of the 3 features of the mean, got \(2, 2\)"),
         (eye * np.nan, "mean and covariance must be finite, got NaN or infinity"),
+        (np.tri(3), "covariance must be symmetric, got one that is not"),
         (np.diag([1.0, 1.0, -0.1]), "covariance must have no negative eigenvalue, got -0.1"),
     ):
         with pytest.raises(UserError, match=message):

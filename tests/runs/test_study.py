@@ -118,6 +118,20 @@ def test_another_score_can_be_asked_for(workdir):
             "S-8/scores/1000/receipt.json must be a receipt of a checkpoint, got one without model",
         ),
         (
+            lambda path: write(path / "S-8/scores/1000/receipt.json", receipt(step=None)),
+            "receipt.json must be a receipt of a checkpoint, got one without samples.step",
+        ),
+        (
+            lambda path: write(
+                path / "S-8/scores/1000/receipt.json", receipt() | {"model": {"gflops": "few"}}
+            ),
+            "receipt.json must be a receipt of a checkpoint, got one without model.gflops",
+        ),
+        (
+            lambda path: write(path / "S-8/scores/1000/receipt.json", receipt(value="low")),
+            "FID-50K .* of a receipt must have a number as value, got .*S-8/scores/1000/receipt",
+        ),
+        (
             lambda path: write(path / "S-8/scores/1000/receipt.json", receipt(count=10)),
             "receipts must have the same count, got ",
         ),
