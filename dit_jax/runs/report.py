@@ -11,6 +11,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.machine import disk, prng, words
 from dit_jax.models import dit
 from dit_jax.runs import charts, gallery, history, page, summary
+from dit_jax.sampling import fields
 
 FILE = "report.html"
 COST = (
@@ -220,7 +221,7 @@ def _classes(run):
     if not run.settings:
         return ""
     count = min(run.settings.run.num_samples, run.settings.model.num_classes)
-    names = run.meta.get("class_names") or [str(label) for label in range(count)]
+    names = fields.class_names(run.meta) or [str(label) for label in range(count)]
     more = f", ... ({words.count(count, 'class', 'classes')})" if count > 20 else ""
     return f"Always the same noise. Classes, in turn: {', '.join(names[: min(count, 20)])}{more}"
 
