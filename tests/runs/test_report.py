@@ -13,6 +13,7 @@ import written_run
 from plotly import offline
 
 from dit_jax.errors import UserError
+from dit_jax.machine import disk
 from dit_jax.runs import page, report
 
 MB = 1_000_000
@@ -82,7 +83,7 @@ def test_the_page_has_every_part_of_a_run(run):
         *(
             "Frechet distance (classifier features)",
             "7.25\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.5",
-            "evaluation/receipt.json",
+            "evaluation/ receipt.json",
         ),
         *("ddim ddim25 guidance 1", "held-out images", "1.5"),
         *("resumed from step 40 on 2 x cpu; 3 steps after it had been lost", "Saved steps: 100."),
@@ -148,6 +149,29 @@ def test_runs_are_compared_by_the_fields_in_which_they_differ(run, tmp_path):
     names = [each["name"] for each in figures[0]["data"] if each.get("showlegend", True)]
     assert names == ["run", "other"]
     assert "stopped at step 20" in found.text
+
+
+def test_judgments_of_digits_are_beside_those_of_real_digits(tmp_path):
+    run = written_run.write(tmp_path / "run")
+    judgments = {"agreement": 0.987, "agreement_by_label": [0.9, 1.0], "classifier_accuracy": 0.99}
+    (run / "judgments.json").write_text(json.dumps({"step": 100, "judgments": judgments}))
+    text = write(run).text
+    assert "step 100, by judgments.json score samples real digits" in text
+    assert "agreement with the label 0.987 0.99" in text and "must have" not in text
+    assert "0.987 agreement with the label at step 100" in text  # the best score
+
+
+def test_a_run_that_is_being_written_is_reported_as_it_is(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 110, "loss": 0.')
+    with (run / "history.jsonl").open("a") as file:
+        resumed = {"time": "2026-11-28T09:00:00+00:00", "event": "resumed", "step": 100}
+        file.write(json.dumps(resumed) + '\n{"time": "2026')
+    (run / "checkpoints" / "110.orbax-checkpoint-tmp").mkdir()
+    with disk.locked(run, "workdir"):
+        found = write(run)
+    assert "running state 100 of 100 step" in found.text and "Saved steps: 100." in found.text
+    assert not [attrs for _, attrs in found.elements if attrs.get("class") == "problem"]
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
