@@ -7,7 +7,6 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-import random_run
 import receipts
 import written_run
 from plotly import offline
@@ -66,7 +65,7 @@ def run(tmp_path):
         {"event": "finished", "step": 100},
     ]
     path = written_run.write(tmp_path / "run", events=events, frechet_distance=2.5, kid=0.1)
-    random_run.save(path, step=100, class_names=["zero", *"123456789"])
+    written_run.saved(path, 100, class_names=["zero", *"123456789"])
     written_run.samples(path, 50, 100)
     (path / "damaged" / "80").mkdir(parents=True)
     receipt = receipts.receipt(value=7.25, deviation=0.5, step=100)
@@ -133,7 +132,7 @@ def test_runs_are_compared_by_the_fields_in_which_they_differ(run, tmp_path):
     config = written_run.CONFIG | {"train": {"batch_size": 64}, "seed": 7}
     other = written_run.write(tmp_path / "other", [10, 20], config=config)
     found = write(run, other)
-    text = found.text.partition("How the runs differ")[2].partition("Configuration")[0]
+    text = found.text.partition("How the runs differ")[2].partition("Samples")[0]
     assert text.split() == [
         "field",
         "run",
@@ -212,7 +211,7 @@ def test_a_damaged_meta_is_a_line(run):
 
 def test_rollbacks_of_a_run_without_history_come_from_its_checkpoint(tmp_path):
     path = written_run.write(tmp_path / "run")
-    random_run.save(path, step=100, rollbacks=[[70, 60]])
+    written_run.saved(path, 100, rollbacks=[[70, 60]])
     text = write(path).text
     assert "diverged at step 70 and went back to step 60, skipping 10 batches" in text
     assert "Starts and resumes were not recorded by the version that trained it." in text
@@ -228,7 +227,7 @@ def test_text_of_a_run_is_escaped(tmp_path):
 
 def test_a_run_of_2000_logged_steps_with_large_samples_is_below_3_mb_and_fast(tmp_path):
     path = written_run.write(tmp_path / "run", range(1, 2001), mfu=0.4, frechet_distance=2.5, kid=1)
-    written_run.samples(path, *range(100, 2001, 100), size=(600, 600))
+    written_run.samples(path, *range(100, 2001, 100), size=(400, 400))
     assert len(page._plotly()) < 2.1 * MB
     report.refresh(path)
     assert 2 * MB < (path / "report.html").stat().st_size < 3 * MB
