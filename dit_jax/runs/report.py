@@ -90,7 +90,7 @@ def _facts(run):
     if cost := run.cost:
         facts["model FLOPs"] = _power(cost.flops)
         if cost.device_hours is None:
-            facts["time, of unknown devices"] = _time(cost.hours)
+            facts["time of the steps"] = _time(cost.hours)
         else:
             facts["device time"] = _time(cost.device_hours)
     return facts
