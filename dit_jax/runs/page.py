@@ -56,7 +56,7 @@ figure img { max-width: 100%; height: auto; image-rendering: auto; border-radius
 summary { cursor: pointer; margin: 8px 0; }
 @media (max-width: 500px) { body { padding: 10px; font-size: 14px; } h1 { font-size: 20px; }
   .tiles { grid-template-columns: 1fr 1fr; } .tile b { font-size: 16px; }
-  th, td { padding-right: 10px; } }
+  table { font-size: 13px; } th, td { padding-right: 8px; } }
 """
 DRAW = """
 async function draw() {

@@ -124,16 +124,17 @@ def _marked(runs):
 
 def _overview(runs):
     facts = [_facts(run) for run in runs]
+    costs = page.paragraph(COST, "small") if any(run.cost for run in runs) else ""
     if len(runs) == 1:
         if best := runs[0].best:
             facts[0][f"{best.name} at step {best.step:,}"] = best.value
-        return page.tiles(facts[0]) + page.paragraph(COST, "small")
+        return page.tiles(facts[0]) + costs
     names = [*dict.fromkeys(name for each in facts for name in each), "best score"]
     facts = [each | {"best score": run.best} for each, run in zip(facts, runs, strict=True)]
     rows = [
         [name, *(page.Html(page.cell_text(each.get(name))) for each in facts)] for name in names
     ]
-    return page.table(["", *_marked(runs)], rows) + page.paragraph(COST, "small")
+    return page.table(["", *_marked(runs)], rows) + costs
 
 
 def _curves(figures, runs):
