@@ -111,7 +111,7 @@ def test_a_card_lists_some_of_many_classes():
 def test_a_card_of_imagenet_says_so():
     meta = {"class_names": list(imagenet.names())}
     _, sections = parse(converted(LATENTS, "latents", meta=meta))
-    assert "1,000 classes, those of ImageNet: `tench`, `goldfish`, " in sections[""]
+    assert "1000 classes, those of ImageNet: `tench`, `goldfish`, " in sections[""]
     assert "and 970 more" in sections[""] and "no names" not in sections["What is not known"]
 
 
