@@ -5,6 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from dit_jax.checkpoint import peek
 from dit_jax.runs import history
 
 CONFIG = {
@@ -42,12 +43,13 @@ def record(step):
     }
 
 
-def saved(path, *steps):
-    """Makes folders of steps that look complete, without arrays."""
+def saved(path, *steps, **meta):
+    """Makes folders of steps that look complete, without arrays; meta: what each says of itself."""
     for step in steps:
         folder = path / "checkpoints" / str(step)
-        folder.mkdir(parents=True)
+        (folder / peek.FILE).parent.mkdir(parents=True)
         (folder / "_CHECKPOINT_METADATA").write_text("{}")
+        (folder / peek.FILE).write_text(json.dumps(meta))
 
 
 def samples(path, *steps, size=(40, 20)):

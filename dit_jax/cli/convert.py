@@ -1,6 +1,6 @@
 """Converts DiT checkpoints between JAX, the official PyTorch code and diffusers, and checks them.
 
-    dit-convert from-torch DiT-XL-2-256x256.pt runs/xl2        official .pt or .safetensors
+    dit-convert from-torch DiT-XL-2-256x256.pt runs/xl2 --class_names=imagenet   official file
     dit-convert to-torch runs/xl2 xl2.pt                       for the official sample.py --ckpt
     dit-convert to-torch runs/digits digits_torch --bundle     a folder that samples in PyTorch
     dit-convert from-diffusers DiT-XL-2-256 runs/xl2           a folder of diffusers' DiTPipeline
@@ -29,14 +29,15 @@ from dit_jax.errors import UserError
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
 CARD_FLAGS = ("scores", "license", "dataset")
+IMAGENET = "imagenet"  # --class_names without a file
 LICENCE = "[a-z0-9.+-]+"  # identifiers of the hub
 COMMANDS = {  # name: (arguments, allowed flags); convert/commands.py has their functions
     "from-torch": (
         ("FILE", "OUT"),
-        ("overwrite", "weights", *SHAPE_FLAGS, "space", "schedule", "prediction"),
+        ("overwrite", "weights", *SHAPE_FLAGS, "space", "schedule", "prediction", "class_names"),
     ),
     "to-torch": (("CHECKPOINT", "OUT"), ("overwrite", "weights", "bundle")),
-    "from-diffusers": (("DIR", "OUT"), ("overwrite", "space")),
+    "from-diffusers": (("DIR", "OUT"), ("overwrite", "space", "class_names")),
     "to-diffusers": (("CHECKPOINT", "OUTDIR"), ("overwrite", "weights", "vae")),
     "vae": (("DIR_OR_FILE", "OUT"), ("overwrite", "from_hub")),
     "inception": (("FILE", "OUT"), ("overwrite", "other_weights")),
@@ -106,6 +107,8 @@ def define(values):
         "from-torch: what the model predicts: velocity for SiT. Default: what the file says.",
         **options,
     )
+    text = "from-*: imagenet, or a text file with the name of label 0, 1, ... on its lines."
+    flags.DEFINE_string("class_names", None, text, **options)
     _define_sharing(options)
 
 
@@ -148,7 +151,8 @@ def check(values, *words):
         source = directory / str(step)
     else:
         source = None if values.from_hub else paths[0]
-    for argument, path in (arguments[0], source), ("vae", values.vae):
+    names = None if values.class_names == IMAGENET else values.class_names
+    for argument, path in (arguments[0], source), ("vae", values.vae), ("class_names", names):
         if path and name != "inception":  # which says where its file can be had
             command.check_exists(argument, path)
     if name != "inspect":
@@ -198,8 +202,8 @@ def _check_sharing(name, values, source, target):
 
 def main(values, name, *paths):
     paths = [str(command.expand(path)) for path in paths]
-    for flag in ("vae", "card"):
-        if values[flag].value:
+    for flag in ("vae", "card", "class_names"):
+        if values[flag].value and values[flag].value != IMAGENET:
             values[flag].value = str(command.expand(values[flag].value))
     from dit_jax.convert import commands, files
 

@@ -11,6 +11,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.convert import describe, files, parity, receipts, usage
 from dit_jax.machine import words
 from dit_jax.models import dit, flops
+from dit_jax.sampling import fields, imagenet
 
 TASK = "unconditional-image-generation"  # the hub has no task for images of a class
 TAGS = ["dit", "diffusion-transformer", "class-conditional", "image-generation", "jax", "pytorch"]
@@ -59,7 +60,7 @@ class Subject(NamedTuple):
 
     @property
     def class_names(self):
-        return self.meta.get("class_names", [])
+        return fields.class_names(self.meta)
 
     @property
     def training(self):
@@ -134,6 +135,8 @@ def _introduce(subject):
     pixels = subject.settings.data.space == "pixels"
     what = f"images of {shape} pixels" if pixels else f"latents of {shape}"
     names = f": {_list_names(subject.class_names)}" if subject.class_names else ""
+    if subject.class_names == imagenet.names():
+        names = f", those of ImageNet{names}"
     return (
         f"# {subject.name}\n\n"
         f"A Diffusion Transformer ([Peebles & Xie 2023](https://arxiv.org/abs/2212.09748)), "

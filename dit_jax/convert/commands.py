@@ -15,6 +15,7 @@ from absl import logging
 from dit_jax.checkpoint import store
 from dit_jax.convert import (
     bundle,
+    class_names,
     describe,
     diffusers_dit,
     files,
@@ -30,7 +31,7 @@ from dit_jax.convert import (
 from dit_jax.convert import card as cards
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
-from dit_jax.sampling import autoencoder, extractor
+from dit_jax.sampling import autoencoder, extractor, fields
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
 SETTING_FLAGS = ("space", "schedule", "prediction")
@@ -55,6 +56,7 @@ def from_torch(values, source, out):
         logging.info("reading %s, %.0f MB", source, size / 1e6)
         state_dict = files.read_state_dict(source, values.weights)
         model, settings, names = _read_settings(values, source, state_dict)
+        names |= class_names.read(values.class_names, model.num_classes)
         _write_native(temporary, state_dict, model, settings, out, **names)
         return _compare(
             parity.official(source, model, values.weights), parity.ours(temporary), model
@@ -67,7 +69,9 @@ def from_diffusers(values, source, out):
     def convert(temporary):
         state_dict, model, settings = diffusers_dit.read_folder(source, space=values.space)
         logging.info("not recorded in the folder: assuming %s (--space)", values.space)
-        _write_native(temporary, state_dict, model, settings, out)
+        names = class_names.of_pipeline(source, model.num_classes)
+        names |= class_names.read(values.class_names, model.num_classes)
+        _write_native(temporary, state_dict, model, settings, out, **names)
         sides = [parity.diffusers(source), parity.ours(temporary)]
         return _compare(*sides, model, plain=parity.diffusers(source, plain=True))
 
@@ -103,7 +107,8 @@ def to_diffusers(values, source, out):
     def convert(temporary):
         _, _, state_dict = _read_native(source, values.weights)
         logging.info("writing %s", out)
-        diffusers_dit.write_folder(temporary, state_dict, model, settings, vae)
+        names = fields.class_names(native.read_meta(source))
+        diffusers_dit.write_folder(temporary, state_dict, model, settings, vae, names)
         sides = [parity.ours(source, values.weights), parity.diffusers(temporary)]
         return _compare(*sides, model, plain=parity.diffusers(temporary, plain=True))
 
@@ -242,9 +247,10 @@ def _read_settings(values, source, state_dict):
     predicts = values.prediction or found
     logging.info(
         "not recorded in the weights: assuming %d heads (--num_heads), %d classes%s "
-        "(--num_classes), %s (--space), a %s schedule (--schedule), %s prediction (--prediction)",
+        "(--num_classes), %s (--space), a %s schedule (--schedule), %s prediction (--prediction), "
+        "class names: %s (--class_names)",
         *(model.num_heads, model.num_classes, " and a null label" if model.null_label else ""),
-        *(values.space, values.schedule, predicts),
+        *(values.space, values.schedule, predicts, values.class_names or "none"),
     )
     if predicts == "velocity":
         logging.warning(
@@ -287,7 +293,7 @@ def _read_subject(values, source, repository):
 
 def _write_bundle(folder, source, weights, out):
     """Writes a bundle of a dit_jax checkpoint; returns the report. out: for the message."""
-    names = native.read_meta(source).get("class_names", ())
+    names = fields.class_names(native.read_meta(source))
     model, settings, state_dict = _read_native(source, weights)
     logging.info("writing %s", out)
     bundle.write(folder, state_dict, model, settings, names)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dit_jax.convert import files, native, torch_dit, torch_vae
+from dit_jax.convert import class_names, files, native, torch_dit, torch_vae
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.models import dit, layers
@@ -142,8 +142,12 @@ def _pairs(depth):
                 yield (f"{s}.{kind}".replace("*", str(i)) for s in (official, name))
 
 
-def write_folder(path, state_dict, model, settings, vae=None):
-    """Writes a pipeline folder. vae: the folder of an AutoencoderKL to copy into it, or None."""
+def write_folder(path, state_dict, model, settings, vae=None, names=()):
+    """Writes a pipeline folder.
+
+    vae: the folder of an AutoencoderKL to copy into it, or None. names: the name of label 0, 1,
+    ...; () if the labels have none.
+    """
     path = Path(path)
     (path / "transformer").mkdir(parents=True)
     (path / "scheduler").mkdir()
@@ -153,9 +157,10 @@ def write_folder(path, state_dict, model, settings, vae=None):
     _write(path / "scheduler" / "scheduler_config.json", _scheduler_config(settings))
     if vae:
         shutil.copytree(vae, path / "vae")
+    texts = class_names.for_pipeline(names, model.num_classes)
     index = {
         "_class_name": "DiTPipeline",
-        "id2label": {str(i): str(i) for i in range(model.num_classes)},
+        "id2label": {str(i): text for i, text in enumerate(texts)},
         "scheduler": ["diffusers", "DDIMScheduler"],
         "transformer": ["diffusers", "DiTTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"] if vae else [None, None],

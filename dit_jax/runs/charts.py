@@ -19,6 +19,7 @@ RECORDED = {  # field of the record -> title, factor, whether its axis is logari
 }
 RAW, SMOOTHED = "mean since the last log", "smoothed"
 STEPS = {"tickformat": ",d", "ticklabeloverflow": "allow", "nticks": 6}
+APART = {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0, 0, 0, 0)"}  # labels from axes
 GRID, TEXT, EVENT = "#e6e6e6", "#333333", "#999999"
 
 
@@ -120,8 +121,8 @@ def _trace(name, steps, values, mode, index):
 
 def _figure(title, traces, runs, *, log):
     values = [y for trace in traces for y in trace["y"] if y is not None]
-    axis = {"gridcolor": GRID, "zeroline": False, "automargin": True}
-    y = {"rangemode": "tozero"}
+    axis = {"gridcolor": GRID, "zeroline": False, "automargin": True} | APART
+    y = {"rangemode": "tozero", "exponentformat": "none", "separatethousands": True}
     if log and values and min(values) > 0:
         ratio = max(values) / min(values)
         y = {"type": "log", "dtick": "D1" if ratio < 5 else "D2" if ratio < 300 else 1}

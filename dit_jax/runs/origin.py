@@ -18,6 +18,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk, prng
 from dit_jax.models import dit, transfer
 from dit_jax.runs import workdir as workdirs
+from dit_jax.sampling import fields, imagenet
 from dit_jax.train import state as states
 
 WEIGHTS = "ema"
@@ -98,8 +99,8 @@ def create_state(origin, settings, parts, class_names=()):
         )
     store.compare(directory / str(step), {WEIGHTS: params}, meta["digests"])
     before = settings_lib.read(meta["config"])
-    if class_names and "class_names" in meta:
-        rows = _match(meta["class_names"], class_names)
+    if class_names and (named := fields.class_names(meta)):
+        rows = _match(named, imagenet.named(class_names))
     else:
         classes = before.data.classes or range(source.num_classes)
         rows = _match(classes, settings.data.classes or range(parts.model.num_classes))

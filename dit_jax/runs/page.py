@@ -30,6 +30,7 @@ p { margin: 4px 0 8px; }
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 170px), 1fr)); }
 .tile { background: #f5f6f7; border-radius: 6px; padding: 8px 12px; }
 .tile b { display: block; font-size: 18px; overflow-wrap: anywhere; }
+.tile sup { line-height: 0; }
 .tile span { color: #666; font-size: 13px; }
 .charts { display: grid; gap: 16px 24px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
@@ -55,7 +56,7 @@ figure img { max-width: 100%; height: auto; image-rendering: auto; border-radius
 summary { cursor: pointer; margin: 8px 0; }
 @media (max-width: 500px) { body { padding: 10px; font-size: 14px; } h1 { font-size: 20px; }
   .tiles { grid-template-columns: 1fr 1fr; } .tile b { font-size: 16px; }
-  th, td { padding-right: 10px; } }
+  table { font-size: 13px; } th, td { padding-right: 8px; } }
 """
 DRAW = """
 async function draw() {

@@ -1,5 +1,6 @@
 """The report of one run or of several: one HTML file that explains them (`dit-report`)."""
 
+import datetime
 import functools
 import json
 from html import escape
@@ -8,9 +9,11 @@ import jax
 from absl import logging
 
 from dit_jax import settings as settings_lib
+from dit_jax.convert import receipts
 from dit_jax.machine import disk, prng, words
 from dit_jax.models import dit
 from dit_jax.runs import charts, gallery, history, page, summary
+from dit_jax.sampling import fields
 
 FILE = "report.html"
 COST = (
@@ -52,14 +55,17 @@ def render(runs, shown):
     """The HTML of a report of Summaries; shown: of `gallery.pictures`, for each run."""
     figures = charts.make(runs)
     title = ", ".join(run.name for run in runs)
+    now = datetime.datetime.now(datetime.UTC)
+    kind = "A training run" if len(runs) == 1 else f"{len(runs)} training runs"
     body = [
         f"<h1>{escape(title)}</h1>",
+        page.paragraph(f"{kind} of dit_jax, as of {now:%Y-%m-%d %H:%M} UTC", "small"),
         *(page.paragraph(text, "problem") for run in runs for text in _problems(run, len(runs))),
         _overview(runs),
+        *([_differences(runs)] if len(runs) > 1 else []),
+        page.section("Samples of the EMA", _samples(runs, shown)),
         page.section("Curves", _curves(figures, runs)),
         page.section("Scores", _scores(runs)),
-        page.section("Samples of the EMA", _samples(runs, shown)),
-        *([_differences(runs)] if len(runs) > 1 else []),
         _configuration(runs),
         page.section("History", *(_history(run, len(runs)) for run in runs)),
     ]
@@ -84,7 +90,7 @@ def _facts(run):
     if cost := run.cost:
         facts["model FLOPs"] = _power(cost.flops)
         if cost.device_hours is None:
-            facts["time, of unknown devices"] = _time(cost.hours)
+            facts["time of the steps"] = _time(cost.hours)
         else:
             facts["device time"] = _time(cost.device_hours)
     return facts
@@ -118,16 +124,17 @@ def _marked(runs):
 
 def _overview(runs):
     facts = [_facts(run) for run in runs]
+    costs = page.paragraph(COST, "small") if any(run.cost for run in runs) else ""
     if len(runs) == 1:
         if best := runs[0].best:
             facts[0][f"{best.name} at step {best.step:,}"] = best.value
-        return page.tiles(facts[0]) + page.paragraph(COST, "small")
+        return page.tiles(facts[0]) + costs
+    names = [*dict.fromkeys(name for each in facts for name in each), "best score"]
     facts = [each | {"best score": run.best} for each, run in zip(facts, runs, strict=True)]
-    names = dict.fromkeys(name for each in facts for name in each)
     rows = [
         [name, *(page.Html(page.cell_text(each.get(name))) for each in facts)] for name in names
     ]
-    return page.table(["", *_marked(runs)], rows) + page.paragraph(COST, "small")
+    return page.table(["", *_marked(runs)], rows) + costs
 
 
 def _curves(figures, runs):
@@ -146,10 +153,11 @@ def _curves(figures, runs):
 
 def _scores(runs):
     """A table of the receipts of all runs, and of the judgments of digits."""
-    receipts = [(run, file, each) for run in runs for file, each in run.receipts]
-    names = list(dict.fromkeys(name for _, _, each in receipts for name in each["scores"]))
+    found = [(run, path, each) for run in runs for path, each in run.receipts]
+    names = list(dict.fromkeys(name for _, _, each in found for name in each["scores"]))
     rows = []
-    for run, file, receipt in receipts:
+    for run, path, receipt in found:
+        file = page.Html(escape(path).replace("/", "/<wbr>"))  # where a line may break
         rows.append([*_origin(run, receipt), *(_score(receipt, name) for name in names), file])
         if held_out := receipt.get("held_out"):
             floors = (page.Html(page.cell_text(held_out.get(name))) for name in names)
@@ -157,7 +165,7 @@ def _scores(runs):
     header = ["run", "step", "samples", "sampling", *names, "receipt"]
     if len(runs) == 1:
         header, rows = header[1:], [row[1:] for row in rows]
-    judged = [_judgments(run) for run in runs if run.judgments.get("judgments")]
+    judged = [_judgments(run, len(runs)) for run in runs if run.judgments]
     return "\n".join([page.table(header, rows), *judged])
 
 
@@ -182,11 +190,14 @@ def _score(receipt, name):
     return f"{score['value']:.4g}{more}"
 
 
-def _judgments(run):
-    found = run.judgments
-    rows = [[name.replace("_", " "), value] for name, value in found["judgments"].items()]
-    title = f"{run.name}: judgments of step {found['step']:,}"
-    return page.paragraph(title, "small") + page.table(["", "judgments.json"], rows)
+def _judgments(run, count):
+    """A table of the judgments of digits of a run."""
+    scores = receipts.Receipt("judgments.json", run.judgments).scores
+    rows = [[score.name, score.value, score.real] for score in scores]
+    prefix = f"{run.name}, " if count > 1 else ""
+    title = f"{prefix}step {run.judgments['step']:,}, by judgments.json"
+    header = ["score", "samples", "real digits"]
+    return page.paragraph(title, "small") + page.table(header, rows)
 
 
 def _samples(runs, shown):
@@ -220,7 +231,7 @@ def _classes(run):
     if not run.settings:
         return ""
     count = min(run.settings.run.num_samples, run.settings.model.num_classes)
-    names = run.meta.get("class_names") or [str(label) for label in range(count)]
+    names = fields.class_names(run.meta) or [str(label) for label in range(count)]
     more = f", ... ({words.count(count, 'class', 'classes')})" if count > 20 else ""
     return f"Always the same noise. Classes, in turn: {', '.join(names[: min(count, 20)])}{more}"
 

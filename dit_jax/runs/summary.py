@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import peek, steps
+from dit_jax.convert import receipts
 from dit_jax.errors import UserError
 from dit_jax.evals import scaling
 from dit_jax.machine import disk
@@ -238,12 +239,12 @@ def _check(records, path):
 def _read_receipts(path, read_file):
     """[(path below the run, receipt)] of the receipts that can be read, by step."""
     found = sorted([*path.glob("*/receipt.json"), *path.glob("*/*/receipt.json")])
-    receipts = [
+    kept = [
         (str(file.relative_to(path)), read_file(lambda f=file: _read_receipt(f), None))
         for file in found
     ]
-    receipts = [each for each in receipts if each[1]]
-    return sorted(receipts, key=lambda each: (each[1]["samples"].get("step") or 0, each[0]))
+    kept = [each for each in kept if each[1]]
+    return sorted(kept, key=lambda each: (each[1]["samples"].get("step") or 0, each[0]))
 
 
 def _read_receipt(file):
@@ -262,7 +263,7 @@ def _read_judgments(file):
     found = disk.read_json(file)
     if found:
         try:
-            sum(found["judgments"].values(), found["step"])
+            sum((x.value for x in receipts.Receipt(file, found).scores), found["step"])
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} must have judgments of a step, got others") from error
     return found

@@ -33,13 +33,8 @@ def look(path):
 
 
 def class_names(meta):
-    """The names of label 0, 1, ... by the meta of a checkpoint; () if it has none.
-
-    A checkpoint of dit-convert has none of its own: with 1,000 classes they are ImageNet's.
-    """
-    is_converted = "run" not in meta["config"]
-    is_imagenet = is_converted and meta["model"]["num_classes"] == len(imagenet.names())
-    return tuple(meta.get("class_names", imagenet.names() if is_imagenet else ()))
+    """The names of label 0, 1, ... by the meta of a checkpoint; () if it has none."""
+    return imagenet.named(meta.get("class_names", ()))
 
 
 def read_sweep(text, name="sweep", kinds=SWEPT):

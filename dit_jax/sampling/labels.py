@@ -141,7 +141,7 @@ def _find(name, class_names):
     if not class_names:
         raise UserError(
             f"labels must be whole numbers separated by commas, got {name!r}: the classes of this "
-            "checkpoint have no names"
+            "checkpoint have no names; dit-convert gives it some with --class_names"
         )
     synonyms = imagenet.synonyms() if tuple(class_names) == imagenet.names() else {}
     found = synonyms.get(name, [])

@@ -16,12 +16,14 @@ import dit_jax
 from dit_jax.cli import convert, sample
 from dit_jax.convert import commands, files, native, torch_dit
 
+NAMES = list("abcdefghij")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Saves a run; returns its directory and its EMA."""
     path = tmp_path_factory.mktemp("run")
-    return path, random_run.save(path)[1]
+    return path, random_run.save(path, class_names=NAMES)[1]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,12 @@ def test_checkpoint_of_the_official_script_is_converted(call, tmp_path, run):
     tensors = torch.load(tmp_path / "a.pt")
     twice = {name: 2 * x if name != "pos_embed" else x for name, x in tensors.items()}
     torch.save({"model": twice, "ema": tensors, "opt": {}}, tmp_path / "x.pt")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    names = f"--class_names={tmp_path}/names.txt"
     convert_ok(call, "from-torch", tmp_path / "x.pt", tmp_path / "ema")
-    convert_ok(call, "from-torch", tmp_path / "x.pt", tmp_path / "model", "--weights=model")
+    convert_ok(call, "from-torch", tmp_path / "x.pt", tmp_path / "model", "--weights=model", names)
+    assert native.read_meta(tmp_path / "model")["class_names"] == NAMES
+    assert "class_names" not in native.read_meta(tmp_path / "ema")
     table = ("y_embedder", "embedding_table", "embedding")
     a, b = (dit_jax.load(tmp_path / name).params for name in ("ema", "model"))
     for name in table:
@@ -168,7 +174,9 @@ def test_round_trip_through_diffusers(call, tmp_path, run):
     assert "uncorrected diffusers: relative error" in out and "passed: relative error" in out
     out = convert_ok(call, "from-diffusers", tmp_path / "pipeline", tmp_path / "back")
     assert "passed: relative error" in out
-    jax.tree.map(np.testing.assert_array_equal, dit_jax.load(tmp_path / "back").params, ema)
+    back = dit_jax.load(tmp_path / "back")
+    jax.tree.map(np.testing.assert_array_equal, back.params, ema)
+    assert back.class_names == tuple(NAMES)
     report = json.loads((tmp_path / "back" / "parity.json").read_text())
     assert report["plain_diffusers"] > 1e-3 and report["passed"]
 
@@ -255,7 +263,7 @@ def test_guessed_settings_are_logged(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(commands.logging, "info", lambda text, *args: lines.append(args))
     convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     convert_ok(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
-    assert (8, 10, " and a null label", "latents", "linear", "noise") in lines
+    assert (8, 10, " and a null label", "latents", "linear", "noise", "none") in lines
     assert dit_jax.load(tmp_path / "back").config.num_heads == 8
 
 
@@ -314,6 +322,15 @@ def test_without_pytorch_the_check_is_skipped_with_a_message(call, tmp_path, run
             ["from-torch", "{run}/nan.pt", "{out}", "--vae=x"],
             "from-torch takes --overwrite, --weigh",
         ),
+        (
+            ["from-torch", "{run}/nan.pt", "{out}", "--class_names=imagenet"],
+            "class_names must have 10 names, one for each class, got 1,000 in imagenet",
+        ),
+        (
+            ["from-torch", "{run}/nan.pt", "{out}", "--class_names=/nowhere.txt"],
+            "class_names must exist, got /nowhere.txt",
+        ),
+        (["to-torch", "{run}", "{out}.pt", "--class_names=imagenet"], "got --class_names"),
         (["from-torch", "{run}/other.pt", "{out}"], "must have the names of a DiT: missing"),
         (["from-torch", "{run}/other.pt", "{run}/empty"], "output must not exist unless --over"),
         (["from-torch", "{run}/text.txt", "{out}"], "file must end with .pt, .pth, .bin, .ckpt"),

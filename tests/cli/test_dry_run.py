@@ -15,7 +15,7 @@ SMALL = [*small_run.SMALL, "--config.train.accumulation_steps=1"]
 def test_a_dry_run_describes_the_run_and_writes_only_the_picture(call, tmp_path):
     workdir, picture = tmp_path / "run", tmp_path / "batch.png"
     flags = (f"--workdir={workdir}", "--dry_run", f"--picture={picture}")
-    code, out, _ = call(train, *SMALL, *flags)
+    code, out, _ = call(train, *small_run.SMALL, *flags)
     assert code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["batch.png"]
     lines = out.splitlines()

@@ -1,57 +1,20 @@
-"""dit-report and dit-runs, and the report that dit-train writes."""
+"""dit-report and dit-runs. test_train.py has the report of a resumed run."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
-import small_run
 import written_run
-from tensorboard.backend.event_processing import event_accumulator
 
-from dit_jax.cli import report, runs, train
-from dit_jax.runs import history
-
-TRAIN = (
-    *(option for option in small_run.SHORT if "run." not in option),
-    *("--config.run.log_every=1", "--config.run.checkpoint_every=4"),
-    *("--config.run.sample_every=4", "--config.run.num_samples=10"),
-    "--config.run.loggers=tensorboard",
-)
+from dit_jax.cli import report, runs
 
 
-def test_training_writes_a_report_at_every_save_a_history_and_events(call, tmp_path, monkeypatch):
-    run, states = tmp_path / "run", []
-    replace = report_lib_refresh(monkeypatch, states)
-    code, _, errors = call(train, *TRAIN, f"--workdir={run}", "--config.run.total_steps=6")
-    assert code == 0, errors
-    assert states == ["running", "running", "finished"]  # at steps 4 and 6, and at the end
-    text = (run / "report.html").read_text()
-    assert "6 of 6" in text and 'data-steps="[4, 6]"' in text
-    replace()
-    assert call(train, *TRAIN, f"--workdir={run}", "--config.run.total_steps=9")[0] == 0
-    events = [(each["event"], each["step"]) for each in history.read(run)]
-    assert events == [("started", 0), ("finished", 6), ("resumed", 6), ("finished", 9)]
-    text = (run / "report.html").read_text()
-    assert "resumed from step 6 on 8 x cpu" in text and 'data-steps="[4, 6, 8, 9]"' in text
-    events = event_accumulator.EventAccumulator(str(run / "tensorboard")).Reload()
-    assert [each.step for each in events.Scalars("loss")] == list(range(1, 10))
-    _, out, _ = call(runs, tmp_path)
-    assert out.splitlines()[1].split()[:4] == ["run", "Ti/4", "digits", "9/9"]
-
-
-def report_lib_refresh(monkeypatch, states):
-    """Notes the state of a run at each refresh, until the returned function is called."""
-    from dit_jax.runs import report as report_lib
-    from dit_jax.runs import summary
-
-    refresh = report_lib.refresh
-
-    def noted(workdir):
-        refresh(workdir)
-        states.append(summary.read(workdir).state)
-
-    monkeypatch.setattr(report_lib, "refresh", noted)
-    return lambda: monkeypatch.setattr(report_lib, "refresh", refresh)
+def test_a_run_has_a_report_with_its_samples_and_a_row(call, reference):
+    text = (reference / "report.html").read_text()
+    assert "60 of 60" in text and "<b>finished</b>" in text and 'data-steps="[30, 60]"' in text
+    _, out, _ = call(runs, reference.parent)
+    assert out.splitlines()[1].split()[:4] == ["reference", "Ti/4", "digits", "60/60"]
+    assert "finished" in out
 
 
 def test_a_report_of_one_run_is_in_it_and_of_several_here(call, tmp_path, caplog):

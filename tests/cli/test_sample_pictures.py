@@ -8,7 +8,7 @@ from PIL import Image
 import dit_jax
 from dit_jax.cli import sample
 from dit_jax.models import dit
-from dit_jax.sampling import pictures
+from dit_jax.sampling import imagenet, pictures
 
 HEIGHT = 64 + 8  # of a row: an image of 8 x 8 pixels, enlarged, and its line
 
@@ -56,29 +56,25 @@ def test_a_grid_has_a_row_for_each_value_and_a_column_for_each_label(call, tmp_p
 
 
 def test_interpolation_goes_from_class_to_class_with_the_same_noise(call, tmp_path, checkpoint):
-    usual = (checkpoint, "--interpolate=b,d", "--num_samples=5")
-    assert call(sample, *usual, f"--out={tmp_path}/x.npz")[0] == 0
+    path = ("--interpolate=b,d,e", "--batch_size=8", f"--out={tmp_path}/x.npz")
+    assert call(sample, checkpoint, *path)[0] == 0
     images = np.load(tmp_path / "x.npz")["arr_0"].astype(int)
-    assert len(images) == 5
-    ends = dit_jax.load(checkpoint).sample([1, 3], same_noise=True)
+    assert len(images) == 15  # with every class in it
+    classes = dit_jax.load(checkpoint).sample([1, 3, 4], same_noise=True, batch_size=8)
     # float32 sums may differ in the last bit, which rounding to a pixel can turn into 1
-    assert np.abs(images[[0, -1]] - ends).max() <= 1
-    assert len(np.unique(images, axis=0)) > 2
-    assert call(sample, *usual[:2], f"--out={tmp_path}/x.png")[0] == 0
+    assert np.abs(images[[0, 7, -1]] - classes).max() <= 1
+    assert len(np.unique(images, axis=0)) > 3
+    options = ("--interpolate=b,d", "--batch_size=8", f"--out={tmp_path}/x.png")
+    assert call(sample, checkpoint, *options)[0] == 0
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (8 * HEIGHT - 8, pictures.TITLE_HEIGHT + 64)
-    path = ("--interpolate=b,d,e", "--batch_size=8", f"--out={tmp_path}/y.npz")
-    assert call(sample, checkpoint, *path)[0] == 0
-    assert len(np.load(tmp_path / "y.npz")["arr_0"]) == 15  # with every class in it
 
 
-def test_a_converted_checkpoint_of_a_thousand_classes_has_the_names_of_imagenet(
+def test_classes_of_imagenet_are_sampled_by_name_and_other_thousands_are_not(
     call, refuse, tmp_path
 ):
-    model = random_run.MODEL | {"num_classes": 1000}
-    names = ("compute", "diffusion", "data", "sampling")
-    config = {name: random_run.CONFIG[name] for name in names}
-    random_run.save(tmp_path, config, model=dit.configure(**model))
+    model = dit.configure(**random_run.MODEL | {"num_classes": 1000})
+    random_run.save(tmp_path, model=model, class_names=imagenet.names())
     out = tmp_path / "x.png"
     assert call(sample, tmp_path, out, "--labels=golden retriever,otter,red panda")[0] == 0
     with Image.open(out) as image:
@@ -87,9 +83,9 @@ def test_a_converted_checkpoint_of_a_thousand_classes_has_the_names_of_imagenet(
     assert "got 'golden retreiver'; did you mean golden retriever" in line
     line = refuse(sample, tmp_path, out, "--labels=panda")
     assert "one class each, got 'panda': lesser panda and giant panda have it" in line
-    random_run.save(tmp_path / "run", config | {"run": {}}, model=dit.configure(**model))
-    line = refuse(sample, tmp_path / "run", out, "--labels=otter")  # of a run: any classes
-    assert "the classes of this checkpoint have no names" in line
+    random_run.save(tmp_path / "unnamed", model=model)
+    line = refuse(sample, tmp_path / "unnamed", out, "--labels=otter")
+    assert "this checkpoint have no names; dit-convert gives it some with --class_names" in line
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def test_what_is_pushed_comes_back_bit_for_bit(call, hub, tmp_path, run):
     assert call(verify, out)[0] == 0
 
 
+@pytest.mark.slow  # convert/test_bundle.py runs the code of a bundle's README, which is the same
 def test_the_commands_and_the_code_of_a_card_run(call, hub, tmp_path, run, unchecked):
     convert_ok(call, "push", run, NAME)
     card = hub.files(NAME)["README.md"].decode()

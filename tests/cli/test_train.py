@@ -22,11 +22,13 @@ from small_run import (
     wait_for,
     wait_for_step,
 )
+from tensorboard.backend.event_processing import event_accumulator
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps
 from dit_jax.cli import train
 from dit_jax.machine import disk
+from dit_jax.runs import history
 
 
 def test_a_run_writes_config_record_curve_samples_and_checkpoints(reference):
@@ -57,15 +59,27 @@ def test_resume_is_bit_identical_after_kills_at_random_moments(reference, tmp_pa
     "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_a_signal_saves_and_the_same_command_resumes_bit_identically(reference, tmp_path, signum):
-    process = start(tmp_path / "run")
+    logged = "--config.run.loggers=tensorboard"
+    process = start(tmp_path / "run", logged)
     wait_for_step(process, tmp_path / "run", 26)  # in the second epoch, between two saves
+    report = tmp_path / "run" / "report.html"
+    assert "<b>running</b>" in report.read_text()  # since the first save
     process.send_signal(signum)
     errors = finish(process, code=42)
     assert "which is saved: the same command resumes from there" in errors
     stopped = steps.latest(tmp_path / "run" / "checkpoints")
     assert 26 <= stopped < LAST
-    assert f"resuming {tmp_path}/run from step {stopped}" in finish(start(tmp_path / "run"))
+    assert f"<b>stopped at step {stopped}</b>" in report.read_text()
+    assert f"resuming {tmp_path}/run from step {stopped}" in finish(start(tmp_path / "run", logged))
     assert_same_end(tmp_path / "run", reference)
+    events = [(each["event"], each["step"]) for each in history.read(tmp_path / "run")]
+    assert events == [
+        *(("started", 0), ("stopped", stopped), ("resumed", stopped), ("finished", LAST))
+    ]
+    text = report.read_text()
+    assert f"resumed from step {stopped} on 1 x cpu" in text and "<b>finished</b>" in text
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [each.step for each in events.Scalars("loss")] == list(range(1, LAST + 1))
 
 
 def test_a_second_signal_ends_the_process_without_a_save(tmp_path):

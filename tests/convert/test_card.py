@@ -10,6 +10,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.cli import convert
 from dit_jax.convert import card, native, receipts
 from dit_jax.models import dit
+from dit_jax.sampling import imagenet
 
 MODEL = dit.configure(**random_run.MODEL)
 LATENTS = dit.configure(**random_run.MODEL | {"in_channels": 4, "num_classes": 1000})
@@ -104,6 +105,14 @@ def test_a_card_lists_some_of_many_classes():
     _, sections = parse(converted(LATENTS, "latents", meta=meta))
     assert "`name 29` and 970 more (`class_names` in `config.json`)" in sections[""]
     assert "`name 30`" not in sections[""]
+    assert "ImageNet" not in sections[""]  # another thousand
+
+
+def test_a_card_of_imagenet_says_so():
+    meta = {"class_names": list(imagenet.names())}
+    _, sections = parse(converted(LATENTS, "latents", meta=meta))
+    assert "1000 classes, those of ImageNet: `tench`, `goldfish`, " in sections[""]
+    assert "and 970 more" in sections[""] and "no names" not in sections["What is not known"]
 
 
 def test_scores_are_in_the_table_and_in_the_front_matter(tmp_path):

@@ -7,12 +7,12 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-import random_run
 import receipts
 import written_run
 from plotly import offline
 
 from dit_jax.errors import UserError
+from dit_jax.machine import disk
 from dit_jax.runs import page, report
 
 MB = 1_000_000
@@ -65,7 +65,7 @@ def run(tmp_path):
         {"event": "finished", "step": 100},
     ]
     path = written_run.write(tmp_path / "run", events=events, frechet_distance=2.5, kid=0.1)
-    random_run.save(path, step=100, class_names=["zero", *"123456789"])
+    written_run.saved(path, 100, class_names=["zero", *"123456789"])
     written_run.samples(path, 50, 100)
     (path / "damaged" / "80").mkdir(parents=True)
     receipt = receipts.receipt(value=7.25, deviation=0.5, step=100)
@@ -82,7 +82,7 @@ def test_the_page_has_every_part_of_a_run(run):
         *(
             "Frechet distance (classifier features)",
             "7.25\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.5",
-            "evaluation/receipt.json",
+            "evaluation/ receipt.json",
         ),
         *("ddim ddim25 guidance 1", "held-out images", "1.5"),
         *("resumed from step 40 on 2 x cpu; 3 steps after it had been lost", "Saved steps: 100."),
@@ -132,7 +132,7 @@ def test_runs_are_compared_by_the_fields_in_which_they_differ(run, tmp_path):
     config = written_run.CONFIG | {"train": {"batch_size": 64}, "seed": 7}
     other = written_run.write(tmp_path / "other", [10, 20], config=config)
     found = write(run, other)
-    text = found.text.partition("How the runs differ")[2].partition("Configuration")[0]
+    text = found.text.partition("How the runs differ")[2].partition("Samples")[0]
     assert text.split() == [
         "field",
         "run",
@@ -148,6 +148,29 @@ def test_runs_are_compared_by_the_fields_in_which_they_differ(run, tmp_path):
     names = [each["name"] for each in figures[0]["data"] if each.get("showlegend", True)]
     assert names == ["run", "other"]
     assert "stopped at step 20" in found.text
+
+
+def test_judgments_of_digits_are_beside_those_of_real_digits(tmp_path):
+    run = written_run.write(tmp_path / "run")
+    judgments = {"agreement": 0.987, "agreement_by_label": [0.9, 1.0], "classifier_accuracy": 0.99}
+    (run / "judgments.json").write_text(json.dumps({"step": 100, "judgments": judgments}))
+    text = write(run).text
+    assert "step 100, by judgments.json score samples real digits" in text
+    assert "agreement with the label 0.987 0.99" in text and "must have" not in text
+    assert "0.987 agreement with the label at step 100" in text  # the best score
+
+
+def test_a_run_that_is_being_written_is_reported_as_it_is(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 110, "loss": 0.')
+    with (run / "history.jsonl").open("a") as file:
+        resumed = {"time": "2026-11-28T09:00:00+00:00", "event": "resumed", "step": 100}
+        file.write(json.dumps(resumed) + '\n{"time": "2026')
+    (run / "checkpoints" / "110.orbax-checkpoint-tmp").mkdir()
+    with disk.locked(run, "workdir"):
+        found = write(run)
+    assert "running state 100 of 100 step" in found.text and "Saved steps: 100." in found.text
+    assert not [attrs for _, attrs in found.elements if attrs.get("class") == "problem"]
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
@@ -188,7 +211,7 @@ def test_a_damaged_meta_is_a_line(run):
 
 def test_rollbacks_of_a_run_without_history_come_from_its_checkpoint(tmp_path):
     path = written_run.write(tmp_path / "run")
-    random_run.save(path, step=100, rollbacks=[[70, 60]])
+    written_run.saved(path, 100, rollbacks=[[70, 60]])
     text = write(path).text
     assert "diverged at step 70 and went back to step 60, skipping 10 batches" in text
     assert "Starts and resumes were not recorded by the version that trained it." in text
@@ -204,7 +227,7 @@ def test_text_of_a_run_is_escaped(tmp_path):
 
 def test_a_run_of_2000_logged_steps_with_large_samples_is_below_3_mb_and_fast(tmp_path):
     path = written_run.write(tmp_path / "run", range(1, 2001), mfu=0.4, frechet_distance=2.5, kid=1)
-    written_run.samples(path, *range(100, 2001, 100), size=(600, 600))
+    written_run.samples(path, *range(100, 2001, 100), size=(400, 400))
     assert len(page._plotly()) < 2.1 * MB
     report.refresh(path)
     assert 2 * MB < (path / "report.html").stat().st_size < 3 * MB

@@ -58,11 +58,27 @@ def test_three_runs_are_overlaid_and_one_click_hides_one_of_them(tmp_path):
     assert after == {"steps": [50, 50, 50], "step": "step 50", "curves": 4}
 
 
+REQUESTS = """
+  const blocked = [];
+  const note = (reports) => blocked.push(...reports.map((each) => each.body.blockedURL));
+  new ReportingObserver(note, { types: ["csp-violation"], buffered: true }).observe();
+  await sleep(200);
+  const requests = performance.getEntriesByType("resource").map((each) => each.name);
+  const broken = [...document.images].filter((image) => !image.complete || !image.naturalWidth);
+"""
+
+
 @pytest.mark.parametrize("width", [1280, 500])
 def test_the_page_fits_the_window_and_requests_nothing(tmp_path, width):
-    script = f"""{DRAWN}
-      const requests = performance.getEntriesByType("resource").map((each) => each.name);
-      const broken = [...document.images].filter((image) => !image.complete || !image.naturalWidth);
-      return [innerWidth, document.documentElement.scrollWidth, requests, broken.length];
+    script = f"""{DRAWN} {REQUESTS}
+      return [innerWidth, document.documentElement.scrollWidth, requests, blocked, broken.length];
     """
-    assert browser.evaluate(write(tmp_path, *ENDS), script, width=width) == [width, width, [], 0]
+    found = browser.evaluate(write(tmp_path, *ENDS), script, width=width)
+    assert found == [width, width, [], [], 0]
+
+
+def test_a_request_would_be_blocked_and_seen(tmp_path):
+    page, address = write(tmp_path, "finished"), "http://127.0.0.1:9/x.png"
+    page.write_text(page.read_text().replace("</h1>", f'</h1><img src="{address}">'))
+    blocked, broken = browser.evaluate(page, f"{REQUESTS} return [blocked, broken.length];")
+    assert blocked == [address] and broken == 1

@@ -76,7 +76,7 @@ def test_a_run_without_a_step_has_no_cost_and_no_loss(tmp_path):
 
 def test_the_best_score_is_of_receipts_then_of_the_record_then_of_judgments(tmp_path):
     path = written_run.write(tmp_path / "run", [10])
-    judgments = {"step": 10, "judgments": {"agreement": 0.9}}
+    judgments = {"step": 10, "judgments": {"agreement": 0.9, "agreement_by_label": [0.8, 1.0]}}
     (path / "judgments.json").write_text(json.dumps(judgments))
     assert str(summary.read(path).best) == "agreement with the label: 0.9 at step 10"
     written_run.write(path, [10, 20], frechet_distance=3.25, kid=0.1)

@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import pytest
+import tensorflow_datasets as tfds
 
 from dit_jax.sampling import imagenet
 
@@ -33,3 +36,27 @@ def test_synonyms_lead_to_their_classes():
     synonyms = imagenet.synonyms()
     assert synonyms["red panda"] == [387] and synonyms["panda"] == [387, 388]
     assert synonyms["teddy bear"] == [850] and synonyms["Ailurus fulgens"] == [387]
+
+
+def test_the_names_of_the_folders_of_imagenet_are_ids_of_its_classes():
+    path = Path(tfds.__file__).parent / "datasets" / "imagenet2012" / "labels.txt"
+    ids = path.read_text().split()
+    assert imagenet.named(ids) == imagenet.names()
+    for others in (ids[1:], ids[::-1], ["cat", "dog"], []):
+        assert imagenet.named(others) == tuple(others)
+
+
+def test_texts_name_one_class_each():
+    texts = [text.split(", ") for text in imagenet.texts()]
+    assert tuple(row[0] for row in texts) == imagenet.names()
+    known = [name for row in texts for name in row]
+    assert len(known) == len(set(known))
+    assert texts[2][:2] == ["great white shark", "white shark"]
+    assert texts[638] == ["maillot"] and texts[639] == ["tank suit"]
+
+
+def test_other_classes_are_not_those_of_imagenet():
+    texts = [text.split(",") for text in imagenet.texts()]
+    assert imagenet.fit(texts)
+    assert not imagenet.fit(texts[:999])
+    assert not imagenet.fit([*texts[:999], ["unicorn"]])
