@@ -108,11 +108,12 @@ def _run(path, out, words):
     except CellExecutionError as error:
         print(error, file=sys.stderr)
         code = 1
-    nbformat.write(notebook, out / path.name)
-    for name, data in pictures(notebook).items():
-        (out / name).write_bytes(data)
-    for i, seconds in times(notebook).items():
-        print(f"cell {i:2d} {seconds:6.1f} s  {notebook.cells[i].source.splitlines()[0]}")
+    finally:  # also if it is stopped, or if the kernel dies
+        nbformat.write(notebook, out / path.name)
+        for name, data in pictures(notebook).items():
+            (out / name).write_bytes(data)
+        for i, seconds in times(notebook).items():
+            print(f"cell {i:2d} {seconds:6.1f} s  {notebook.cells[i].source.splitlines()[0]}")
     return code
 
 
