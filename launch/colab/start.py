@@ -20,6 +20,12 @@ from launch.colab.install import Failed
 DRIVE = Path("/content/drive")
 STOPPED = 42  # the exit code of a command that has saved what it did
 MENU = "On Colab: Runtime > Change runtime type > T4 GPU or v5e-1 TPU, then Run all."
+SHORT = (  # flags of dit-train with configs/digits.py, in a rehearsal
+    *("--config.model.size=Pi", "--config.run.total_steps=10", "--config.run.log_every=5"),
+    *("--config.train.batch_size=16", "--config.train.warmup_steps=0"),
+    *("--config.train.decay_steps=0", "--config.run.sample_every=5"),
+    *("--config.run.num_samples=20", "--config.sampling.num_steps=ddim10"),
+)
 OFFER = (
     "Run this cell again to go on, or tick SMOKE in the first cell to rehearse with small random "
     "weights"
@@ -44,7 +50,7 @@ def begin(keep_files="on this machine", *, smoke=False):
     device = look()
     print(f"Files are kept in {runs}.")
     if smoke:
-        print("SMOKE: a rehearsal. The weights are random, so the pictures show noise.")
+        print("SMOKE: a rehearsal. The models are random or hardly trained, so they draw noise.")
     return smoke, runs, device
 
 
