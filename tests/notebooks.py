@@ -58,7 +58,7 @@ def _set_field(cell, name, value):
 
 def texts(cell):
     """What a cell printed, as one text."""
-    return "".join(x.text for x in cell.outputs if x.output_type == "stream")
+    return "".join(x.text for x in cell.get("outputs", []) if x.output_type == "stream")
 
 
 def pictures(notebook):
