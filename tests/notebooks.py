@@ -58,7 +58,7 @@ def _set_field(cell, name, value):
 
 def texts(cell):
     """What a cell printed, as one text."""
-    return "".join(x.text for x in cell.outputs if x.output_type == "stream")
+    return "".join(x.text for x in cell.get("outputs", []) if x.output_type == "stream")
 
 
 def pictures(notebook):
@@ -108,11 +108,12 @@ def _run(path, out, words):
     except CellExecutionError as error:
         print(error, file=sys.stderr)
         code = 1
-    nbformat.write(notebook, out / path.name)
-    for name, data in pictures(notebook).items():
-        (out / name).write_bytes(data)
-    for i, seconds in times(notebook).items():
-        print(f"cell {i:2d} {seconds:6.1f} s  {notebook.cells[i].source.splitlines()[0]}")
+    finally:  # also if it is stopped, or if the kernel dies
+        nbformat.write(notebook, out / path.name)
+        for name, data in pictures(notebook).items():
+            (out / name).write_bytes(data)
+        for i, seconds in times(notebook).items():
+            print(f"cell {i:2d} {seconds:6.1f} s  {notebook.cells[i].source.splitlines()[0]}")
     return code
 
 

@@ -9,7 +9,7 @@ from dit_jax.machine import disk, words
 from dit_jax.runs import record, verifiable
 from dit_jax.runs import workdir as workdirs
 
-TOPICS = ("model", "diffusion", "data")  # of the config.json of every run
+TOPICS = ("model", "diffusion", "data", "run")  # of the config.json of every run
 
 
 def run(path):

@@ -20,6 +20,16 @@ from launch.colab.install import Failed
 DRIVE = Path("/content/drive")
 STOPPED = 42  # the exit code of a command that has saved what it did
 MENU = "On Colab: Runtime > Change runtime type > T4 GPU or v5e-1 TPU, then Run all."
+SHORT = (  # flags of dit-train with configs/digits.py, in a rehearsal
+    *("--config.model.size=Pi", "--config.run.total_steps=10", "--config.run.log_every=5"),
+    *("--config.train.batch_size=16", "--config.train.warmup_steps=0"),
+    *("--config.train.decay_steps=0", "--config.run.sample_every=5"),
+    *("--config.run.num_samples=20", "--config.sampling.num_steps=ddim10"),
+)
+OFFER = (
+    "Run this cell again to go on, or tick SMOKE in the first cell to rehearse with small random "
+    "weights"
+)
 CHUNK = 2**20  # bytes
 
 
@@ -40,7 +50,7 @@ def begin(keep_files="on this machine", *, smoke=False):
     device = look()
     print(f"Files are kept in {runs}.")
     if smoke:
-        print("SMOKE: a rehearsal. The weights are random, so the pictures show noise.")
+        print("SMOKE: a rehearsal. The models are random or hardly trained, so they draw noise.")
     return smoke, runs, device
 
 
@@ -92,11 +102,13 @@ def look():
 
 @functools.cache  # later the kernel may hold the TPU
 def _find_devices():
-    """What devices.py prints, or the last line of its error."""
+    """What devices.py prints, or why it cannot."""
     command = [sys.executable, "-m", "launch.colab.devices"]
     done = subprocess.run(command, cwd=install.ROOT, capture_output=True, text=True)
     lines = done.stderr.strip().splitlines() or ["no reason given"]
-    return lines[-1] if done.returncode else json.loads(done.stdout.splitlines()[-1])
+    if done.returncode:
+        return lines[-1].removeprefix("RuntimeError: ")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(*words, device=None):
@@ -149,10 +161,7 @@ def download(url, path):
     try:
         _fetch(url, part)
     except OSError as error:  # no network, a full disk, a refusal
-        raise Failed(
-            f"{url} cannot be downloaded: {error}. Run this cell again to go on, or tick SMOKE in "
-            "the first cell to rehearse with small random weights"
-        ) from None
+        raise Failed(f"{url} cannot be downloaded: {error}. {OFFER}") from None
     part.rename(path)
     return path
 

@@ -1,5 +1,6 @@
 """The weights that notebooks begin with: published ones, or random ones in the same formats."""
 
+from dit_jax.errors import UserError
 from launch.colab import start
 
 ADDRESS = "https://dl.fbaipublicfiles.com/DiT/models/"
@@ -33,12 +34,15 @@ def official(name, folder, *, smoke):
 def autoencoder(name, folder, *, smoke):
     """The folder of an autoencoder of the Hugging Face hub, such as stabilityai/sd-vae-ft-ema.
 
-    smoke: a small one with random weights in the same format instead.
+    smoke: a small one with random weights in the same format instead. Failed if it cannot be had.
     """
     from dit_jax.convert import torch_vae
 
     if not smoke:
-        return torch_vae.download(name)
+        try:
+            return torch_vae.download(name)
+        except UserError as error:
+            raise start.Failed(f"{error}. {start.OFFER}") from None
     path = folder / "random_autoencoder"
     if not path.exists():
         _write_autoencoder(path)

@@ -16,7 +16,7 @@ def steps(run):
 def test_it_trains_tunes_and_exports_and_goes_on_after_a_restart(tmp_path):
     notebook = notebooks.execute(PATH, tmp_path)
     runs = tmp_path / "runs/smoke"
-    assert steps(runs / "digits")[0] == 20
+    assert steps(runs / "digits")[0] == 10
     assert steps(runs / "shapes") == (10, ["started", "finished"])
     assert steps(runs / "shapes-on-new_shapes")[0] == 10
     text = "\n".join(map(notebooks.texts, notebook.cells))

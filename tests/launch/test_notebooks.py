@@ -34,9 +34,9 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 def colab(monkeypatch):
     """The modules of launch/colab, as the first cell imports them."""
     monkeypatch.syspath_prepend(str(ROOT))
-    from launch.colab import install, start
+    from launch.colab import install, start, weights
 
-    return SimpleNamespace(install=install, start=start)
+    return SimpleNamespace(install=install, start=start, weights=weights)
 
 
 @each_notebook
@@ -216,6 +216,15 @@ def test_without_a_network_the_rehearsal_is_offered(colab, tmp_path):
         colab.start.download("http://127.0.0.1:9/weights.pt", tmp_path / "weights.pt")
 
 
+def test_without_the_hub_the_rehearsal_is_offered(colab, monkeypatch, tmp_path):
+    def refuse(name, **options):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(colab.start.Failed, match="got a/vae: no route to the hub. Run .* SMOKE in"):
+        colab.weights.autoencoder("a/vae", tmp_path, smoke=False)
+
+
 def test_the_first_cell_clones_and_starts_again_in_an_empty_folder(tmp_path):
     origin, folder = tmp_path / "origin", tmp_path / "colab"
     folder.mkdir()
@@ -244,8 +253,12 @@ def test_the_first_cell_clones_and_starts_again_in_an_empty_folder(tmp_path):
 SAMPLE = COLAB / "sample.ipynb"
 
 
-def test_the_notebook_of_sampling_runs_from_weights_to_pictures(tmp_path):
+def test_the_notebook_of_sampling_runs_from_weights_to_pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "rocm")  # an accelerator that jax cannot use
     notebook = notebooks.execute(SAMPLE, tmp_path, CLASSES="otter, 979, hotpot", STEPS=2)
+    said = notebooks.texts(notebook.cells[1])
+    assert "jax cannot use the accelerator of this machine: Unable to initialize" in said
+    assert "Everything works on the CPU too, with fewer images and more patience." in said
     by_title = cells_by_title(notebook)
     assert "passed: relative error" in notebooks.texts(by_title["Choose a model"])
     assert "passed: relative error" in notebooks.texts(
@@ -259,6 +272,26 @@ def test_the_notebook_of_sampling_runs_from_weights_to_pictures(tmp_path):
         assert max(picture.size) <= 1300 and len(set(picture.convert("L").getdata())) > 50
     assert next(x for x in found.values() if x.format == "GIF").n_frames == 3
     assert len(list((tmp_path / "runs" / "smoke").glob("images-*/*.png"))) == 3
+
+
+def test_without_a_network_a_notebook_offers_the_rehearsal(tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(
+        AssertionError, match="Failed: .*DiT-XL-2-256x256.pt cannot be do.*SMOKE"
+    ) as e:
+        notebooks.execute(SAMPLE, tmp_path, SMOKE=0)
+    assert "Traceback" not in str(e.value)
+
+
+@pytest.mark.slow
+def test_on_a_cpu_the_official_weights_make_fewer_images_and_are_not_converted_again(tmp_path):
+    notebooks.execute(SAMPLE, tmp_path, STEPS=2)
+    for path in (tmp_path / "runs" / "smoke").iterdir():
+        path.rename(tmp_path / "runs" / path.name)
+    notebook = notebooks.execute(SAMPLE, tmp_path, SMOKE=0)
+    text = "\n".join(map(notebooks.texts, notebook.cells))
+    assert "this makes golden retriever, otter in 20 steps" in text
+    assert "2 images in" in text and "$ dit-convert" not in text
 
 
 def cells_by_title(notebook):
