@@ -19,7 +19,7 @@ def run(tmp_path):
     """A training run with two steps and one that was set aside."""
     for step in (20, 30):
         random_run.save(tmp_path / "run", step=step)
-    (tmp_path / "run" / "config.json").write_text(json.dumps(random_run.CONFIG))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(random_run.CONFIG | {"run": {}}))
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 30, "saved": 30}\n')
     (tmp_path / "run" / "damaged" / "10").mkdir(parents=True)
     return tmp_path / "run"

@@ -64,6 +64,7 @@ def check_tensorboard(workdir):
 
 
 def check_wandb(workdir):
+    wandb.teardown()  # as at the end of a process: its own process writes after a run's end too
     rows = wandb_files.history(workdir / "wandb")
     steps = [row["_step"] for row in rows]
     assert steps == sorted(set(steps))
