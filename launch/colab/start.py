@@ -104,7 +104,9 @@ def look():
 def _find_devices():
     """What devices.py prints, or why it cannot."""
     command = [sys.executable, "-m", "launch.colab.devices"]
-    done = subprocess.run(command, cwd=install.ROOT, capture_output=True, text=True)
+    options = {"cwd": install.ROOT, "capture_output": True, "text": True}
+    # A kernel asks for colours, and Python 3.13 has them in tracebacks.
+    done = subprocess.run(command, env=os.environ | {"PYTHON_COLORS": "0"}, **options)
     lines = done.stderr.strip().splitlines() or ["no reason given"]
     if done.returncode:
         return lines[-1].removeprefix("RuntimeError: ")
