@@ -201,7 +201,7 @@ def new_folder(values):
 
 
 def score_folder(text, samples=None):
-    """The Path of a folder for scores; UserError for that of a run, a checkpoint or the samples."""
+    """The Path of OUT; UserError if it is a run, a checkpoint or the folder of the samples."""
     out = command.output_folder(text)
     if steps.are_in(out) or (samples and disk.absolute(out) == disk.absolute(samples)):
         raise UserError(f"out must not be a run, a checkpoint or the images, got {out}")

@@ -193,7 +193,7 @@ def box_of(note):
 
 
 def spread(places, *, gap, low, high):
-    """Moves places apart, so that neighbours are at least `gap` apart.
+    """Moves places until neighbours are at least `gap` apart.
 
     The sum of the squared moves is the smallest possible: place[i] - i * gap must not fall, which
     is isotonic regression, done by pooling neighbours that fall. Then all places are moved into

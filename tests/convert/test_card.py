@@ -18,7 +18,7 @@ SAMPLING = {"sampler": "ddpm", "num_steps": "250", "cfg_scale": 1.5, "clip_x0": 
 
 
 def converted(model=MODEL, space="pixels", **fields):
-    """The Subject of a converted checkpoint, of which nothing else is known."""
+    """The Subject of a converted checkpoint without further information."""
     meta = {"step": 0, "config": {}} | fields.pop("meta", {})
     return card.Subject(model, native.settings_of(model, space=space), meta, "ema", [], **fields)
 

@@ -1,4 +1,4 @@
-"""Names of labels: only where they are known."""
+"""A checkpoint gets names of labels only if someone states them or a file has them."""
 
 import json
 
