@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 LAST = 60  # steps: two epochs and a half of 1,500 digits
 EVERY = 14  # steps between two saves
 SMALL = (
-    "--config=configs/digits.py:Ti/4",
+    "--config=configs/digits.py:Pi/4",
     "--config.train.batch_size=64",
     "--config.train.accumulation_steps=2",
     "--config.sampling.num_steps=ddim5",
@@ -31,7 +31,7 @@ SMALL = (
 )
 SHORT_LAST = 24
 SHORT = (  # for several processes and for buckets
-    "--config=configs/digits.py:Ti/4",
+    "--config=configs/digits.py:Pi/4",
     "--config.train.batch_size=16",
     "--config.train.decay_steps=0",
     "--config.train.warmup_steps=0",

@@ -10,7 +10,7 @@ from dit_jax.checkpoint import steps
 from dit_jax.machine import devices, prng, sharding, words
 from dit_jax.models import flops, pixels
 from dit_jax.runs import outline, run
-from dit_jax.sampling import pictures
+from dit_jax.sampling import imagenet, pictures
 from dit_jax.train import step as train_steps
 
 NUM_SHOWN = 64  # examples in the picture
@@ -65,8 +65,9 @@ def _describe_batch(x0, labels, fed):
     if not np.isfinite(x0).all():
         yield f"warning: {np.sum(~np.isfinite(x0))} numbers of the first batch are not finite"
     counts = collections.Counter(labels.tolist())
+    names = imagenet.named(fed.class_names)
     most = [
-        f"{fed.class_names[label] if fed.class_names else label} ({count})"
+        f"{names[label] if names else label} ({count})"
         for label, count in counts.most_common(NUM_CLASSES)
     ]
     more = ", ..." if len(counts) > NUM_CLASSES else ""

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dit_jax.sampling import imagenet
+
 GREY = 96  # of the lines between the images of a grid
 WHITE = 255  # of titles
 TITLE_HEIGHT = 16  # pixels
@@ -141,7 +143,11 @@ def grid_of_classes(images, labels, class_names, *, columns=0, scale=1):
 
 
 def class_titles(labels, class_names):
-    """The name of each label's class; the label if it has no name, or one that no font can draw."""
+    """The name of each label's class; the label if it has no name, or one that no font can draw.
+
+    class_names: of label 0, 1, ..., or ImageNet's ids, n01440764 ...; () if there are none.
+    """
+    class_names = imagenet.named(class_names)
     names = {label: class_names[label] for label in labels} if class_names else {}
     return [
         names[label] if label in names and _font_for(names[label]) else str(label)

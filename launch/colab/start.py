@@ -109,7 +109,9 @@ def _find_devices():
     done = subprocess.run(command, env=os.environ | {"PYTHON_COLORS": "0"}, **options)
     lines = done.stderr.strip().splitlines() or ["no reason given"]
     if done.returncode:
-        return lines[-1].removeprefix("RuntimeError: ")
+        asked = os.environ.get("JAX_PLATFORMS")
+        told = f" (JAX_PLATFORMS is {asked})" if asked else ""
+        return lines[-1].removeprefix("RuntimeError: ") + told
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -7,7 +7,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.cli import bench
 from dit_jax.runs import bench as work
 
-SMALL = ("--config=configs/digits.py:Ti/4", "--config.train.batch_size=8", "--repeats=3")
+SMALL = ("--config=configs/digits.py:Pi/4", "--config.train.batch_size=8", "--repeats=3")
 
 
 @pytest.mark.parametrize("what", ["train", "sample"])

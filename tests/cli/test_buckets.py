@@ -75,7 +75,7 @@ def test_resume_in_a_bucket_after_kill_stop_and_damage_gives_the_result_of_a_dis
     assert f"moved to {bucket_path}/damaged/{stopped}, resuming from an older step" in errors
     assert f"resuming {bucket_path} from step 16" in errors
     assert_same_end(bucket_path, tmp_path / "run", LAST)
-    assert json.loads((bucket_path / "config.json").read_text())["model"]["size"] == "Ti"
+    assert json.loads((bucket_path / "config.json").read_text())["model"]["size"] == "Pi"
     names = {path.name for path in (tmp_path / "run").iterdir()}
     expected = names - {"report.html"} | {"damaged"}
     assert {path.name for path in bucket_path.iterdir()} == expected

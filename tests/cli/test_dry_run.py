@@ -20,17 +20,17 @@ def test_a_dry_run_describes_the_run_and_writes_only_the_picture(call, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["batch.png"]
     lines = out.splitlines()
     for line in (
-        *("seed = 0", "model.size = Ti", "train.batch_size = 64", "run.total_steps = 60"),
+        *("seed = 0", "model.size = Pi", "train.batch_size = 64", "run.total_steps = 60"),
         "devices: 8 x cpu; mesh: data 8, fsdp 1, tensor 1",
         "data: 1,500 examples, 23.4 batches per epoch, 2.6 epochs in 60 steps",
         f"picture of the first batch: {picture}",
     ):
         assert line in lines
     text = "\n".join(lines)
-    assert "model: Ti/4, " in text and "FLOPs: " in text
+    assert "model: Pi/4, " in text and "FLOPs: " in text
     assert "first batch: x0 (64, 8, 8, 1) in model units: mean -0.3" in text
     assert "from -1.000 to 1.000" in text and "first batch: 10 classes: " in text
-    assert "memory of each of 8 x cpu: " in text and " MB of temporaries" in text
+    assert "memory of each of 8 x cpu: " in text and " of temporaries" in text
     with Image.open(picture) as image:
         assert image.mode == "L"
         array = np.asarray(image)

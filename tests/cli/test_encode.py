@@ -92,7 +92,7 @@ def take(config, count):
 def make_config(root, source):
     from configs import imagenet256
 
-    config = imagenet256.get_config("Ti/2")
+    config = imagenet256.get_config("Pi/2")
     config.model.input_size, config.model.num_classes = (4, 4), 3
     config.data.source = source
     config.data.path = str(root / ("cache" if source == "latents" else "data"))
@@ -115,7 +115,7 @@ def test_training_batches_from_the_cache_match_those_from_the_images(root):
 @pytest.mark.slow
 def test_training_from_the_cache_decodes_samples(call, root, tmp_path):
     options = (
-        *("--config=configs/imagenet256.py:Ti/2", "--config.model.input_size=(4, 4)"),
+        *("--config=configs/imagenet256.py:Pi/2", "--config.model.input_size=(4, 4)"),
         *("--config.model.num_classes=3", "--config.train.batch_size=8"),
         *("--config.data.source=latents", f"--config.data.path={root}/cache"),
         *(f"--config.data.vae={root}/vae", "--config.run.total_steps=2"),
@@ -263,7 +263,7 @@ def test_corrupt_shard_prints_one_line(call, refuse, root, tmp_path):
             data[500:564] = bytes(x ^ 1 for x in data[500:564])  # in the first example
             path.write_bytes(data)
     options = (
-        *("--config=configs/imagenet256.py:Ti/2", "--config.model.input_size=(4, 4)"),
+        *("--config=configs/imagenet256.py:Pi/2", "--config.model.input_size=(4, 4)"),
         *("--config.model.num_classes=3", "--config.train.batch_size=24"),
         "--config.run.total_steps=4",
         f"--config.data.vae={root}/vae",

@@ -20,7 +20,7 @@ from dit_jax.train import step as steps
 
 NARROW = vae.VAEConfig(channels=(8, 16, 16), num_resnets=1, num_groups=4, scale=(1.0,))
 OPTIONS = (
-    "--config=configs/imagenet256.py:Ti/2",
+    "--config=configs/imagenet256.py:Pi/2",
     "--config.model.input_size=(4, 4)",
     "--config.model.num_classes=3",
     "--config.compute.dtype=float32",

@@ -13,7 +13,7 @@ def test_a_run_has_a_report_with_its_samples_and_a_row(call, reference):
     text = (reference / "report.html").read_text()
     assert "60 of 60" in text and "<b>finished</b>" in text and 'data-steps="[30, 60]"' in text
     _, out, _ = call(runs, reference.parent)
-    assert out.splitlines()[1].split()[:4] == ["reference", "Ti/4", "digits", "60/60"]
+    assert out.splitlines()[1].split()[:4] == ["reference", "Pi/4", "digits", "60/60"]
     assert "finished" in out
 
 

@@ -20,7 +20,7 @@ from dit_jax.runs import build, record, run, scoring
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
-    "--config=configs/digits.py:Ti/4",
+    "--config=configs/digits.py:Pi/4",
     "--config.train.batch_size=16",
     "--config.train.warmup_steps=0",
     "--config.train.decay_steps=0",
@@ -59,7 +59,7 @@ def quick(monkeypatch):
 
 
 def read_settings(**fields):
-    config = digits_config.get_config("Ti/4")
+    config = digits_config.get_config("Pi/4")
     with config.unlocked():
         for option in OPTIONS[1:]:
             name, _, value = option.removeprefix("--config.").partition("=")
@@ -192,7 +192,7 @@ def test_two_processes_score_together(tmp_path):
     assert classifier.load(workdir / "evaluation" / "classifier").about["seed"] == 0
 
 
-LATENTS = ("--config=configs/imagenet256.py:Ti/2", "--config.data.source=synthetic")
+LATENTS = ("--config=configs/imagenet256.py:Pi/2", "--config.data.source=synthetic")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from dit_jax.runs import history
 
 
 def test_a_run_writes_config_record_curve_samples_and_checkpoints(reference):
-    assert json.loads((reference / "config.json").read_text())["model"]["size"] == "Ti"
+    assert json.loads((reference / "config.json").read_text())["model"]["size"] == "Pi"
     assert (reference / "loss.png").stat().st_size > 5000
     grids = sorted(path.name for path in (reference / "samples").iterdir())
     assert grids == ["0000030.png", "0000060.png"]

@@ -12,8 +12,7 @@ def steps(run):
     return found.saved[-1], [event["event"] for event in history.read(run)]
 
 
-@pytest.mark.slow
-def test_it_trains_tunes_and_exports_and_goes_on_after_a_restart(tmp_path):
+def test_it_trains_judges_tunes_and_exports(tmp_path):
     notebook = notebooks.execute(PATH, tmp_path)
     runs = tmp_path / "runs/smoke"
     assert steps(runs / "digits")[0] == 10
@@ -26,10 +25,15 @@ def test_it_trains_tunes_and_exports_and_goes_on_after_a_restart(tmp_path):
     assert len(pngs) == 9
     assert (runs / "shapes-on-new_shapes-torch.zip").exists()
 
+
+@pytest.mark.slow
+def test_after_a_restart_it_goes_on(tmp_path):
+    notebooks.execute(PATH, tmp_path)
     notebook = notebooks.execute(PATH, tmp_path, STEPS=20)
-    assert steps(runs / "shapes") == (20, ["started", "finished", "resumed", "finished"])
+    run = tmp_path / "runs/smoke/shapes"
+    assert steps(run) == (20, ["started", "finished", "resumed", "finished"])
     text = "\n".join(map(notebooks.texts, notebook.cells))
-    assert f"resuming {runs / 'shapes'} from step 10" in text
+    assert f"resuming {run} from step 10" in text
 
 
 @pytest.mark.slow

@@ -1,10 +1,8 @@
 import notebooks
-import pytest
 
 PATH = notebooks.COLAB / "understand.ipynb"
 
 
-@pytest.mark.slow
 def test_it_draws_the_paper(tmp_path):
     notebook = notebooks.execute(PATH, tmp_path)
     pngs = [name for name in notebooks.pictures(notebook) if name.endswith(".png")]

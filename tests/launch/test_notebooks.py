@@ -258,6 +258,7 @@ def test_the_notebook_of_sampling_runs_from_weights_to_pictures(tmp_path, monkey
     notebook = notebooks.execute(SAMPLE, tmp_path, CLASSES="otter, 979, hotpot", STEPS=2)
     said = notebooks.texts(notebook.cells[1])
     assert "jax cannot use the accelerator of this machine: Unable to initialize" in said
+    assert "(JAX_PLATFORMS is rocm)" in said
     assert "Everything works on the CPU too, with fewer images and more patience." in said
     by_title = cells_by_title(notebook)
     assert "passed: relative error" in notebooks.texts(by_title["Choose a model"])
@@ -308,8 +309,9 @@ def test_a_misspelt_class_is_one_line_and_stops_the_notebook(tmp_path):
     assert "Traceback" not in str(e.value)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpoint", ["digits", "DiT-XL-2-256x256"])
+@pytest.mark.parametrize(
+    "checkpoint", ["digits", pytest.param("DiT-XL-2-256x256", marks=pytest.mark.slow)]
+)
 def test_the_notebook_of_conversion_runs_there_and_back(tmp_path, checkpoint):
     notebook = notebooks.execute(COLAB / "convert.ipynb", tmp_path, CHECKPOINT=checkpoint)
     by_title = cells_by_title(notebook)

@@ -1,7 +1,10 @@
 """The report in a browser: its curves, its slider, its legend, and that it requests nothing."""
 
+import signal
+
 import browser
 import pytest
+import small_run
 import written_run
 
 from dit_jax.runs import report
@@ -58,6 +61,40 @@ def test_three_runs_are_overlaid_and_one_click_hides_one_of_them(tmp_path):
     assert after == {"steps": [50, 50, 50], "step": "step 50", "curves": 4}
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Three runs of dit-train: one that nothing disturbed, one resumed, one that diverged."""
+    folder = tmp_path_factory.mktemp("trained")
+    small_run.finish(small_run.start(folder / "finished"))
+    process = small_run.start(folder / "resumed")
+    small_run.wait_for_step(process, folder / "resumed", 35)
+    process.send_signal(signal.SIGTERM)
+    small_run.finish(process, code=42)
+    small_run.finish(small_run.start(folder / "resumed"))
+    limits = ("--config.run.spike_factor=1.5", "--config.run.max_rollbacks=1")
+    small_run.finish(small_run.start(folder / "diverged", *limits), code=3)
+    return folder
+
+
+def test_each_report_that_training_wrote_opens(trained):
+    for name, said in {
+        "finished": "finished",
+        "resumed": "resumed from step",
+        "diverged": "went back to step",
+    }.items():
+        script = "return [document.body.innerText, plots.length];"
+        text, plots = browser.evaluate(trained / name / "report.html", DRAWN + script)
+        assert said in text and plots >= 6
+    assert "diverged at step" in text and "loss" in text
+
+
+def test_runs_of_training_are_overlaid(trained, tmp_path):
+    report.write([trained / name for name in ENDS], tmp_path / "report.html")
+    before, after = browser.evaluate(tmp_path / "report.html", DRAWN + LOOK)
+    assert before["curves"] == 6 and after["curves"] == 4
+    assert before["steps"] == [60, 60] and after["steps"] == [30, 30]
+
+
 REQUESTS = """
   const blocked = [];
   const note = (reports) => blocked.push(...reports.map((each) => each.body.blockedURL));
@@ -68,7 +105,7 @@ REQUESTS = """
 """
 
 
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, 420])
 def test_the_page_fits_the_window_and_requests_nothing(tmp_path, width):
     script = f"""{DRAWN} {REQUESTS}
       return [innerWidth, document.documentElement.scrollWidth, requests, blocked, broken.length];

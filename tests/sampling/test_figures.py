@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from dit_jax.diffusion import processes
@@ -42,6 +45,8 @@ def test_titles_are_names_or_labels_or_shares():
     assert pictures.class_titles([2, 0], ("ant", "bee", "cat")) == ["cat", "ant"]
     assert pictures.class_titles([2, 0], ("ant", "bee", "猫")) == ["2", "ant"]
     assert pictures.class_titles([2, 0], ()) == ["2", "0"]
+    ids = Path(tfds.__file__).with_name("datasets") / "imagenet2012" / "labels.txt"
+    assert pictures.class_titles([360, 1], ids.read_text().split()) == ["otter", "goldfish"]
     assert figures.mixed_titles([0, 2], 5, ("ant", "bee", "cat")) == [
         *("ant", "25%", "50%", "75%", "cat"),
     ]
