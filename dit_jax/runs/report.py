@@ -114,7 +114,9 @@ def _power(value):
 
 
 def _time(hours):
-    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
 
 
 def _marked(runs):

@@ -88,7 +88,7 @@ def test_the_page_has_every_part_of_a_run(run):
         *("resumed from step 40 on 2 x cpu; 3 steps after it had been lost", "Saved steps: 100."),
         "diverged at step 70 and went back to step 60, skipping 10 batches: loss is <nan>",
         "step 80 was corrupt and was set aside in damaged/80",
-        *("13 steps were lost or skipped", "4.52 · 10 14", "model FLOPs", "device time"),
+        *("13 steps were lost or skipped", "4.52 · 10 14", "model FLOPs", "3.7 min device time"),
     ):
         assert part in text, part
     assert "train.batch_size 32 256" in text  # as here, as in configs/base.py
@@ -215,6 +215,7 @@ def test_rollbacks_of_a_run_without_history_come_from_its_checkpoint(tmp_path):
     text = write(path).text
     assert "diverged at step 70 and went back to step 60, skipping 10 batches" in text
     assert "Starts and resumes were not recorded by the version that trained it." in text
+    assert "50 s time of the steps" in text
 
 
 def test_text_of_a_run_is_escaped(tmp_path):
