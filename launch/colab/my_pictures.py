@@ -1,6 +1,7 @@
 """Finds the pictures that train.ipynb trains on, or draws some: a folder for each class."""
 
 import colorsys
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -35,14 +36,15 @@ def find(source, folder, *, drawn, count):
     class are drawn.
     """
     if source == DRAWN:
-        return draw(folder / drawn, SETS[drawn], count)
+        return draw(folder / "drawn" / drawn, SETS[drawn], count)
     if source.startswith("gs://"):
         return _copy(source, folder / source.rstrip("/").rpartition("/")[2])
     path = _upload(folder) if source == UPLOAD else Path(source).expanduser()
     if path.suffix == ".zip" and path.is_file():
         return _unpack(path, folder / path.stem)
     if not path.is_dir():
-        raise Failed(f"PICTURES must be a folder or a .zip that exists, got {source}")
+        where = "" if path.is_absolute() else f", which is not in {Path.cwd()}: give its whole path"
+        raise Failed(f"PICTURES must be a folder or a .zip that exists, got {source}{where}")
     return path
 
 
@@ -90,16 +92,20 @@ def _upload(folder):
 
 
 def _unpack(path, folder):
-    """The folder of classes in a .zip, unpacked unless it is there."""
-    if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            with zipfile.ZipFile(path) as file:
-                file.extractall(partial)
-        except zipfile.BadZipFile as error:
-            raise Failed(f"PICTURES must be a whole .zip, got {path}: {error}") from None
-        partial.rename(folder)
+    """The folder of classes in a .zip, unpacked unless it is there; anew if the .zip changed."""
+    mark = folder.with_name(f"{folder.name}.sha256")
+    try:
+        with zipfile.ZipFile(path) as file:
+            content = sorted((each.filename, each.CRC) for each in file.infolist())
+            sha256 = hashlib.sha256(repr(content).encode()).hexdigest()
+            if not content:
+                raise Failed(f"PICTURES must hold a folder for each class, got the empty {path}")
+            if not folder.exists() or not mark.exists() or mark.read_text() != sha256:
+                shutil.rmtree(folder, ignore_errors=True)
+                file.extractall(folder)
+                mark.write_text(sha256)
+    except zipfile.BadZipFile as error:
+        raise Failed(f"PICTURES must be a whole .zip, got {path}: {error}") from None
     inside = [x for x in folder.iterdir() if x.is_dir() and not x.name.startswith(("__", "."))]
     is_wrapped = len(inside) == 1 and any(x.is_dir() for x in inside[0].iterdir())
     return inside[0] if is_wrapped else folder

@@ -80,6 +80,27 @@ def test_a_zip_is_unpacked_once(my_pictures, tmp_path, pictures):
     assert names(find(my_pictures, str(tmp_path / "pets.zip"), tmp_path / "out")) == ["dog/2.png"]
 
 
+def test_a_zip_of_the_same_name_that_has_other_pictures_is_unpacked_anew(my_pictures, tmp_path):
+    path = tmp_path / "pets.zip"
+    for name in ("cat/1.png", "dog/2.png"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, b"")
+        assert names(find(my_pictures, str(path), tmp_path / "out")) == [name]
+
+
+def test_an_unpacking_that_was_stopped_begins_again(my_pictures, tmp_path, pictures):
+    (tmp_path / "pets.zip").write_bytes(pictures)
+    (tmp_path / "out/pets/mine/cat").mkdir(parents=True)
+    folder = find(my_pictures, str(tmp_path / "pets.zip"), tmp_path / "out")
+    assert names(folder) == ["cat/1.png", "dog/2.png"]
+
+
+def test_an_empty_zip_is_one_line(my_pictures, tmp_path):
+    zipfile.ZipFile(tmp_path / "pets.zip", "w").close()
+    with pytest.raises(my_pictures.Failed, match="must hold a folder for each class, got the empt"):
+        find(my_pictures, str(tmp_path / "pets.zip"), tmp_path / "out")
+
+
 def test_a_zip_of_class_folders_needs_no_folder_around_them(my_pictures, tmp_path):
     with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
         archive.writestr("cat/1.png", b"")
@@ -110,7 +131,12 @@ def test_a_bucket_is_copied_by_gcloud(my_pictures, tmp_path, colab, put, monkeyp
     "source, message",
     [
         ("upload a zip", "PICTURES = 'upload a zip' needs Colab: name a folder or a .zip instead"),
-        ("no/such/folder", "PICTURES must be a folder or a .zip that exists, got no/such/folder"),
+        (
+            "no/such/folder",
+            "PICTURES must be a folder or a .zip that exists, got no/such/folder, which is not in "
+            "{here}: give its whole path",
+        ),
+        ("/no/such/folder", "PICTURES must be a folder or a .zip that exists, got /no/such/folder"),
         ("gs://bucket/pets", "gcloud, which Colab has, must be installed to read gs://bucket/pets"),
     ],
 )
@@ -118,7 +144,7 @@ def test_what_is_missing_is_one_line(my_pictures, tmp_path, monkeypatch, source,
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(my_pictures.Failed) as raised:
         find(my_pictures, source, tmp_path / "out")
-    assert str(raised.value) == message
+    assert str(raised.value) == message.format(here=Path.cwd())
 
 
 def test_a_refused_copy_is_one_line(my_pictures, tmp_path, put, monkeypatch):
