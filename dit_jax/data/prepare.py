@@ -127,7 +127,10 @@ def _check_split(out, split, listing, manifest, source):
         count = len(finished["shards"])
         if finished["source"] == _digest(listing, count):
             raise UserError(f"num_shards must be {count}, as in the finished {split} of {out}")
-        raise UserError(f"split must be a new name in {out}, got {split}, which has other images")
+        raise UserError(
+            f"split must be a new name in {out}, got {split}, which has other images: choose "
+            "another OUT or delete this one"
+        )
     if manifest["splits"] and manifest["classes"] != listing.classes:
         name = min(set(manifest["classes"]) ^ set(listing.classes))
         raise UserError(f"classes must be the same as in {out}, but only one of both has {name}")

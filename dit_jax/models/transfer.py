@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.errors import UserError
+from dit_jax.machine import words
 
 SIZE = ("depth", "hidden_size", "num_heads")
 
@@ -123,7 +124,8 @@ def describe(source, target, rows):
     if list(rows) != list(range(source.num_classes)) or source.null_label != target.null_label:
         start = "the null label" if source.null_label else "the mean of all labels"
         changed.append(
-            f"label table: {taken} labels taken, {left} left out, {new} new from {start}"
+            f"label table: {words.count(taken, 'label')} taken, {left} left out, {new} new from "
+            f"{start}"
         )
     if source.patch_size != target.patch_size:
         changed.append(

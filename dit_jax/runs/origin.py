@@ -9,6 +9,7 @@ every checkpoint.
 import functools
 import hashlib
 import json
+import unicodedata
 
 from absl import logging
 
@@ -116,10 +117,15 @@ def create_state(origin, settings, parts, class_names=()):
 def _match(old, new):
     """For each label of the new model the old label of the same class, or None.
 
-    old, new: the class of each label, by its name or its number.
+    old, new: the class of each label, by its name or its number. A name with an accent is the same
+    with one letter for both, as Linux writes it, and with two, as macOS does.
     """
-    labels = {each: label for label, each in enumerate(old)}
-    return [labels.get(each) for each in new]
+    labels = {_composed(each): label for label, each in enumerate(old)}
+    return [labels.get(_composed(each)) for each in new]
+
+
+def _composed(each):
+    return unicodedata.normalize("NFC", each) if isinstance(each, str) else each
 
 
 def _differences(before, settings):

@@ -148,10 +148,10 @@ def explain_end(settings, workdir, step):
     text = f"{workdir} is trained already: it is at step {step}, and run.total_steps is {total}"
     if decay and decay <= step:
         return (
-            f"{text}; its learning rate is 0 after train.decay_steps {decay}: train on in another "
-            f"--workdir with --init_from={workdir}"
+            f"{text}. To train it further, start another run with --init_from={workdir}: the "
+            f"learning rate of this one is 0 after train.decay_steps {decay}"
         )
-    return f"{text}; set it above {step} to train on"
+    return f"{text}. To train it further, set that above {step}"
 
 
 def _explain_stop(error, directory):

@@ -82,6 +82,8 @@ def split(text):
         item = items[-1].strip()
         is_open = item.startswith('"') and not QUOTED.fullmatch(item)
     items = [item.strip() for item in items]
+    if items == [""]:
+        raise UserError("labels must have at least one label, got none")
     if "" in items:
         raise UserError(f"labels must have a label on both sides of a comma, got {text!r}")
     if is_open:
@@ -160,11 +162,13 @@ def _find(name, class_names):
 
 
 def _nearest(folded, names):
-    """What may be meant by a folded name: names that look like it, else those that contain it."""
+    """What may be meant by a folded name: names with that word, or like it, or that contain it."""
     if folded == "all":
         return ["all"]
     known = {}
     for each in names:
         known.setdefault(each.casefold(), each)  # the first of names that differ in their case
-    near = difflib.get_close_matches(folded, known, NUM_NEAR)
-    return [known[each] for each in near or [x for x in known if folded in x][:NUM_NEAR]]
+    near = [each for each in known if folded in each.split()]
+    near = near or difflib.get_close_matches(folded, known, NUM_NEAR)
+    near = near or [each for each in known if folded in each]
+    return [known[each] for each in near[:NUM_NEAR]]

@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from launch.colab import start
 from launch.colab.install import Failed
 
 DRAWN, UPLOAD = "drawn here", "upload a zip"
@@ -39,12 +39,11 @@ def find(source, folder, *, drawn, count):
         return draw(folder / "drawn" / drawn, SETS[drawn], count)
     if source.startswith("gs://"):
         return _copy(source, folder / source.rstrip("/").rpartition("/")[2])
-    path = _upload(folder) if source == UPLOAD else Path(source).expanduser()
+    path = _upload(folder) if source == UPLOAD else start.find(source)
     if path.suffix == ".zip" and path.is_file():
         return _unpack(path, folder / path.stem)
-    if not path.is_dir():
-        where = "" if path.is_absolute() else f", which is not in {Path.cwd()}: give its whole path"
-        raise Failed(f"PICTURES must be a folder or a .zip that exists, got {source}{where}")
+    if not source.strip() or not path.is_dir():
+        raise Failed(f"PICTURES must be a folder or a .zip that exists, got {source!r}: {path}")
     return path
 
 
@@ -103,12 +102,22 @@ def _unpack(path, folder):
             if not folder.exists() or not mark.exists() or mark.read_text() != sha256:
                 shutil.rmtree(folder, ignore_errors=True)
                 file.extractall(folder)
+                _without_wrapping(folder)
                 mark.write_text(sha256)
     except zipfile.BadZipFile as error:
         raise Failed(f"PICTURES must be a whole .zip, got {path}: {error}") from None
+    return folder
+
+
+def _without_wrapping(folder):
+    """Takes the folders of classes out of a folder that is around all of them, as archivers add."""
     inside = [x for x in folder.iterdir() if x.is_dir() and not x.name.startswith(("__", "."))]
-    is_wrapped = len(inside) == 1 and any(x.is_dir() for x in inside[0].iterdir())
-    return inside[0] if is_wrapped else folder
+    if len(inside) == 1 and any(x.is_dir() for x in inside[0].iterdir()):
+        apart = folder.with_name(f"{folder.name}.unwrapped")
+        shutil.rmtree(apart, ignore_errors=True)  # of an unpacking that was stopped
+        inside[0].rename(apart)
+        shutil.rmtree(folder)
+        apart.rename(folder)
 
 
 def _copy(source, folder):

@@ -27,10 +27,13 @@ SHORT = (  # flags of dit-train with configs/digits.py, in a rehearsal
     *("--config.run.num_samples=20", "--config.sampling.num_steps=ddim10"),
 )
 OFFER = (
-    "Run this cell again to go on, or tick SMOKE in the first cell to rehearse with small random "
-    "weights"
+    "Run this cell again to go on, or tick SMOKE in the first cell to rehearse without downloads"
 )
 CHUNK = 2**20  # bytes
+
+
+class Stopped(Failed):
+    """A command was stopped, and will go on."""
 
 
 def begin(keep_files="on this machine", *, smoke=False):
@@ -39,12 +42,13 @@ def begin(keep_files="on this machine", *, smoke=False):
     smoke: a rehearsal; SMOKE=1 in the environment asks for one too. runs: the folder of all files;
     RUNS in the environment names another one. device: "tpu", "gpu" or "cpu".
     """
+    os.environ.setdefault("STARTED_IN", os.getcwd())
     os.chdir(install.ROOT)  # configs/ and runs/ are named from here
     _show_errors_in_one_line()
     install.install()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so that commands fit too
     smoke = smoke or os.environ.get("SMOKE") == "1"
-    runs = Path(os.environ.get("RUNS") or _folder(keep_files))
+    runs = Path(os.environ.get("RUNS") or _folder(keep_files)).absolute()
     runs = runs / "smoke" if smoke else runs
     runs.mkdir(parents=True, exist_ok=True)
     device = look()
@@ -66,19 +70,32 @@ def _folder(keep_files):
     return DRIVE / "MyDrive" / "dit_jax"
 
 
+def find(path):
+    """The Path that a form names, from the folder of the notebook, else from that of the clone."""
+    path = Path(path.strip()).expanduser()
+    in_notebook = Path(os.environ.get("STARTED_IN", "."), path).absolute()
+    return in_notebook if in_notebook.exists() else path.absolute()
+
+
+def need(value, title):
+    """Failed, unless the cell of this title has made a value since the notebook began anew."""
+    if value is None:
+        raise Failed(f"run the cell {title!r} again: it belongs to what was chosen before")
+
+
 def _show_errors_in_one_line():
-    """Makes IPython show Failed and dit_jax's UserError without a traceback."""
+    """Makes IPython show Failed, dit_jax's UserError and the stop button without a traceback."""
     from IPython import get_ipython
 
     from dit_jax.errors import UserError
 
     def show(shell, kind, error, traceback, tb_offset=None):
-        line = f"{kind.__name__}: {error}"
+        line = f"{kind.__name__}: {error}".removesuffix(": ")
         print(line, file=sys.stderr)
         return [line]
 
     if shell := get_ipython():
-        shell.set_custom_exc((Failed, UserError), show)
+        shell.set_custom_exc((Failed, UserError, KeyboardInterrupt), show)
 
 
 def look():
@@ -137,8 +154,10 @@ def run(*words, device=None):
         except KeyboardInterrupt:  # in most notebooks the command has got this signal too
             process.terminate()
             code = _show_lines(process) or STOPPED
+    if code == STOPPED:
+        raise Stopped(f"{name} has saved what it did: run this cell again to go on")
     if code:
-        raise Failed(_explain(name, code))
+        raise Failed(f"{name} ended with exit code {code}; the line above says why")
 
 
 def _show_lines(process):
@@ -146,12 +165,6 @@ def _show_lines(process):
     for line in process.stdout:
         print(line, end="", flush=True)
     return process.wait()
-
-
-def _explain(name, code):
-    if code == STOPPED:
-        return f"{name} was stopped, and has saved what it did: run this cell again to go on"
-    return f"{name} ended with exit code {code}; the line above says why"
 
 
 def download(url, path):

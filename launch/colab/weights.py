@@ -4,6 +4,7 @@ from dit_jax.errors import UserError
 from launch.colab import start
 
 ADDRESS = "https://dl.fbaipublicfiles.com/DiT/models/"
+OFFICIAL = ("DiT-XL-2-256x256", "DiT-XL-2-512x512")
 SMALL = {
     "input_size": (8, 8),  # images of 64 pixels
     "patch_size": 2,
@@ -18,11 +19,36 @@ SMALL = {
 }
 
 
+def checkpoint(name, folder, *, smoke):
+    """The checkpoint that a form names: one in OFFICIAL, converted, or the folder of a run.
+
+    folder: where conversions are. smoke: of `official`. Failed or UserError if there is none.
+    """
+    from dit_jax.sampling import fields
+
+    name = name.strip()
+    if name not in OFFICIAL:
+        path = start.find(name)
+        if not name or not path.is_dir():
+            raise start.Failed(
+                f"a checkpoint must be {', '.join(OFFICIAL)} or the folder of a run, got "
+                f"{name!r}, which is not there: {path}"
+            )
+        fields.look(path)
+        return path
+    path = folder / name
+    if not path.exists():
+        file = official(name, folder, smoke=smoke)
+        start.run("dit-convert", "from-torch", file, path, "--class_names=imagenet", device="cpu")
+    return path
+
+
 def official(name, folder, *, smoke):
     """The file NAME.pt of the authors, such as DiT-XL-2-256x256, in a folder.
 
     smoke: a small DiT with random weights in the same format instead.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
     if not smoke:
         return start.download(f"{ADDRESS}{name}.pt", path)

@@ -138,7 +138,7 @@ def test_a_finished_run_ends_at_once_without_a_restore(reference, tmp_path):
     shutil.rmtree(run / "checkpoints" / str(LAST) / "params")
     before = (run / "config.json").read_bytes()
     errors = finish(start(run, "--config.run.total_steps=20"))  # less than it has
-    expected = f"it is at step {LAST}, and run.total_steps is 20; set it above {LAST} to train on"
+    expected = f"it is at step {LAST}, and run.total_steps is 20. To train it further, set "
     assert f"{run} is trained already: {expected}" in errors and "compiled" not in errors
     assert (run / "config.json").read_bytes() == before
 
@@ -159,8 +159,8 @@ def test_a_run_whose_rate_has_decayed_names_the_way_to_train_on(call, reference,
     (run / "config.json").write_text(json.dumps(config))
     assert call(train, "--workdir", run, "--config.run.total_steps=60")[0] == 0
     assert (
-        "run.total_steps is 60; its learning rate is 0 after train.decay_steps 50: "
-        f"train on in another --workdir with --init_from={run}"
+        f"run.total_steps is 60. To train it further, start another run with --init_from={run}: "
+        "the learning rate of this one is 0 after train.decay_steps 50"
     ) in caplog.text
 
 

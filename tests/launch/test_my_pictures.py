@@ -75,7 +75,7 @@ def test_a_folder_is_taken_as_it_is(my_pictures, tmp_path):
 def test_a_zip_is_unpacked_once(my_pictures, tmp_path, pictures):
     (tmp_path / "pets.zip").write_bytes(pictures)
     folder = find(my_pictures, str(tmp_path / "pets.zip"), tmp_path / "out")
-    assert folder == tmp_path / "out/pets/mine" and names(folder) == ["cat/1.png", "dog/2.png"]
+    assert folder == tmp_path / "out/pets" and names(folder) == ["cat/1.png", "dog/2.png"]
     (folder / "cat/1.png").unlink()
     assert names(find(my_pictures, str(tmp_path / "pets.zip"), tmp_path / "out")) == ["dog/2.png"]
 
@@ -133,10 +133,10 @@ def test_a_bucket_is_copied_by_gcloud(my_pictures, tmp_path, colab, put, monkeyp
         ("upload a zip", "PICTURES = 'upload a zip' needs Colab: name a folder or a .zip instead"),
         (
             "no/such/folder",
-            "PICTURES must be a folder or a .zip that exists, got no/such/folder, which is not in "
-            "{here}: give its whole path",
+            "PICTURES must be a folder or a .zip that exists, got 'no/such/folder': "
+            "{here}/no/such/folder",
         ),
-        ("/no/such/folder", "PICTURES must be a folder or a .zip that exists, got /no/such/folder"),
+        ("", "PICTURES must be a folder or a .zip that exists, got '': {here}"),
         ("gs://bucket/pets", "gcloud, which Colab has, must be installed to read gs://bucket/pets"),
     ],
 )

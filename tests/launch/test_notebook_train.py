@@ -19,7 +19,7 @@ def test_it_trains_judges_tunes_and_exports(tmp_path):
     assert steps(runs / "shapes") == (10, ["started", "finished"])
     assert steps(runs / "shapes-on-new_shapes")[0] == 10
     text = "\n".join(map(notebooks.texts, notebook.cells))
-    assert "1 labels taken, 2 left out, 2 new from the null label" in text
+    assert "1 label taken, 2 left out, 2 new from the null label" in text
     assert "agreement with the label" in text and "passed: relative error" in text
     pngs = [name for name in notebooks.pictures(notebook) if name.endswith(".png")]
     assert len(pngs) == 9
@@ -43,5 +43,5 @@ def test_it_tunes_the_official_weights_on_latents(tmp_path):
     runs = tmp_path / "runs/smoke"
     assert steps(runs / "shapes-latents")[0] == steps(runs / "DiT-XL-2-256x256-on-new_shapes")[0]
     text = "\n".join(map(notebooks.texts, notebook.cells))
-    assert "3 labels taken, 997 left out" in text  # by number: the official file has no names
+    assert "0 labels taken, 1000 left out, 3 new from the null label" in text
     assert "latents of shape (3, 4, 8, 8)" in text

@@ -14,8 +14,11 @@ from types import SimpleNamespace
 
 import notebooks
 import pytest
+import random_run
 from packaging.requirements import Requirement
 from PIL import Image
+
+from dit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 COLAB = ROOT / "launch" / "colab"
@@ -149,6 +152,31 @@ def test_a_command_that_fails_stops_the_notebook(colab, capsys):
     assert shown[1].startswith("dit-convert: FILE_OR_DIR must exist, got")
 
 
+def test_a_path_is_sought_where_the_notebook_is_first(colab, monkeypatch, tmp_path):
+    monkeypatch.setenv("STARTED_IN", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    assert colab.start.find(" mine ") == tmp_path / "mine"
+    assert colab.start.find("other") == Path("other").absolute()
+    assert colab.start.find("/mine") == Path("/mine")
+
+
+def test_what_a_form_names_is_a_checkpoint_or_one_line(colab, tmp_path):
+    for name in ("", "nowhere", "DiT-XL-2-1024x1024"):
+        with pytest.raises(colab.start.Failed, match=f"DiT-XL-2-512x512 or the folder .*{name!r}"):
+            colab.weights.checkpoint(name, tmp_path, smoke=True)
+    with pytest.raises(UserError, match="checkpoint must be a directory with a saved step, got"):
+        colab.weights.checkpoint(str(tmp_path), tmp_path, smoke=True)
+    random_run.save(tmp_path / "run")
+    found = colab.weights.checkpoint(f"{tmp_path}/run ", tmp_path, smoke=True)
+    assert found == tmp_path / "run"
+
+
+def test_a_cell_whose_choice_has_changed_says_which_to_run(colab):
+    colab.start.need(1, "Sample")
+    with pytest.raises(colab.start.Failed, match="run the cell 'Sample' again: it belongs to what"):
+        colab.start.need(None, "Sample")
+
+
 def test_the_stop_button_stops_a_command_which_saves(colab, put, tmp_path, monkeypatch, capsys):
     put("python", "trap 'echo saved; exit 42' TERM\necho step 1\nwhile :; do sleep 0.1; done\n")
     monkeypatch.setattr(colab.start.sys, "executable", str(tmp_path / "bin" / "python"))
@@ -160,7 +188,7 @@ def test_the_stop_button_stops_a_command_which_saves(colab, put, tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(colab.start, "_show_lines", press)
-    with pytest.raises(colab.start.Failed, match="dit-train was stopped, and has saved what it di"):
+    with pytest.raises(colab.start.Stopped, match="dit-train has saved what it did: run this"):
         colab.start.run("dit-train", "configs/digits.py", "runs/digits")
     assert capsys.readouterr().out.splitlines()[1:] == ["step 1", "saved"]
 
@@ -242,11 +270,13 @@ def test_the_first_cell_clones_and_starts_again_in_an_empty_folder(tmp_path):
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
     failed = start(tmp_path / "nowhere")
-    assert "cannot be cloned: is there a network?" in failed.stderr and failed.returncode
+    assert "cannot be cloned: see the line above" in failed.stderr and failed.returncode
     for address in (origin.as_uri(), tmp_path / "nowhere"):  # the second time it has a clone
         done = start(address)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-2] == "Files are kept in runs/smoke."
+        assert (
+            done.stdout.splitlines()[-2] == f"Files are kept in {folder}/dit_jax_clone/runs/smoke."
+        )
         assert (folder / "dit_jax_clone" / "runs" / "smoke").is_dir()
 
 
@@ -291,7 +321,7 @@ def test_on_a_cpu_the_official_weights_make_fewer_images_and_are_not_converted_a
         path.rename(tmp_path / "runs" / path.name)
     notebook = notebooks.execute(SAMPLE, tmp_path, SMOKE=0)
     text = "\n".join(map(notebooks.texts, notebook.cells))
-    assert "this makes golden retriever, otter in 20 steps" in text
+    assert "golden retriever, otter: 20 steps each" in text
     assert "2 images in" in text and "$ dit-convert" not in text
 
 

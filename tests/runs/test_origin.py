@@ -124,6 +124,17 @@ def test_classes_with_names_are_found_again_by_these(tmp_path):
     np.testing.assert_array_equal(flat(state.params)[LABELS], old[[0, 1, 2, 3, 3]])
 
 
+def test_a_name_with_an_accent_is_found_however_its_letters_are_encoded(tmp_path):
+    model = MODEL._replace(num_classes=2)
+    composed, decomposed = "for\u00eat", "fore\u0302t"
+    _, ema = random_run.save(tmp_path / "two", model=model, class_names=["mer", composed])
+    origin = origins.choose(tmp_path / "run", tmp_path / "two", model)
+    state = start(origin, make_settings(model={"num_classes": 2}), [decomposed, "ville"])
+    np.testing.assert_array_equal(
+        flat(state.params)[LABELS], np.asarray(flat(ema)[LABELS])[[1, 2, 2]]
+    )
+
+
 def test_a_converted_checkpoint_starts_a_run(tmp_path):
     model = dit.configure("Ti", 4, input_size=(16, 16), num_classes=20)  # latents
     params = dit.init(model, jax.random.key(0))

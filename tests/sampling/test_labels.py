@@ -42,6 +42,8 @@ def test_numbers_ranges_names_and_all(text, expected):
         ("ALL", r"got 'ALL'; did you mean all\?$"),
         ("circle", r"got 'circle'; did you mean red circle\?$"),
         ("xyz", "got 'xyz'; names are red circle, blue square, round, red, ...$"),
+        ("red", r"got 'red'; did you mean red circle, round, red\?$"),
+        (" ", "^labels must have at least one label, got none$"),
         ("0,,1", "^labels must have a label on both sides of a comma, got '0,,1'$"),
         ('0,"round, red', "^labels must close every quote, got '\"round, red'$"),
         ('"6"', "got '6'; "),
