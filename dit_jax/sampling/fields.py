@@ -90,11 +90,11 @@ def check(sampling, model, *, last_time):
 
 def check_process(sampling, model, diffusion):
     """As `check`, and whether the process of a `settings.Diffusion` has such a spacing."""
-    from dit_jax.diffusion import schedules  # needs NumPy
+    from dit_jax.diffusion import fields  # needs NumPy
 
-    schedules.check(diffusion)
-    schedules.keep_steps(diffusion.num_steps, sampling.num_steps)
-    check(sampling, model, last_time=diffusion.num_steps - 1)
+    fields.check(diffusion)
+    fields.check_num_steps(diffusion, sampling.num_steps)
+    check(sampling, model, last_time=fields.last_time(diffusion))
 
 
 def check_options(known, options):
