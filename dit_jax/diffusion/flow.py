@@ -76,7 +76,8 @@ class Flow(NamedTuple):
         x_t = known.alpha * x0 + known.sigma * noise
         out = network(x_t, t)[..., : x0.shape[-1]]
         mse = losses.mean_square(out - predictions.target(known, x0, noise))
-        factor = losses.loss_weight(self.weight, self._known(jnp.asarray(t, jnp.float32)), jnp)
+        inside = self._known(jnp.clip(jnp.asarray(t, jnp.float32), *self.edges))
+        factor = losses.loss_weight(self.weight, inside, jnp)
         return {"loss": factor * mse, "mse": mse}
 
     def read(self, out, x, t):
@@ -99,9 +100,9 @@ class Flow(NamedTuple):
 
     def levels_at(self, time):
         time, last = np.asarray(time, np.float64), self.edges[1]
-        if time.ndim != 1 or not len(time) or (np.diff(time) >= 0).any():
+        if time.ndim != 1 or not len(time) or not (np.diff(time) < 0).all():
             raise UserError(f"times must be numbers, descending, got {time.tolist()}")
-        if time[0] > last or time[-1] <= 0:
+        if not time[0] <= last or not time[-1] > 0:
             raise UserError(
                 f"times must be above 0 and at most {last:g} for a prediction of "
                 f"{self.prediction}, got {time[0]:g} to {time[-1]:g}"

@@ -181,16 +181,16 @@ def test_ddim_samples_a_gaussian_with_its_exact_network(path, prediction):
     process, mean, std = flow.Flow(path, prediction), 0.5, 0.3
 
     def network(x, t):
-        t = jnp.full((1,), t)
+        t = jnp.full((1, 1), t)
         alpha, sigma, d_alpha, d_sigma = flow.PATHS[path](t, jnp)
         centred = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
         x0, noise = mean + alpha * std**2 * centred, sigma * centred
         known = predictions.coefficients(prediction, alpha, sigma, d_alpha=d_alpha, d_sigma=d_sigma)
         return known.p * x0 + known.q * noise
 
-    levels = process.levels("400")
+    levels = process.levels("200")
     x = samplers.run(
-        samplers.ddim(levels), predictor(network, process, levels), normal(0, (64, 256))
+        samplers.ddim(levels), predictor(network, process, levels), normal(0, (128, 128))
     )
     # Four standard errors, and the first order of so many steps.
     assert float(x.mean()) == pytest.approx(mean, abs=4 * std / 128)

@@ -34,7 +34,7 @@ def test_strata_are_drawn_within_and_not_only_at_fixed_times():
 
 
 def test_stratified_steps_of_ddpm_are_as_frequent_as_uniform_ones():
-    process = ddpm.DDPM(schedules.linear(8), stratified=True)
+    process = ddpm.DDPM(schedules.squared_cosine(8), stratified=True)
     t = process.draw_time(jax.random.key(0), (64,))
     assert t.dtype == np.int32
     np.testing.assert_array_equal(np.bincount(t), np.full(8, 8))
