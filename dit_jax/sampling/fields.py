@@ -10,6 +10,12 @@ from dit_jax.sampling import imagenet
 
 # Options that a comparison can vary, each with its type.
 SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
+SWEPT |= {"spacing": str, "shift": float, "cfg_schedule": str}
+ONLY_OF = {
+    "eta": "ddim",
+    "sde_noise": "sde",
+    "sde_last": "sde",
+}  # {option: the sampler that has it}
 
 
 class Known(NamedTuple):
@@ -76,8 +82,11 @@ def check(sampling, model, *, last_time):
     hold for every model are in `settings.Sampling`.
     """
     name, scale, interval = sampling.sampler, sampling.cfg_scale, sampling.cfg_interval
-    if sampling.eta and name != "ddim":
-        raise UserError(f"eta must be 0 for {name}, which has none, got {sampling.eta}")
+    for option, owner in ONLY_OF.items():
+        value, default = getattr(sampling, option), getattr(settings_lib.Sampling(), option)
+        if value != default and name != owner:
+            rule = f"{option} must be {default} for {name}, which has none"
+            raise UserError(f"{rule}, got {value}")
     if scale != 1 and not model.null_label:
         raise UserError(f"cfg_scale must be 1 for a model without a null label, got {scale}")
     if sampling.cfg_channels > model.in_channels:
@@ -89,12 +98,16 @@ def check(sampling, model, *, last_time):
 
 
 def check_process(sampling, model, diffusion):
-    """As `check`, and whether the process of a `settings.Diffusion` has such a spacing."""
-    from dit_jax.diffusion import schedules  # needs NumPy
+    """As `check`, and whether the process of a `settings.Diffusion` has such levels."""
+    from dit_jax.diffusion import fields, spacings  # need NumPy
 
-    schedules.check(diffusion)
-    schedules.keep_steps(diffusion.num_steps, sampling.num_steps)
-    check(sampling, model, last_time=diffusion.num_steps - 1)
+    fields.check(diffusion)
+    spacings.check(diffusion, sampling.num_steps, spacing=sampling.spacing, shift=sampling.shift)
+    is_sampled_by_path = fields.is_path(diffusion) or sampling.sde_noise in ("sigma", "sbdm")
+    if not is_sampled_by_path:
+        rule = "sde_noise must be sigma or sbdm for process ddpm, which has no path"
+        raise UserError(f"{rule}, got {sampling.sde_noise}")
+    check(sampling, model, last_time=fields.last_time(diffusion))
 
 
 def check_options(known, options):
