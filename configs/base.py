@@ -34,9 +34,19 @@ def get_config():
     config.mesh.shard_optimizer = True  # shards EMA and optimizer over mesh.data too (ZeRO-1)
 
     config.diffusion = ConfigDict()
-    config.diffusion.schedule = "linear"  # linear or squared_cosine
-    config.diffusion.num_steps = 1000
-    config.diffusion.prediction = "noise"  # velocity: converted SiTs, no training or sampling yet
+    config.diffusion.process = "ddpm"  # or a path: linear (flow matching) or gvp, without steps
+    config.diffusion.schedule = "linear"  # of ddpm: linear or squared_cosine
+    config.diffusion.num_steps = 1000  # of ddpm
+    config.diffusion.prediction = "auto"  # noise, v, x0, velocity; auto: noise, velocity of a path
+    config.diffusion.time = "uniform"  # how training draws t; paths: logit_normal too
+    config.diffusion.time_mean = 0.0  # of the logit of logit_normal; above 0: more noise
+    config.diffusion.time_std = 1.0
+    config.diffusion.stratified = False  # one t from each of batch_size equal parts: less variance
+    config.diffusion.shift = 1.0  # of a path, above 1: more noise, in training and sampling
+    config.diffusion.time_scale = 1000.0  # of a path: the network gets t, in 0 .. 1, times this
+    config.diffusion.reverse_time = False  # of a path: the network gets 1 - t; with scale 1, as SiT
+    config.diffusion.weight = "constant"  # of the loss: min_snr, soft_min_snr or p2; logs plain mse
+    config.diffusion.weight_gamma = 0.0  # of that weight; 0: 5, for p2 1
 
     config.data = ConfigDict()
     config.data.source = "images"  # digits, images, latents or synthetic

@@ -13,6 +13,7 @@ from absl import logging
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.diffusion import processes
+from dit_jax.diffusion.process import timed
 from dit_jax.errors import UserError
 from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit, pixels
@@ -88,6 +89,7 @@ class LoadedDiT:
         self.step, self.weights, self.decoder = step, weights, decoder
         self.class_names, self.digest = class_names, digest
         self.process = process = processes.make(settings.diffusion)
+        apply = timed(apply, process)
         self._apply = jax.jit(apply)
         self._make = functools.cache(
             lambda sampling, trajectory: generate.make(
@@ -156,7 +158,7 @@ class LoadedDiT:
     @functools.cached_property
     def _watch(self):
         apply = dit.make_apply(self.config, dtype=self.settings.compute.dtype, watch=True)
-        return jax.jit(apply)
+        return jax.jit(timed(apply, self.process))
 
     def sample(
         self,

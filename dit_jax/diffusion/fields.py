@@ -1,0 +1,62 @@
+"""Checks of a `settings.Diffusion` that need no jax: pairs that have no meaning, and spacings."""
+
+import re
+
+from dit_jax.diffusion import schedules
+from dit_jax.errors import UserError
+
+PREDICTIONS = {  # of each process, the usual one first
+    "ddpm": ("noise", "v", "x0"),
+    "linear": ("velocity", "noise", "v", "x0"),
+    "gvp": ("velocity", "noise", "v", "x0"),
+}
+ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # and what DDPM has
+MAX_STEPS = 100_000  # of a path
+
+
+def is_path(diffusion):
+    """Whether the process is a path with real times in 0 .. 1, without steps."""
+    return diffusion.process != "ddpm"
+
+
+def check(diffusion):
+    """UserError if there is no process of a `settings.Diffusion`."""
+    name, predictions = diffusion.process, PREDICTIONS[diffusion.process]
+    if diffusion.prediction not in predictions:
+        raise UserError(
+            f"prediction must be one of {', '.join(predictions)} for process {name}, "
+            f"got {diffusion.prediction}"
+        )
+    if is_path(diffusion):
+        return
+    for field, value in ONLY_PATHS.items():
+        if (given := getattr(diffusion, field)) != value:
+            raise UserError(
+                f"{field} must be {value} for process ddpm, which counts steps, got {given}"
+            )
+    if diffusion.time != "uniform":
+        raise UserError(f"time must be uniform for process ddpm, got {diffusion.time}")
+    schedules.make(diffusion.schedule, diffusion.num_steps)
+
+
+def last_time(diffusion):
+    """`process.Process.last_time` of a `settings.Diffusion`."""
+    return 1 if is_path(diffusion) else diffusion.num_steps - 1
+
+
+def check_num_steps(diffusion, num_steps):
+    """UserError if the process has no `levels(num_steps)`."""
+    if is_path(diffusion):
+        path_steps(diffusion.process, num_steps)
+    else:
+        schedules.keep_steps(diffusion.num_steps, num_steps)
+
+
+def path_steps(name, num_steps):
+    """The number of steps along the path of this name, of "50"; UserError if it is none."""
+    text = str(num_steps)
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"num_steps must be a number, as 50, for process {name}, got {num_steps!r}")
+    if not 2 <= int(text) <= MAX_STEPS:
+        raise UserError(f"num_steps must be in 2 .. {MAX_STEPS}, got {num_steps!r}")
+    return int(text)
