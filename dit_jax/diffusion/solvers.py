@@ -52,12 +52,12 @@ def heun(levels):
 def sde(levels, *, form="sigma"):
     """Euler-Maruyama of the reverse SDE (Ma et al. 2024, SiT, https://arxiv.org/abs/2401.08740).
 
-    y + (dy / du - w noise / sigma) du + sqrt(2 w |du|) z, and in the last step no z, where w is the
-    `form` of `WEIGHTS` and sigma is that of y = x / scale. SiT makes 250 steps, the last 0.04 wide.
+    A step of y = x / scale is (dy / du + w noise / sigma) du + sqrt(2 w |du|) z; the last one is
+    without z. form: of w, in `WEIGHTS`. SiT makes 250 steps, of which the last is 0.04 wide.
     """
     ratio, width = _rescaled_steps(levels)
     weight, rates = _weight(levels, form), levels.rates
-    drift = -width * weight * rates.scale[:-1] / levels.sigma[:-1]  # of the noise
+    drift = width * weight * rates.scale[:-1] / levels.sigma[:-1]  # of the noise
     spread = rates.scale[1:] * np.sqrt(2 * weight * np.abs(np.diff(rates.coordinate)))
     spread[-1] = 0
 

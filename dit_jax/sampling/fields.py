@@ -11,11 +11,11 @@ from dit_jax.sampling import imagenet
 # Options that a comparison can vary, each with its type.
 SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
 SWEPT |= {"spacing": str, "shift": float, "cfg_schedule": str}
-ONLY_OF = {
-    "eta": "ddim",
-    "sde_noise": "sde",
-    "sde_last": "sde",
-}  # {option: the sampler that has it}
+ONLY_OF = {  # {option: (the sampler that has it, its value for the others)}
+    "eta": ("ddim", 0),
+    "sde_noise": ("sde", "sigma"),
+    "sde_last": ("sde", 0.04),
+}
 
 
 class Known(NamedTuple):
@@ -82,11 +82,10 @@ def check(sampling, model, *, last_time):
     hold for every model are in `settings.Sampling`.
     """
     name, scale, interval = sampling.sampler, sampling.cfg_scale, sampling.cfg_interval
-    for option, owner in ONLY_OF.items():
-        value, default = getattr(sampling, option), getattr(settings_lib.Sampling(), option)
-        if value != default and name != owner:
-            rule = f"{option} must be {default} for {name}, which has none"
-            raise UserError(f"{rule}, got {value}")
+    for option, (owner, unused) in ONLY_OF.items():
+        value = getattr(sampling, option)
+        if value != unused and name != owner:
+            raise UserError(f"{option} must be {unused} for {name}, which has none, got {value}")
     if scale != 1 and not model.null_label:
         raise UserError(f"cfg_scale must be 1 for a model without a null label, got {scale}")
     if sampling.cfg_channels > model.in_channels:
@@ -103,8 +102,7 @@ def check_process(sampling, model, diffusion):
 
     fields.check(diffusion)
     spacings.check(diffusion, sampling.num_steps, spacing=sampling.spacing, shift=sampling.shift)
-    is_sampled_by_path = fields.is_path(diffusion) or sampling.sde_noise in ("sigma", "sbdm")
-    if not is_sampled_by_path:
+    if not fields.is_path(diffusion) and sampling.sde_noise not in ("sigma", "sbdm"):
         rule = "sde_noise must be sigma or sbdm for process ddpm, which has no path"
         raise UserError(f"{rule}, got {sampling.sde_noise}")
     check(sampling, model, last_time=fields.last_time(diffusion))
