@@ -152,3 +152,27 @@ def test_every_field_has_a_default_and_a_rule_in_words():
     assert settings.rule("run.total_steps") == "in 1 .. 2147483647"
     assert settings.rule("data.space") == "one of pixels, latents"
     assert all(isinstance(settings.rule(name), str) for name in defaults)
+
+
+def test_one_field_chooses_a_path_and_what_it_needs():
+    """From configs/base.py, which sets every field as DDPM wants it."""
+    fields = base.get_config()
+    fields.diffusion.process = "linear"
+    read = settings.read(fields.to_dict())
+    assert read.diffusion == settings.Diffusion(process="linear", prediction="velocity")
+    assert not read.model.learn_sigma and read.sampling.cfg_interval == (0, 1)
+    assert settings.read(settings.to_json(read)) == read
+    fields.sampling.cfg_interval = (0.1, 0.6)
+    assert settings.read(fields.to_dict()).sampling.cfg_interval == (0.1, 0.6)
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({}, settings.Diffusion("linear", 1000, "noise", "ddpm")),
+        ({"prediction": "auto"}, settings.Diffusion(prediction="noise")),
+        ({"schedule": "linear", "prediction": "velocity"}, settings.Diffusion(**settings.SIT)),
+    ],
+)
+def test_older_checkpoints_are_ddpm_that_predicts_noise_or_a_sit(fields, expected):
+    assert settings.read({"diffusion": fields}).diffusion == expected

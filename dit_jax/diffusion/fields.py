@@ -1,7 +1,6 @@
 """Checks of a `settings.Diffusion` that need no jax: pairs that have no meaning, and spacings."""
 
-import re
-
+from dit_jax import settings
 from dit_jax.diffusion import schedules
 from dit_jax.errors import UserError
 
@@ -47,16 +46,24 @@ def last_time(diffusion):
 def check_num_steps(diffusion, num_steps):
     """UserError if the process has no `levels(num_steps)`."""
     if is_path(diffusion):
-        path_steps(diffusion.process, num_steps)
+        path_steps(num_steps)
     else:
         schedules.keep_steps(diffusion.num_steps, num_steps)
 
 
-def path_steps(name, num_steps):
-    """The number of steps along the path of this name, of "50"; UserError if it is none."""
+def path_steps(num_steps):
+    """The number of steps along a path, of "50" or "ddim50": both are equal; else UserError."""
     text = str(num_steps)
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise UserError(f"num_steps must be a number, as 50, for process {name}, got {num_steps!r}")
-    if not 2 <= int(text) <= MAX_STEPS:
+    if not settings.SPACING.fullmatch(text):
+        raise UserError(f"num_steps must be {settings.SPACING_RULE}, got {num_steps!r}")
+    count = int(text.removeprefix("ddim"))
+    if not 2 <= count <= MAX_STEPS:
         raise UserError(f"num_steps must be in 2 .. {MAX_STEPS}, got {num_steps!r}")
-    return int(text)
+    return count
+
+
+def shown(diffusion):
+    """{field: value} of what a checkpoint's process is, without how it was trained."""
+    path = ("process", "prediction", "shift", "time_scale", "reverse_time")
+    names = path if is_path(diffusion) else ("process", "schedule", "num_steps", "prediction")
+    return {name: getattr(diffusion, name) for name in names}

@@ -94,7 +94,7 @@ class Flow(NamedTuple):
     def levels(self, num_steps):
         """num_steps: as "50": so many equal steps of t, before the shift."""
         first = self.edges[1]
-        time = np.linspace(first, 0, fields.path_steps(self.path, num_steps) + 1)[:-1]
+        time = np.linspace(first, 0, fields.path_steps(num_steps) + 1)[:-1]
         return self.levels_at(np.minimum(times.shift(time, self.shift), first))
 
     def levels_at(self, time):
