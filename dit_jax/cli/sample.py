@@ -198,7 +198,7 @@ def main(values):
 def log_cost(values, dit):
     """Logs how many network calls an image takes, for each row of --grid."""
     for options in read_grid(values):
-        calls, passes = dit.count_calls(**arguments.sampling(values) | options)
+        calls, passes = dit.cost(**arguments.sampling(values) | options)
         row = "".join(f" with {name} {value}" for name, value in options.items())
         found = words.count(calls, "network call"), words.count(passes, "forward pass", "passes")
         logging.info("an image%s takes %s, %s", row, *found)

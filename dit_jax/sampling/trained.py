@@ -127,8 +127,8 @@ class LoadedDiT:
         """The `process.Levels` of samples with these options of `self.sampling`."""
         return generate.make_levels(self.process, self._read_sampling(sampling))
 
-    def count_calls(self, **sampling):
-        """(network calls, forward passes) that an image costs; a guided call is two passes."""
+    def cost(self, **sampling):
+        """(network calls, forward passes) that an image takes; a guided call is two passes."""
         options = self._read_sampling(sampling)
         counts = generate.count_calls, generate.count_passes
         return tuple(count(self.process, options) for count in counts)
@@ -229,7 +229,8 @@ class LoadedDiT:
         if unknown := sampling.keys() - {"num_steps", "spacing", "shift"}:
             rule = "an option of an inversion must be num_steps, spacing or shift"
             raise UserError(f"{rule}, got {min(unknown)}")
-        options = self._read_sampling(sampling | {"sampler": "ddim", "eta": 0.0})
+        others = {"sampler": "ddim", "eta": 0.0, "sde_noise": "sigma", "sde_last": 0.04}
+        options = self._read_sampling(sampling | others)
         arguments.check_whole("batch_size", batch_size, 1)
         arguments.check_whole("iterations", iterations, 1)
         labels = arguments.read_labels("labels", labels, self.config.num_classes, self.config)
@@ -245,20 +246,16 @@ class LoadedDiT:
 
     def _read_images(self, images, count):
         """uint8 images, or data in model units, as data in model units: NumPy float32."""
-        config, name = self.config, "images"
+        shape = (count, *self.config.input_size, self.config.in_channels)
         if getattr(images, "dtype", None) != np.uint8:
-            return arguments.read_grid(
-                name, images, (count, *config.input_size, config.in_channels)
-            )
+            return arguments.read_grid("images", images, shape)
         if self.space == "latents" and self.decoder is None:
             raise UserError("images must be latents for a model without a vae, got pixels in uint8")
-        size, channels = config.input_size, config.in_channels
         if self.decoder:
-            size, channels = [self.decoder.config.downsampling * side for side in size], 3
-        if images.shape != (count, *size, channels):
-            raise UserError(
-                f"images must have shape {(count, *size, channels)}, got {images.shape}"
-            )
+            factor = self.decoder.config.downsampling
+            shape = (count, *(factor * side for side in self.config.input_size), 3)
+        if images.shape != shape:
+            raise UserError(f"images must have shape {shape}, got {images.shape}")
         if self.decoder is None:
             return np.asarray(pixels.to_unit(images))
         moments = self.decoder.encode(np.asarray(images))
@@ -272,6 +269,7 @@ class LoadedDiT:
             )
         options = self.sampling | arguments.plain(given)
         options = settings_lib.read_topic(settings_lib.Sampling, options)
+        fields.check_process(options, self.config, self.settings.diffusion)
         generate.check(self.config, self.process, options)
         return options
 
