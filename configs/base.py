@@ -75,11 +75,16 @@ def get_config():
     config.train.frozen = ()  # not trained: paths with a match of these regular expressions
 
     config.sampling = ConfigDict()  # the defaults of dit-sample; may change when a run is resumed
-    config.sampling.sampler = "ddpm"  # ddpm or ddim
-    config.sampling.num_steps = "250"  # 250 evenly spaced steps; "ddim50": every 20th step
+    config.sampling.sampler = "ddpm"  # ddpm, ddim, euler, heun, sde, dpm2m or unipc
+    config.sampling.num_steps = "250"  # 250 steps; "ddim50": every 20th; "999,600,300": these
+    config.sampling.spacing = "linspace"  # of so many steps; leading, trailing, log_snr
+    config.sampling.shift = 0.0  # above 1: more steps near noise, on a path; 0: as in training
     config.sampling.eta = 0.0  # noise of ddim, 0 to 1
+    config.sampling.sde_noise = "sigma"  # how sde adds noise; see diffusion/README.md
+    config.sampling.sde_last = 0.04  # the last step of sde on a path; 0: as the others
     config.sampling.clip_x0 = False  # clip predicted pixels to [-1, 1]; wrong for latents
     config.sampling.cfg_scale = 1.5  # 1: no guidance
+    config.sampling.cfg_schedule = "constant"  # linear or cosine: rises from 1 to cfg_scale
     config.sampling.cfg_channels = 3  # guide the first 3 channels, as the paper; 0: all
     config.sampling.cfg_interval = (0, 999)  # guide at steps first <= t <= last
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 
 from dit_jax.errors import UserError
 
-SAMPLERS = ("ddpm", "ddim")  # as diffusion.samplers, which needs jax
+SAMPLERS = ("ddpm", "ddim", "euler", "heun", "sde", "dpm2m", "unipc")  # as diffusion.solvers
+SPACINGS = ("linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
+SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
+CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
 FREE = (
@@ -23,6 +26,8 @@ MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
 SPACING = re.compile("(ddim)?[0-9]{1,9}")
 SPACING_RULE = 'a number, as "250" or "ddim50"'
+NUM_STEPS = re.compile(SPACING.pattern + r"|[0-9]{1,9}(\.[0-9]+)?(,[0-9]{1,9}(\.[0-9]+)?)+")
+NUM_STEPS_RULE = f'{SPACING_RULE}, or times, as "999,600,300"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
 
 
@@ -170,10 +175,15 @@ class Sampling:
     """How samples are drawn unless a caller says otherwise: see `sampling.generate`."""
 
     sampler: str = one_of(SAMPLERS, "ddpm")
-    num_steps: str = keeps(SPACING_RULE, SPACING.fullmatch, "250")
+    num_steps: str = keeps(NUM_STEPS_RULE, NUM_STEPS.fullmatch, "250")
+    spacing: str = one_of(SPACINGS, "linspace")
+    shift: float = at_least(0, 0.0)
     eta: float = keeps("in 0 .. 1", lambda x: 0 <= x <= 1, 0.0)
+    sde_noise: str = one_of(SDE_NOISES, "sigma")
+    sde_last: float = fraction(0.04)
     clip_x0: bool = False
     cfg_scale: float = at_least(0, 1.5)
+    cfg_schedule: str = one_of(CFG_SCHEDULES, "constant")
     cfg_channels: int = at_least(0, 3)
     cfg_interval: tuple = keeps("two numbers, first <= last", _is_interval, (0, 999))
 

@@ -192,6 +192,16 @@ def main(values):
     draw(values, dit, labels, titles, out, **options, **arguments.sampling(values))
     what = _shown(values) or words.count(len(labels), "image")
     logging.info("%s of step %d: %s", what, dit.step, out)
+    log_cost(values, dit)
+
+
+def log_cost(values, dit):
+    """Logs how many network calls an image takes, for each row of --grid."""
+    for options in read_grid(values):
+        calls, passes = dit.cost(**arguments.sampling(values) | options)
+        row = "".join(f" with {name} {value}" for name, value in options.items())
+        found = words.count(calls, "network call"), words.count(passes, "forward pass", "passes")
+        logging.info("an image%s takes %s, %s", row, *found)
 
 
 def read_labels(values, dit):

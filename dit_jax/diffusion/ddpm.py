@@ -29,6 +29,10 @@ class DDPM(NamedTuple):
     def last_time(self):
         return self.schedule.num_steps - 1
 
+    @property
+    def shift(self):
+        return None
+
     def draw_time(self, key, shape):
         """Uniform steps."""
         if self.stratified:

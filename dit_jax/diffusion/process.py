@@ -71,6 +71,10 @@ class Process(Protocol):
     def last_time(self):
         """The largest t."""
 
+    @property
+    def shift(self):
+        """The factor of `times.shift` of a path; None if t are whole steps."""
+
     def draw_time(self, key, shape):
         """Random t of the given shape, (N,) for the global batch."""
 
@@ -118,16 +122,20 @@ def timed(apply, process):
     return at_time
 
 
-def predictor(network, process, levels, *, clip_x0=False):
-    """predict(x, i) -> Prediction at level i of x (N, ..., C); network(x, t) with scalar t.
+def predictor(network, process, levels, *, clip_x0=False, scales=None):
+    """predict(x, i, step=i) -> Prediction at level i of x (N, ..., C).
 
+    network(x, t) with scalar t; with scales (S,), those of the guidance of each step, network(x, t,
+    scale). step: the one that asks; a sampler that looks ahead asks at level i for an earlier step.
     clip_x0: clips x0 to [-1, 1] and makes the noise consistent with it. That is right for pixels
     and wrong for latents, which have no bounds.
     """
     read, time = process.reader(levels, clip_x0=clip_x0), jnp.asarray(levels.time, jnp.float32)
+    table = None if scales is None else jnp.asarray(scales, jnp.float32)
 
-    def predict(x, i):
-        return read(network(x, time[i]), x, i)
+    def predict(x, i, step=None):
+        scale = () if table is None else (table[i if step is None else step],)
+        return read(network(x, time[i], *scale), x, i)
 
     return predict
 

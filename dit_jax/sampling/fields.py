@@ -10,6 +10,12 @@ from dit_jax.sampling import imagenet
 
 # Options that a comparison can vary, each with its type.
 SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
+SWEPT |= {"spacing": str, "shift": float, "cfg_schedule": str}
+ONLY_OF = {  # {option: (the sampler that has it, its value for the others)}
+    "eta": ("ddim", 0),
+    "sde_noise": ("sde", "sigma"),
+    "sde_last": ("sde", 0.04),
+}
 
 
 class Known(NamedTuple):
@@ -76,8 +82,10 @@ def check(sampling, model, *, last_time):
     hold for every model are in `settings.Sampling`.
     """
     name, scale, interval = sampling.sampler, sampling.cfg_scale, sampling.cfg_interval
-    if sampling.eta and name != "ddim":
-        raise UserError(f"eta must be 0 for {name}, which has none, got {sampling.eta}")
+    for option, (owner, unused) in ONLY_OF.items():
+        value = getattr(sampling, option)
+        if value != unused and name != owner:
+            raise UserError(f"{option} must be {unused} for {name}, which has none, got {value}")
     if scale != 1 and not model.null_label:
         raise UserError(f"cfg_scale must be 1 for a model without a null label, got {scale}")
     if sampling.cfg_channels > model.in_channels:
@@ -89,11 +97,14 @@ def check(sampling, model, *, last_time):
 
 
 def check_process(sampling, model, diffusion):
-    """As `check`, and whether the process of a `settings.Diffusion` has such a spacing."""
-    from dit_jax.diffusion import fields  # needs NumPy
+    """As `check`, and whether the process of a `settings.Diffusion` has such levels."""
+    from dit_jax.diffusion import fields, spacings  # need NumPy
 
     fields.check(diffusion)
-    fields.check_num_steps(diffusion, sampling.num_steps)
+    spacings.check(diffusion, sampling.num_steps, spacing=sampling.spacing, shift=sampling.shift)
+    if not fields.is_path(diffusion) and sampling.sde_noise not in ("sigma", "sbdm"):
+        rule = "sde_noise must be sigma or sbdm for process ddpm, which has no path"
+        raise UserError(f"{rule}, got {sampling.sde_noise}")
     check(sampling, model, last_time=fields.last_time(diffusion))
 
 

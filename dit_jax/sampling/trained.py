@@ -16,7 +16,8 @@ from dit_jax.diffusion import processes
 from dit_jax.diffusion.process import timed
 from dit_jax.errors import UserError
 from dit_jax.machine import devices, prng, sharding
-from dit_jax.models import dit
+from dit_jax.models import dit, pixels
+from dit_jax.models import vae as vae_lib
 from dit_jax.sampling import arguments, autoencoder, fields, generate
 
 
@@ -98,6 +99,11 @@ class LoadedDiT:
                 trajectory=trajectory,
             )
         )
+        self._make_inversion = functools.cache(
+            lambda sampling, iterations: generate.make_inversion(
+                *(apply, config, process, mesh), sampling=sampling, iterations=iterations
+            )
+        )
 
     @property
     def space(self):
@@ -113,9 +119,19 @@ class LoadedDiT:
     def schedule(self):
         """The `process.Levels` that samples pass with the run's own options: S steps, (S+1,) each.
 
-        Its alpha, sigma and time go from noise to data. `process.levels("50")` gives other ones.
+        Its alpha, sigma and time go from noise to data. `levels` gives those of other options.
         """
-        return self.process.levels(self.settings.sampling.num_steps)
+        return self.levels()
+
+    def levels(self, **sampling):
+        """The `process.Levels` of samples with these options of `self.sampling`."""
+        return generate.make_levels(self.process, self._read_sampling(sampling))
+
+    def cost(self, **sampling):
+        """(network calls, forward passes) that an image takes; a guided call is two passes."""
+        options = self._read_sampling(sampling)
+        counts = generate.count_calls, generate.count_passes
+        return tuple(count(self.process, options) for count in counts)
 
     @property
     def num_params(self):
@@ -180,12 +196,12 @@ class LoadedDiT:
         if not isinstance(progress, (bool, np.bool_)):
             raise UserError(f"progress must be true or false, got {progress!r}")
         trajectory, levels = arguments.read_trajectory(
-            trajectory, levels, self.process.levels(options.num_steps).num_steps
+            trajectory, levels, generate.make_levels(self.process, options).num_steps
         )
         labels = arguments.read_labels("labels", labels, config.num_classes, config)
         if noise is not None:
             shape = (len(labels), *config.input_size, config.in_channels)
-            noise = arguments.read_noise(noise, shape)
+            noise = arguments.read_grid("noise", noise, shape)
         images = generate.run(
             self._make(options, trajectory),
             self.params,
@@ -202,6 +218,49 @@ class LoadedDiT:
             images = np.moveaxis(images, 0, -1 - rank).take(levels, axis=-2 - rank)
         return self._decode(images, progress) if self.decoder else images
 
+    def invert(self, images, labels, *, iterations=3, batch_size=256, progress=False, **sampling):
+        """The noise from which DDIM makes the images again: (N, H, W, C) float32, in model units.
+
+        images: uint8 as of `sample`, or data in model units, (N, H, W, C). labels: as of `sample`.
+        `sample(others, noise=..., sampler="ddim", cfg_scale=1)` with the same steps shows the
+        images with other labels. `sampling`: num_steps, spacing or shift. Each step takes so many
+        iterations, each a network call; the more, the closer. UserError as `sample`.
+        """
+        if unknown := sampling.keys() - {"num_steps", "spacing", "shift"}:
+            rule = "an option of an inversion must be num_steps, spacing or shift"
+            raise UserError(f"{rule}, got {min(unknown)}")
+        others = {"sampler": "ddim", "eta": 0.0, "sde_noise": "sigma", "sde_last": 0.04}
+        options = self._read_sampling(sampling | others)
+        arguments.check_whole("batch_size", batch_size, 1)
+        arguments.check_whole("iterations", iterations, 1)
+        labels = arguments.read_labels("labels", labels, self.config.num_classes, self.config)
+        return generate.run(
+            self._make_inversion(options, int(iterations)),
+            self.params,
+            labels,
+            seed=0,
+            batch_size=batch_size,
+            noise=self._read_images(images, len(labels)),
+            progress=progress,
+        )
+
+    def _read_images(self, images, count):
+        """uint8 images, or data in model units, as data in model units: NumPy float32."""
+        shape = (count, *self.config.input_size, self.config.in_channels)
+        if getattr(images, "dtype", None) != np.uint8:
+            return arguments.read_grid("images", images, shape)
+        if self.space == "latents" and self.decoder is None:
+            raise UserError("images must be latents for a model without a vae, got pixels in uint8")
+        if self.decoder:
+            factor = self.decoder.config.downsampling
+            shape = (count, *(factor * side for side in self.config.input_size), 3)
+        if images.shape != shape:
+            raise UserError(f"images must have shape {shape}, got {images.shape}")
+        if self.decoder is None:
+            return np.asarray(pixels.to_unit(images))
+        moments = self.decoder.encode(np.asarray(images))
+        return np.asarray(vae_lib.to_model_units(vae_lib.mode(moments), self.decoder.config))
+
     def _read_sampling(self, given):
         """The Sampling of the run's config and the options that are given, checked."""
         if unknown := given.keys() - self.sampling.keys():
@@ -210,6 +269,7 @@ class LoadedDiT:
             )
         options = self.sampling | arguments.plain(given)
         options = settings_lib.read_topic(settings_lib.Sampling, options)
+        fields.check_process(options, self.config, self.settings.diffusion)
         generate.check(self.config, self.process, options)
         return options
 
