@@ -107,7 +107,7 @@ def settings_of(model, *, space="latents", diffusion=None):
         diffusion=diffusion,
         data=settings_lib.Data(source="images", space=space),
         sampling=settings_lib.Sampling(
-            sampler="ddim" if is_path else "ddpm",  # on the linear path: Euler's method
+            sampler="euler" if is_path else "ddpm",
             num_steps=str(num_steps),
             clip_x0=pixels,
             cfg_scale=1.5 if model.null_label else 1.0,
