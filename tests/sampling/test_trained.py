@@ -122,6 +122,27 @@ def test_samplers_spacings_and_schedules_reach_the_samples(run, options):
     np.testing.assert_allclose(alone[0].astype(int), images[1], atol=1)  # a pixel at a rounding
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "sde", "sde_noise": "decreasing", "sde_last": 0.1},
+        {"sampler": "unipc", "shift": 3.0, "cfg_interval": (0.2, 0.7)},
+        {"sampler": "heun", "num_steps": "1,0.8,0.3"},
+        {"sampler": "dpm2m", "spacing": "log_snr"},
+    ],
+)
+def test_a_path_has_samplers_and_times_of_its_own(tmp_path, options):
+    random_run.save(tmp_path, random_run.CONFIG | {"diffusion": {"process": "linear"}})
+    model = dit_jax.load(tmp_path)
+    images = model.sample([3, 1], batch_size=8, **options)
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
+    assert not np.array_equal(images, model.sample([3, 1], batch_size=8))
+    with pytest.raises(UserError, match="must be first <= last in 0 .. 1, got"):
+        model.sample([3], cfg_interval=(0, 500))
+    with pytest.raises(UserError, match="spacing must be linspace, trailing or log_snr for a path"):
+        model.sample([3], spacing="leading")
+
+
 def test_an_inversion_leads_to_noise_from_which_ddim_makes_the_images(run):
     """The random network is no denoiser, but DDIM has an inverse."""
     model = dit_jax.load(run[0])
