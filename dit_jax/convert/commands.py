@@ -29,6 +29,7 @@ from dit_jax.convert import (
     torch_vae,
 )
 from dit_jax.convert import card as cards
+from dit_jax.diffusion.fields import is_path
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.sampling import autoencoder, extractor
@@ -242,17 +243,17 @@ def _read_settings(values, source, state_dict):
         return *bundle.read_config(folder), bundle.read_class_names(folder)
     model = torch_dit.read_config(state_dict, **_shape_flags(values))
     diffusion, evidence = _read_diffusion(values, source, state_dict, model)
+    process = f"a {diffusion.schedule} schedule (--schedule)"
+    if is_path(diffusion):
+        process = f"the {diffusion.process} path"
     logging.info(
         "not recorded in the weights: assuming %d heads (--num_heads), %d classes%s "
-        "(--num_classes), %s (--space), a %s schedule (--schedule), %s prediction (--prediction)",
+        "(--num_classes), %s (--space), %s, %s prediction (--prediction)",
         *(model.num_heads, model.num_classes, " and a null label" if model.null_label else ""),
-        *(values.space, values.schedule, diffusion.prediction),
+        *(values.space, process, diffusion.prediction),
     )
-    if diffusion.process != "ddpm":
-        logging.warning(
-            "this is a SiT (%s): it predicts %s on the %s path",
-            *(evidence, diffusion.prediction, diffusion.process),
-        )
+    if is_path(diffusion):
+        logging.warning("this is a SiT (%s): dit-sample samples it along its path", evidence)
     return model, native.settings_of(model, space=values.space, diffusion=diffusion), {}
 
 

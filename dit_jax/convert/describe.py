@@ -118,7 +118,7 @@ def _of_state_dict(path, num_heads, num_classes):
         "format": f"official state dict ({end})",
         "sets": sets,
         "dtype": dtype,
-        **shown(found),
+        **(shown(found) if evidence else {}),
         "prediction": f"{found.prediction} ({evidence or 'not recorded: assumed'})",
     }
     return fields | _of_dit(model)

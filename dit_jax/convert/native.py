@@ -123,7 +123,7 @@ def check_prediction(settings, target):
     if (diffusion.process, diffusion.prediction) != ("ddpm", "noise"):
         raise UserError(
             f"process must be ddpm and predict noise for {target}, "
-            f"got a checkpoint of {diffusion.prediction} on {diffusion.process}"
+            f"got {diffusion.prediction} on {diffusion.process}"
         )
 
 

@@ -141,11 +141,12 @@ class LoadedDiT:
     def __call__(self, x, t, y):
         """x (N, H, W, C) in model units, t times, y labels -> (N, H, W, out) float32.
 
-        t, () or (N,), is a step of the training, 0 the cleanest, or a real number between steps. y
-        (N,) are labels, the null label included; y (N, num_classes) are weights that mix the
-        vectors of the labels, each row with the sum 1. The first C channels of the result are what
-        the process predicts, for DDPM the noise; the others are the variance code. UserError if
-        shapes or values do not fit.
+        t, () or (N,), is the process's time, 0 the cleanest: a step of DDPM or a real number
+        between steps, or the time of a path in 0 .. 1. y (N,) are labels, the null label included;
+        y (N, num_classes) are weights that mix the vectors of the labels, each row with the sum 1.
+        The first C channels of the result are `settings.diffusion.prediction`, which
+        `process.read(out, x, t)` turns into x_0 and noise; the others are the variance code, which
+        a path has not. UserError if shapes or values do not fit.
         """
         x, t, y = arguments.of_call(x, t, y, config=self.config, last_time=self.process.last_time)
         return self._apply(self.params, x, t=t, y=y)

@@ -143,9 +143,7 @@ def test_sit_is_named_and_is_never_sampled_as_a_dit(call, refuse, caplog, tmp_pa
     assert "passed: relative error" in convert_ok(call, "from-torch", sit, out, "--space=pixels")
     assert "this is a SiT (its variance has weights of 0; --prediction=noise for" in caplog.text
     assert "prediction       velocity" in convert_ok(call, "inspect", out)
-    message = (
-        "process must be ddpm and predict noise for {}, got a checkpoint of velocity on linear"
-    )
+    message = "process must be ddpm and predict noise for {}, got velocity on linear"
     assert message.format("a bundle") in refuse(
         convert, "to-torch", out, tmp_path / "b", "--bundle"
     )

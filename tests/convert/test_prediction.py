@@ -25,6 +25,9 @@ def final_layer(dtype=np.float32):
 
 def save(path, args=None):
     state_dict = {"x": torch.zeros(1)}
+    if path.suffix == ".safetensors":
+        files.write_state_dict(path, {"x": np.zeros(1, np.float32)})
+        return path
     torch.save({"ema": state_dict, "args": args} if args else state_dict, path)
     return path
 

@@ -14,7 +14,12 @@ from dit_jax.errors import UserError
 from dit_jax.models import dit
 from dit_jax.runs import build, fields, run
 
-PAIRS = [(name, each) for name, kinds in diffusion_fields.PREDICTIONS.items() for each in kinds]
+FAST = (("ddpm", "v"), ("linear", "velocity"), ("gvp", "x0"))  # ten seconds each
+PAIRS = [
+    pytest.param(name, each, marks=() if (name, each) in FAST else pytest.mark.slow)
+    for name, kinds in diffusion_fields.PREDICTIONS.items()
+    for each in kinds
+]
 CONFIG = {
     "model": {
         **{"size": "Xs", "patch_size": 4, "input_size": (8, 8), "in_channels": 1},
