@@ -77,7 +77,7 @@ def get_config():
     config.sampling = ConfigDict()  # the defaults of dit-sample; may change when a run is resumed
     config.sampling.sampler = "ddpm"  # ddpm, ddim, euler, heun, sde, dpm2m or unipc
     config.sampling.num_steps = "250"  # 250 steps; "ddim50": every 20th; "999,600,300": these
-    config.sampling.spacing = "linspace"  # of so many steps; leading, trailing, log_snr
+    config.sampling.spacing = "auto"  # of so many steps: linspace, leading, trailing or log_snr
     config.sampling.shift = 0.0  # above 1: more steps near noise, on a path; 0: as in training
     config.sampling.eta = 0.0  # noise of ddim, 0 to 1
     config.sampling.sde_noise = "sigma"  # how sde adds noise; see diffusion/README.md

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from dit_jax.errors import UserError
 
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "sde", "dpm2m", "unipc")  # as diffusion.solvers
-SPACINGS = ("linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
+SPACINGS = ("auto", "linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
 SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
 CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
@@ -176,7 +176,7 @@ class Sampling:
 
     sampler: str = one_of(SAMPLERS, "ddpm")
     num_steps: str = keeps(NUM_STEPS_RULE, NUM_STEPS.fullmatch, "250")
-    spacing: str = one_of(SPACINGS, "linspace")
+    spacing: str = one_of(SPACINGS, "auto")
     shift: float = at_least(0, 0.0)
     eta: float = keeps("in 0 .. 1", lambda x: 0 <= x <= 1, 0.0)
     sde_noise: str = one_of(SDE_NOISES, "sigma")

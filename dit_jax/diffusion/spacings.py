@@ -14,12 +14,12 @@ EDGE = 1e-3  # how far log_snr stays from the ends of a path, where it is infini
 def check(diffusion, num_steps, *, spacing, shift):
     """UserError if the process of a `settings.Diffusion` has no such `levels`."""
     is_path = fields.is_path(diffusion)
-    if spacing != "linspace" and not num_steps.isdecimal():
-        raise UserError(f"spacing must be linspace for num_steps {num_steps}, got {spacing}")
+    if spacing != "auto" and not num_steps.isdecimal():
+        raise UserError(f"spacing must be auto for num_steps {num_steps}, got {spacing}")
     if spacing == "leading" and is_path:
         raise UserError(
-            "spacing must be linspace, trailing or log_snr for a path, where leading steps would "
-            "not begin at noise, got leading"
+            "spacing must be auto, linspace, trailing or log_snr for a path, where leading steps "
+            "would not begin at noise, got leading"
         )
     if shift and (not is_path or "," in num_steps):
         which = "a list of times" if is_path else "process ddpm, which counts steps"
@@ -45,6 +45,15 @@ def _times(num_steps):
     return np.array([float(each) for each in num_steps.split(",")])
 
 
+def choose(sampler):
+    """The spacing that a sampler takes if it is left to it: its name.
+
+    linspace ends with two very unequal steps in log(alpha / sigma), which samplers of order 2 and 3
+    cannot use.
+    """
+    return "trailing" if sampler in ("heun", "dpm2m", "unipc") else "linspace"
+
+
 def levels(process, num_steps, *, spacing="linspace", shift=0.0, last_step=0.0):
     """The Levels of a process for "20" steps, "ddim50", or a list of times, "999,600,300".
 
@@ -63,7 +72,8 @@ def levels(process, num_steps, *, spacing="linspace", shift=0.0, last_step=0.0):
     is_path = process.shift is not None
     if "," in num_steps:
         return process.levels_at(_times(num_steps))
-    if spacing == "linspace" and not (is_path and (shift or last_step)):
+    is_usual = spacing == "linspace" and not (is_path and (shift or last_step))
+    if is_usual or num_steps.startswith("ddim"):
         return process.levels(num_steps)
     count, total = int(num_steps), process.last_time + 1
     if is_path:

@@ -26,7 +26,7 @@ class Preset(NamedTuple):
         return {
             "sampler": "ddpm",
             "num_steps": "250",
-            "spacing": "linspace",
+            "spacing": "auto",
             "eta": 0.0,
             "clip_x0": False,
             "cfg_scale": self.cfg_scale,

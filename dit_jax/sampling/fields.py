@@ -117,7 +117,7 @@ def check_options(known, options):
 
 def is_in_torch(sampling):
     """Whether the PyTorch code of bundles samples so: it has DDPM, DDIM and their usual steps."""
-    is_usual = sampling.spacing == "linspace" and sampling.cfg_schedule == "constant"
+    is_usual = sampling.spacing in ("auto", "linspace") and sampling.cfg_schedule == "constant"
     steps = settings_lib.SPACING.fullmatch(sampling.num_steps)
     return sampling.sampler in ("ddpm", "ddim") and bool(steps) and is_usual
 

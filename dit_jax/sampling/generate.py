@@ -56,10 +56,11 @@ def make_plan(process, sampling):
 
 def make_levels(process, sampling):
     """The Levels of a `settings.Sampling`."""
+    spacing = sampling.spacing
     return spacings.levels(
         process,
         sampling.num_steps,
-        spacing=sampling.spacing,
+        spacing=spacings.choose(sampling.sampler) if spacing == "auto" else spacing,
         shift=sampling.shift,
         last_step=sampling.sde_last if sampling.sampler == "sde" else 0.0,
     )

@@ -61,7 +61,7 @@ def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch
     monkeypatch.setattr(trained.LoadedDiT, "sample", record)
     values = {"sampler": "ddim", "num_steps": "ddim5", "eta": 0.5, "cfg_scale": 3.0}
     values |= {"cfg_channels": 1, "clip_x0": False, "seed": 7, "batch_size": 3}
-    values |= {"spacing": "linspace", "cfg_schedule": "cosine", "shift": 0.0}
+    values |= {"spacing": "auto", "cfg_schedule": "cosine", "shift": 0.0}
     values |= {"sde_noise": "sigma", "sde_last": 0.04}
     options = [f"--{name}={value}" for name, value in values.items()] + ["--cfg_interval=0, 400.5"]
     usual = (f"--checkpoint={checkpoint}", "--labels=3,1,4", f"--out={tmp_path}/x.npz")
@@ -259,9 +259,9 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         ),
         (
             ["--labels=3", "--spacing=leading", "--num_steps=ddim5"],
-            "spacing must be linspace for num_steps ddim5, got leading",
+            "spacing must be auto for num_steps ddim5, got leading",
         ),
-        (["--labels=3", "--spacing=even"], "--spacing must be one of linspace, leading, "),
+        (["--labels=3", "--spacing=even"], "--spacing must be one of auto, linspace, leading, "),
         (
             ["--labels=3", "--shift=2"],
             "shift must be 0 for process ddpm, which counts steps, got 2",

@@ -141,6 +141,7 @@ def check_same_digits(run, folder):
     "options, kept",
     [
         ({"sampler": "ddim", "num_steps": "ddim25", "cfg_scale": 3.0}, True),
+        ({"sampler": "ddim", "spacing": "linspace"}, True),
         ({"sampler": "unipc", "num_steps": "20"}, False),
         ({"sampler": "ddpm", "num_steps": "999,500,9"}, False),
         ({"sampler": "ddim", "spacing": "trailing"}, False),

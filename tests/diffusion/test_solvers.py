@@ -1,6 +1,7 @@
 """Properties of all samplers: orders, Gaussian data, constants, guidance, batches and counts."""
 
 import functools
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,26 @@ DDPM, LINEAR, GVP = ddpm.DDPM(schedules.linear()), flow.Flow("linear"), flow.Flo
 PROCESSES = {"ddpm": DDPM, "linear": LINEAR, "gvp": GVP}
 DETERMINISTIC = ("ddim", "euler", "heun", "dpm2m", "unipc")
 STOCHASTIC = ("ddpm", "sde")
+
+
+FEW_STEPS = [
+    ("ddim", "linspace", 0.046),
+    ("ddim", "trailing", 0.045),
+    ("ddim", "log_snr", 0.055),
+    ("ddim", "path", 0.026),
+    ("heun", "linspace", 0.089),
+    ("heun", "trailing", 0.070),
+    ("heun", "log_snr", 0.049),
+    ("heun", "path", 0.026),
+    ("dpm2m", "linspace", 0.124),
+    ("dpm2m", "trailing", 0.038),
+    ("dpm2m", "log_snr", 0.008),
+    ("dpm2m", "path", 0.016),
+    ("unipc", "linspace", 0.126),
+    ("unipc", "trailing", 0.039),
+    ("unipc", "log_snr", 0.003),
+    ("unipc", "path", 0.016),
+]
 
 
 def levels_of(process, num_steps, sampler):
@@ -132,6 +153,51 @@ def test_a_velocity_that_is_constant(name):
         np.testing.assert_allclose(actual, x + constant, atol=1e-5)  # mean c and variance 1
     else:  # no score has this velocity: only the mean is right
         np.testing.assert_allclose(actual.mean(axis=0), constant, atol=4 / 64)
+
+
+MEANS, STD = np.float32([[-0.9, -0.2, 0.7]]), np.float32(0.08)  # of a mixture of three Gaussians
+SHARES = np.float32([[0.5, 0.2, 0.3]])
+
+
+def predict_mixture(levels):
+    """predict of the mixture, exact. x (N, 1)."""
+
+    def predict(x, i, step=None):
+        alpha, sigma = at(levels.alpha, i, x), at(levels.sigma, i, x)
+        variance = alpha**2 * STD**2 + sigma**2
+        away = x - alpha * MEANS  # (N, 3)
+        log_weight = np.log(SHARES) - away**2 / (2 * variance)
+        log_weight = log_weight - log_weight.max(axis=1, keepdims=True)
+        weight = jnp.exp(jnp.maximum(log_weight, -60.0))
+        weight = weight / weight.sum(axis=1, keepdims=True)
+        x0 = (weight * (MEANS + alpha * STD**2 / variance * away)).sum(axis=1, keepdims=True)
+        return Prediction(x0, (x - alpha * x0) / sigma)
+
+    return predict
+
+
+@functools.cache
+def quantiles(count=1000):
+    """The middle quantiles of a standard normal, and of the mixture: (count, 1), (count,)."""
+    parts, normal = (np.arange(count) + 0.5) / count, NormalDist()
+    grid = np.linspace(-2, 2, 4001)
+    below = sum(
+        share * np.array([normal.cdf((x - mean) / STD) for x in grid])
+        for share, mean in zip(SHARES[0].tolist(), MEANS[0].tolist(), strict=True)
+    )
+    start = np.float32([normal.inv_cdf(x) for x in parts])
+    return start[:, None], np.interp(parts, below, grid)
+
+
+@pytest.mark.parametrize("name, spacing, expected", FEW_STEPS)
+def test_few_steps_on_a_mixture(name, spacing, expected):
+    """The 1-Wasserstein distance after 20 network calls: the table of the README."""
+    process, spacing = (LINEAR, "linspace") if spacing == "path" else (DDPM, spacing)
+    levels = spacings.levels(process, "10" if name == "heun" else "20", spacing=spacing)
+    start, exact = quantiles()
+    found = run(solvers.SAMPLERS[name](levels), predict_mixture(levels), start)
+    distance = np.abs(np.sort(np.asarray(found)[:, 0]) - exact).mean()
+    assert distance == pytest.approx(expected, abs=0.001)
 
 
 @pytest.mark.parametrize("process", ["ddpm", "linear"])

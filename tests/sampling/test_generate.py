@@ -168,9 +168,9 @@ def test_a_guided_step_costs_two_passes(options, calls, passes):
 
 @pytest.mark.parametrize("sampler", ["dpm2m", "unipc"])
 def test_multistep_samplers_start_anew_where_guidance_begins_and_ends(sampler):
-    options = {"sampler": sampler, "num_steps": "5", "cfg_interval": (300, 800)}
+    options = {"sampler": sampler, "num_steps": "5", "cfg_interval": (300, 790)}
     plan = generate.make_plan(PROCESS, dataclasses.replace(SAMPLING, **options))
-    np.testing.assert_array_equal(plan.scales, [1, 2, 2, 1, 1])  # t = 999, 749, 500, 250, 0
+    np.testing.assert_array_equal(plan.scales, [1, 1, 2, 2, 1])  # t = 999, 799, 599, 399, 199
 
     def predict(x, i):
         return Prediction(np.float32(0.1) * x**2, None)
@@ -178,10 +178,25 @@ def test_multistep_samplers_start_anew_where_guidance_begins_and_ends(sampler):
     def sample(sampler):
         return samplers.run(sampler, predict, np.linspace(-1, 1, 6, dtype=np.float32)[:, None])
 
-    restarts = np.array([False, True, False, True, False])
+    restarts = np.array([False, False, True, False, True])
     expected = sample(solvers.SAMPLERS[sampler](plan.levels, restarts=restarts))
     np.testing.assert_array_equal(sample(plan.sampler), expected)
     assert np.abs(expected - sample(solvers.SAMPLERS[sampler](plan.levels))).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options, times",
+    [
+        ({"sampler": "ddim"}, [999, 666, 333, 0]),
+        ({"sampler": "dpm2m"}, [999, 749, 499, 249]),
+        ({"sampler": "dpm2m", "spacing": "linspace"}, [999, 666, 333, 0]),
+        ({"sampler": "unipc", "num_steps": "ddim4"}, [750, 500, 250, 0]),
+        ({"sampler": "heun", "num_steps": "999,9"}, [999, 9]),
+    ],
+)
+def test_a_sampler_has_a_spacing_of_its_own(options, times):
+    levels = generate.make_levels(PROCESS, dataclasses.replace(SAMPLING, **options))
+    assert levels.time[:-1].tolist() == times
 
 
 def test_the_last_step_of_sde_is_that_of_its_option():

@@ -152,7 +152,7 @@ def test_a_path_has_samplers_and_times_of_its_own(path_model, options):
     "options, message",
     [
         ({"cfg_interval": (0, 500)}, "cfg_interval must be first <= last in 0 .. 1, got"),
-        ({"spacing": "leading"}, "spacing must be linspace, trailing or log_snr for a path"),
+        ({"spacing": "leading"}, "spacing must be auto, linspace, trailing or log_snr for a path"),
         ({"num_steps": "1,0"}, "num_steps must be times above 0 and at most 1, got 1,0"),
         ({"num_steps": 1}, "num_steps must be in 2 .. 100000, got '1'"),
         ({"num_steps": "ddim5"}, "num_steps must be a number, as 50, for process linear"),
@@ -345,7 +345,7 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"levels": [5], "trajectory": True}, "levels must be in 0 .. 4, got 5"),
         ([3], {"levels": [0.5], "trajectory": True}, "levels must be a list of whole numbers, got"),
         ([3], {"sampler": "plms"}, "sampler must be one of ddpm, ddim, .*, unipc, got 'plms'"),
-        ([3], {"spacing": "even"}, "spacing must be one of linspace, leading, .*, got 'even'"),
+        ([3], {"spacing": "even"}, "spacing must be one of auto, linspace, .*, got 'even'"),
         ([3], {"num_steps": "9,7,x"}, "num_steps must be a number, as .*, got '9,7,x'"),
         ([3], {"num_steps": "9,12"}, "num_steps must be times that descend, got 9,12"),
         ([3], {"shift": 2}, "shift must be 0 for process ddpm, which counts steps, got 2.0"),
