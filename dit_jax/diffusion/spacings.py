@@ -9,6 +9,9 @@ from dit_jax.diffusion import fields
 from dit_jax.errors import UserError
 
 EDGE = 1e-3  # how far log_snr stays from the ends of a path, where it is infinite
+# log(alpha / sigma) of the first level of trailing and log_snr, at least: below, the x0 of a
+# predicted noise is its error, many times enlarged. diffusers' lambda_min_clipped for the cosine.
+LOWEST = -5.1
 
 
 def check(diffusion, num_steps, *, spacing, shift):
@@ -65,6 +68,9 @@ def levels(process, num_steps, *, spacing="linspace", shift=0.0, last_step=0.0):
     - trailing: every k-th from T - 1, for a real k: the last is above 0. Good for few steps.
     - log_snr: from T - 1 to 0, evenly in log(alpha / sigma), rounded to different steps.
 
+    For trailing and log_snr, T ends at LOWEST, which leaves out some 5 of the 1,000 steps of the
+    squared cosine and none of the linear schedule.
+
     On a path linspace and trailing are equal steps from noise to data. shift: of `times.shift`, for
     a path; 0: that of the process. last_step: the last time of a path, before its shift, from which
     one step leads to the data; 0: as far as the steps before.
@@ -75,16 +81,17 @@ def levels(process, num_steps, *, spacing="linspace", shift=0.0, last_step=0.0):
     is_usual = spacing == "linspace" and not (is_path and (shift or last_step))
     if is_usual or num_steps.startswith("ddim"):
         return process.levels(num_steps)
-    count, total = int(num_steps), process.last_time + 1
+    count = int(num_steps)
     if is_path:
         return process.levels_at(_along_path(process, count, spacing, shift, last_step))
+    total = process.last_time + 1
+    if spacing == "leading":
+        return process.levels_at(np.arange(count)[::-1] * (total // count))
+    alpha, sigma = process.alpha_sigma(np.arange(total))
+    total = max(count, int((np.log(alpha / sigma) >= LOWEST).sum()))
     if spacing == "log_snr":
-        steps = _different(_in_log_snr(process, count, total - 1, 0))
-    elif spacing == "leading":
-        steps = np.arange(count)[::-1] * (total // count)
-    else:
-        steps = np.rint(total - np.arange(count) * (total / count)) - 1
-    return process.levels_at(steps)
+        return process.levels_at(_different(_in_log_snr(process, count, total - 1, 0)))
+    return process.levels_at(np.rint(total - np.arange(count) * (total / count)) - 1)
 
 
 def _along_path(process, count, spacing, shift, last_step):

@@ -37,6 +37,15 @@ def test_steps_of_ddpm(num_steps, spacing, expected):
     assert np.diff(found).max() < 0
 
 
+@pytest.mark.parametrize("spacing, first", [("trailing", 995), ("log_snr", 995), ("linspace", 999)])
+def test_trailing_and_log_snr_begin_where_a_predicted_noise_says_something_of_x0(spacing, first):
+    """alpha is 5e-5 at the last step of the squared cosine."""
+    cosine = ddpm.DDPM(schedules.squared_cosine())
+    levels = spacings.levels(cosine, "10", spacing=spacing)
+    assert levels.time[0] == first
+    assert (levels.alpha[0] > 0.005) == (spacing != "linspace")
+
+
 def test_each_step_keeps_its_noise():
     levels = spacings.levels(DDPM, "20", spacing="trailing")
     alpha_bar = DDPM.schedule.alpha_bar[levels.time[:-1].astype(int)]
