@@ -224,9 +224,9 @@ class LoadedDiT:
 
         images: uint8 as of `sample`, or data in model units, (N, H, W, C). labels: as of `sample`.
         `sample(others, noise=..., sampler="ddim", cfg_scale=1)` with the same steps shows the
-        images with other labels. `sampling`: num_steps, spacing or shift; spacing="trailing" avoids
-        levels without any signal. Each step takes so many iterations, each a network call; the
-        more, the closer. UserError as `sample`.
+        images with other labels. `sampling`: num_steps, spacing or shift; spacing="log_snr" has
+        small steps at both ends, which are easier to invert. Each step takes so many iterations,
+        each a network call. UserError as `sample`.
         """
         if unknown := sampling.keys() - {"num_steps", "spacing", "shift"}:
             rule = "an option of an inversion must be num_steps, spacing or shift"
