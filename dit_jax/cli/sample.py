@@ -4,6 +4,7 @@
     dit-sample runs/xl2 grid.png --vae=runs/vae --labels=207,360 --cfg_scale=4
     dit-sample runs/shapes --labels="red circle,blue square" --num_samples=20
     dit-sample runs/xl2 samples.npz --labels=all --num_samples=50000
+    dit-sample runs/digits fast.png --labels=0-9 --sampler=unipc --num_steps=20 --spacing=trailing
     dit-sample runs/digits way.gif --labels=0-9 --trajectory
     dit-sample runs/digits table.png --labels=0-9 --grid=cfg_scale=1,1.5,4
     dit-sample runs/digits between.png --interpolate=3,8

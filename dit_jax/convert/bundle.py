@@ -13,11 +13,11 @@ from dit_jax.convert import files, native
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.models import dit
-from dit_jax.settings import SPACING, to_json
+from dit_jax.sampling import fields
+from dit_jax.settings import to_json
 
 DIFFUSION = ("schedule", "num_steps")  # what dit.py makes a schedule of; it predicts noise
 SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
-SAMPLERS = ("ddpm", "ddim")  # of dit.py
 DATA = ("source", "split", "classes", "flip")  # what the data are, but not where
 MODEL_FILE = Path(__file__).with_name("torch_model.py")
 README = """# {name}
@@ -96,8 +96,7 @@ def _sampling(settings):
     """Returns the options that dit.py has; DDIM with 50 steps if it cannot sample as they say."""
     sampling = settings.sampling
     options = {name: to_json(sampling)[name] for name in SAMPLING}
-    has = sampling.sampler in SAMPLERS and SPACING.fullmatch(sampling.num_steps)
-    if not has or sampling.spacing != "linspace" or sampling.cfg_schedule != "constant":
+    if not fields.is_in_torch(sampling):
         steps = str(min(50, settings.diffusion.num_steps))
         logging.warning("dit.py of a bundle cannot sample as the run: it takes ddim, %s", steps)
         options |= {"sampler": "ddim", "num_steps": steps, "eta": 0.0}

@@ -90,7 +90,7 @@ WEIGHTS = {  # w of `sde` at all levels; but for the first two, of a path whose 
 
 def _weight(levels, form):
     """w (S,) of a form in `WEIGHTS`; UserError if the levels have none."""
-    if form not in ("sigma", "sbdm") and levels.rates.coordinate[0] > 1:
+    if form not in ("sigma", "sbdm") and (levels.rates.scale != 1).any():
         raise UserError(f"sde_noise must be sigma or sbdm for a process without a path, got {form}")
     weight = WEIGHTS[form](levels)[:-1]
     if not np.isfinite(weight).all():
@@ -173,7 +173,9 @@ def _orders(levels, restarts):
     """1 or 2 for each step: 1 for the first, for one to sigma 0, and at restarts."""
     is_first = ~np.isfinite(_widths(levels))
     is_first[0] = True
-    return np.where(is_first | (False if restarts is None else np.asarray(restarts)), 1, 2)
+    if restarts is not None:
+        is_first |= restarts
+    return np.where(is_first, 1, 2)
 
 
 def _growth(levels):
@@ -201,7 +203,7 @@ def _corrector(levels, restarts):
     old_share = (first - second) * growth / (1 + growth)
     is_corrected = np.arange(levels.num_steps) > 0
     if restarts is not None:
-        is_corrected &= ~np.asarray(restarts)
+        is_corrected &= ~restarts
     of_old = np.where(had_second_order, old_share * growth, 0)
     return is_corrected, of_old, np.where(had_second_order, first - old_share, 0.5)
 

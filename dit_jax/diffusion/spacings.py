@@ -57,8 +57,8 @@ def levels(process, num_steps, *, spacing="linspace", shift=0.0, last_step=0.0):
     - log_snr: from T - 1 to 0, evenly in log(alpha / sigma), rounded to different steps.
 
     On a path linspace and trailing are equal steps from noise to data. shift: of `times.shift`, for
-    a path; 0: that of the process. last_step: the last time of a path, from which a single step
-    leads to the data; 0: as far as the steps before.
+    a path; 0: that of the process. last_step: the last time of a path, before its shift, from which
+    one step leads to the data; 0: as far as the steps before.
     """
     is_path = process.shift is not None
     if "," in num_steps:

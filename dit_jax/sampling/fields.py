@@ -115,6 +115,13 @@ def check_options(known, options):
     check_process(sampling, known.model, known.settings.diffusion)
 
 
+def is_in_torch(sampling):
+    """Whether the PyTorch code of bundles samples so: it has DDPM, DDIM and their usual steps."""
+    is_usual = sampling.spacing == "linspace" and sampling.cfg_schedule == "constant"
+    steps = settings_lib.SPACING.fullmatch(sampling.num_steps)
+    return sampling.sampler in ("ddpm", "ddim") and bool(steps) and is_usual
+
+
 def check_vae(path, known):
     """UserError if there is no autoencoder at a path, or if it does not decode a Known's latents.
 

@@ -111,20 +111,64 @@ NEW = [
 ]
 
 
+@pytest.fixture(scope="module")
+def model(run):
+    return dit_jax.load(run[0])
+
+
 @pytest.mark.parametrize("options", NEW)
-def test_samplers_spacings_and_schedules_reach_the_samples(run, options):
-    model = dit_jax.load(run[0])
+def test_samplers_spacings_and_schedules_reach_the_samples(model, options):
     usual = {"clip_x0": False, "num_steps": 4, "sampler": "ddpm"}
-    images = model.sample([3, 1], **usual | options, batch_size=8)
+    images = model.sample([3, 1], **usual | options)
     assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
-    assert not np.array_equal(images, model.sample([3, 1], **usual, batch_size=8))
+    assert not np.array_equal(images, model.sample([3, 1], **usual))
     alone = model.sample([1], **usual | options, first=1)
     np.testing.assert_allclose(alone[0].astype(int), images[1], atol=1)  # a pixel at a rounding
 
 
-def test_an_inversion_leads_to_noise_from_which_ddim_makes_the_images(run):
+@pytest.fixture(scope="module")
+def path_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("path")
+    random_run.save(path, random_run.CONFIG | {"diffusion": {"process": "linear"}})
+    return dit_jax.load(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "sde", "sde_noise": "decreasing", "sde_last": 0.1},
+        {"sampler": "unipc", "shift": 3.0, "cfg_interval": (0.2, 0.7)},
+        {"sampler": "heun", "num_steps": "1,0.8,0.3"},
+        {"sampler": "dpm2m", "spacing": "log_snr"},
+    ],
+)
+def test_a_path_has_samplers_and_times_of_its_own(path_model, options):
+    images = path_model.sample([3, 1], **options)
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
+    assert not np.array_equal(images, path_model.sample([3, 1]))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cfg_interval": (0, 500)}, "cfg_interval must be first <= last in 0 .. 1, got"),
+        ({"spacing": "leading"}, "spacing must be linspace, trailing or log_snr for a path"),
+        ({"num_steps": "1,0"}, "num_steps must be times above 0 and at most 1, got 1,0"),
+        ({"num_steps": 1}, "num_steps must be in 2 .. 100000, got '1'"),
+        ({"num_steps": "ddim5"}, "num_steps must be a number, as 50, for process linear"),
+        (
+            {"sampler": "sde", "sde_noise": "sbdm"},
+            "sde_noise must be finite where sampling begins, got sbdm at alpha 0",
+        ),
+    ],
+)
+def test_what_a_path_has_not_is_named(path_model, options, message):
+    with pytest.raises(UserError, match=message):
+        path_model.sample([3], **options)
+
+
+def test_an_inversion_leads_to_noise_from_which_ddim_makes_the_images(model):
     """The random network is no denoiser, but DDIM has an inverse."""
-    model = dit_jax.load(run[0])
     steps = {"num_steps": 6, "spacing": "trailing"}
     back = {"sampler": "ddim", "cfg_scale": 1.0, "clip_x0": False} | steps
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
@@ -153,9 +197,9 @@ def test_an_inversion_leads_to_noise_from_which_ddim_makes_the_images(run):
         ("cat", {}, "images must be an array of numbers, got 'cat'"),
     ],
 )
-def test_invert_names_bad_arguments(run, images, options, message):
+def test_invert_names_bad_arguments(model, images, options, message):
     with pytest.raises(UserError, match=message):
-        dit_jax.load(run[0]).invert(images, [3], **options)
+        model.invert(images, [3], **options)
 
 
 def test_a_trajectory_ends_with_the_sample(run):
