@@ -10,6 +10,11 @@ PREDICTIONS = {  # of each process, the usual one first
     "gvp": ("velocity", "noise", "v", "x0"),
 }
 ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # and what DDPM has
+UNUSED = {  # {field: (the choice and its value that has none, the field's value then)}
+    "time_mean": ("time", "uniform", 0.0),
+    "time_std": ("time", "uniform", 1.0),
+    "weight_gamma": ("weight", "constant", 0.0),
+}
 MAX_STEPS = 100_000  # of a path
 
 
@@ -26,6 +31,12 @@ def check(diffusion):
             f"prediction must be one of {', '.join(predictions)} for process {name}, "
             f"got {diffusion.prediction}"
         )
+    for field, (choice, chosen, value) in UNUSED.items():
+        given = getattr(diffusion, field)
+        if getattr(diffusion, choice) == chosen and given != value:
+            raise UserError(
+                f"{field} must be {value} for {choice} {chosen}, which has none, got {given}"
+            )
     if is_path(diffusion):
         return
     for field, value in ONLY_PATHS.items():

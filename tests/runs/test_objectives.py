@@ -66,7 +66,7 @@ def test_every_objective_trains_resumes_and_samples(process, prediction, tmp_pat
     resumed, _ = step(state, batch, key)
     jax.tree.map(np.testing.assert_array_equal, resumed, on)
     model = dit_jax.load(tmp_path)
-    assert model.process == parts.process
+    assert model.settings.diffusion == settings.diffusion
     images = model.sample([3, 1])  # a UserError if one is not finite
     assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
 
