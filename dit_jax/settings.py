@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 
 from dit_jax.errors import UserError
 
-SAMPLERS = ("ddpm", "ddim")  # as diffusion.samplers, which needs jax
+SAMPLERS = ("ddpm", "ddim", "euler", "heun", "sde", "dpm2m", "unipc")  # as diffusion.solvers
+SPACINGS = ("auto", "linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
+SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
+CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
 FREE = (
@@ -23,6 +26,8 @@ MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
 SPACING = re.compile("(ddim)?[0-9]{1,9}")
 SPACING_RULE = 'a number, as "250" or "ddim50"'
+NUM_STEPS = re.compile(SPACING.pattern + r"|[0-9]{1,9}(\.[0-9]+)?(,[0-9]{1,9}(\.[0-9]+)?)+")
+NUM_STEPS_RULE = f'{SPACING_RULE}, or times, as "999,600,300"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
 
 
@@ -105,11 +110,30 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The process: see `diffusion.schedules`."""
+    """The process and what is learned of it: see `diffusion.processes` and `diffusion.fields`."""
 
     schedule: str = "linear"
     num_steps: int = 1000
-    prediction: str = one_of(("noise", "velocity"), "noise")
+    prediction: str = one_of(("auto", "noise", "velocity", "v", "x0"), "auto")
+    process: str = one_of(("ddpm", "linear", "gvp"), "ddpm")
+    time: str = one_of(("uniform", "logit_normal"), "uniform")
+    time_mean: float = 0.0
+    time_std: float = above(0, 1.0)
+    stratified: bool = False
+    shift: float = above(0, 1.0)
+    time_scale: float = above(0, 1000.0)
+    reverse_time: bool = False
+    weight: str = one_of(("constant", "min_snr", "soft_min_snr", "p2"), "constant")
+    weight_gamma: float = at_least(0, 0.0)
+
+    def __post_init__(self):
+        if self.prediction == "auto":  # so that every Diffusion says what it predicts
+            usual = "noise" if self.process == "ddpm" else "velocity"
+            object.__setattr__(self, "prediction", usual)
+
+
+# What SiT's checkpoints were trained with, https://github.com/willisma/SiT.
+SIT = {"process": "linear", "prediction": "velocity", "time_scale": 1.0, "reverse_time": True}
 
 
 @dataclass(frozen=True)
@@ -151,10 +175,15 @@ class Sampling:
     """How samples are drawn unless a caller says otherwise: see `sampling.generate`."""
 
     sampler: str = one_of(SAMPLERS, "ddpm")
-    num_steps: str = keeps(SPACING_RULE, SPACING.fullmatch, "250")
+    num_steps: str = keeps(NUM_STEPS_RULE, NUM_STEPS.fullmatch, "250")
+    spacing: str = one_of(SPACINGS, "auto")
+    shift: float = at_least(0, 0.0)
     eta: float = keeps("in 0 .. 1", lambda x: 0 <= x <= 1, 0.0)
+    sde_noise: str = one_of(SDE_NOISES, "sigma")
+    sde_last: float = fraction(0.04)
     clip_x0: bool = False
     cfg_scale: float = at_least(0, 1.5)
+    cfg_schedule: str = one_of(CFG_SCHEDULES, "constant")
     cfg_channels: int = at_least(0, 3)
     cfg_interval: tuple = keeps("two numbers, first <= last", _is_interval, (0, 999))
 
@@ -199,7 +228,7 @@ def read(fields):
 
     UserError for a field that does not exist, is of another type, or is out of its range.
     """
-    settings = _read(Settings, fields, "")
+    settings = _fit_process(_read(Settings, fields, ""))
     if settings.train.class_dropout_prob and not settings.model.null_label:
         raise UserError(
             "train.class_dropout_prob must be 0 without model.null_label, "
@@ -207,6 +236,17 @@ def read(fields):
         )
     _check_best(settings.run)
     return settings
+
+
+def _fit_process(settings):
+    """Settings in which what a path cannot have is as it must be, so that one field chooses it."""
+    if settings.diffusion.process == "ddpm":
+        return settings
+    sampling = settings.sampling
+    if sampling.cfg_interval == Sampling().cfg_interval:  # all steps of DDPM: all times of a path
+        sampling = dataclasses.replace(sampling, cfg_interval=(0, 1))
+    model = dataclasses.replace(settings.model, learn_sigma=False)
+    return dataclasses.replace(settings, model=model, sampling=sampling)
 
 
 def _check_best(run):
@@ -294,6 +334,8 @@ def _read(kind, fields, topic):
     if not isinstance(fields, dict):
         raise UserError(f"{topic.removesuffix('.') or 'config'} must be a topic, got {fields!r}")
     declared = {each.name: each for each in dataclasses.fields(kind)}
+    if kind is Diffusion and fields.get("prediction") == "velocity" and "process" not in fields:
+        fields = SIT | fields  # a SiT that was converted when there were no paths
     for name in fields.keys() - declared.keys():
         near = nearest(f"{topic}{name}") or difflib.get_close_matches(name, declared, 1)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

@@ -75,11 +75,17 @@ def test_an_absent_field_or_topic_has_its_default():
             {"run": {"keep_best_by": "score", "score_every": 300, "checkpoint_every": 400}},
             "^run.checkpoint_every must be a multiple of run.score_every 300 if .*, got 400$",
         ),
-        ({"sampling": {"sampler": "euler"}}, "^sampling.sampler must be one of ddpm, ddim, got 'e"),
+        (
+            {"sampling": {"sampler": "plms"}},
+            "^sampling.sampler must be one of ddpm, .*, got 'plms'$",
+        ),
         ({"sampling": {"num_steps": "x"}}, "^sampling.num_steps must be a number, as .* got 'x'$"),
         ({"sampling": {"num_steps": 2.5}}, "^sampling.num_steps must be a number, as .* got 2.5$"),
         ({"sampling": {"num_steps": "9" * 5000}}, "^sampling.num_steps must be a number, as "),
-        ({"sampling": {"sampler": None}}, "^sampling.sampler must be one of ddpm, ddim, got None$"),
+        (
+            {"sampling": {"sampler": None}},
+            "^sampling.sampler must be one of ddpm, .*, unipc, got None$",
+        ),
         ({"sampling": {"num_steps": "-3"}}, "^sampling.num_steps must be a number, as "),
         ({"sampling": {"eta": 2}}, "^sampling.eta must be in 0 .. 1, got 2.0$"),
         ({"sampling": {"cfg_scale": -1}}, "^sampling.cfg_scale must be at least 0, got -1.0$"),
@@ -152,3 +158,27 @@ def test_every_field_has_a_default_and_a_rule_in_words():
     assert settings.rule("run.total_steps") == "in 1 .. 2147483647"
     assert settings.rule("data.space") == "one of pixels, latents"
     assert all(isinstance(settings.rule(name), str) for name in defaults)
+
+
+def test_one_field_chooses_a_path_and_what_it_needs():
+    """From configs/base.py, which sets every field as DDPM wants it."""
+    fields = base.get_config()
+    fields.diffusion.process = "linear"
+    read = settings.read(fields.to_dict())
+    assert read.diffusion == settings.Diffusion(process="linear", prediction="velocity")
+    assert not read.model.learn_sigma and read.sampling.cfg_interval == (0, 1)
+    assert settings.read(settings.to_json(read)) == read
+    fields.sampling.cfg_interval = (0.1, 0.6)
+    assert settings.read(fields.to_dict()).sampling.cfg_interval == (0.1, 0.6)
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({}, settings.Diffusion("linear", 1000, "noise", "ddpm")),
+        ({"prediction": "auto"}, settings.Diffusion(prediction="noise")),
+        ({"schedule": "linear", "prediction": "velocity"}, settings.Diffusion(**settings.SIT)),
+    ],
+)
+def test_older_checkpoints_are_ddpm_that_predicts_noise_or_a_sit(fields, expected):
+    assert settings.read({"diffusion": fields}).diffusion == expected

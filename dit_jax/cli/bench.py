@@ -23,6 +23,7 @@ from dit_jax.cli import arguments, command
 from dit_jax.data import fields
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
+from dit_jax.sampling import fields as sampling_fields
 
 
 def define(values):
@@ -46,6 +47,10 @@ def check(values, what):
     from dit_jax.runs import fields as run_fields  # needs NumPy
 
     run_fields.check(arguments.settings(values))
+    sampling = arguments.settings(values).sampling
+    if what == "sample" and values.peer and not sampling_fields.is_in_torch(sampling):
+        rule = "with evenly spaced steps and constant guidance for --peer"
+        raise UserError(f"sampling must be that of ddpm or ddim {rule}, got {sampling.sampler}")
 
 
 def main(values, what):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dit_jax import settings as settings_lib
 from dit_jax.convert import describe, files, parity, receipts, usage
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.machine import words
 from dit_jax.models import dit, flops
 from dit_jax.sampling import fields, imagenet
@@ -170,7 +171,8 @@ def _describe_model(subject):
     model, diffusion = subject.model, subject.settings.diffusion
     sampling = subject.settings.sampling
     null = ", and a null label for guidance" if model.null_label else ", without a null label"
-    learned = ", and the variance" if model.learn_sigma else ""
+    is_learned = model.learn_sigma and not diffusion_fields.is_path(diffusion)
+    learned = ", and the variance" if is_learned else ""
     shape = " x ".join(map(str, (*model.input_size, model.in_channels)))
     rows = {
         "size": f"{model.depth} blocks, hidden size {model.hidden_size}, "
@@ -180,14 +182,19 @@ def _describe_model(subject):
         "classes": f"{model.num_classes:,}{null}",
         "parameters": f"{describe.count_parameters(model)}, float32",
         "forward pass": f"{flops.multiply_adds(model) / 1e9:.3g} Gflops (multiply-adds)",
-        "diffusion": f"{diffusion.schedule} schedule of {diffusion.num_steps:,} steps; "
-        f"predicts the {diffusion.prediction}{learned}",
+        "diffusion": f"{_name_process(diffusion)}; predicts the {diffusion.prediction}{learned}",
         "default sampling": receipts.show_sampling(settings_lib.to_json(sampling)),
     }
     if subject.report and subject.report["passed"]:
         error = parity.text(subject.report["relative"])
         rows["PyTorch"] = f"agrees with JAX to a relative error of {error} (`parity.json`)"
     return rows
+
+
+def _name_process(diffusion):
+    if diffusion_fields.is_path(diffusion):
+        return f"{diffusion.process} path of flow matching"
+    return f"{diffusion.schedule} schedule of {diffusion.num_steps:,} steps"
 
 
 def _describe_data(subject):

@@ -4,6 +4,7 @@
 """
 
 import ctypes.util
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -29,9 +30,11 @@ from dit_jax.convert import (
     torch_vae,
 )
 from dit_jax.convert import card as cards
+from dit_jax.diffusion.fields import is_path
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.sampling import autoencoder, extractor, fields
+from dit_jax.settings import SIT, Diffusion
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
 SETTING_FLAGS = ("space", "schedule", "prediction")
@@ -82,13 +85,14 @@ def to_torch(values, source, out):
     _, settings, *_ = native.describe(source)
     if values.bundle:
         native.check_prediction(settings, "a bundle")
+    args = prediction.args_of(settings.diffusion)
 
     def convert(temporary):
         if values.bundle:
             return _write_bundle(temporary, source, values.weights, out)
         model, settings, state_dict = _read_native(source, values.weights)
         logging.info("writing %s", out)
-        files.write_state_dict(temporary, state_dict)
+        files.write_state_dict(temporary, state_dict, args)
         state_dict.clear()
         sides = [parity.ours(source, values.weights), parity.official(temporary, model)]
         return _compare(*sides, model)
@@ -243,24 +247,32 @@ def _read_settings(values, source, state_dict):
         folder = Path(source).parent
         return *bundle.read_config(folder), bundle.read_class_names(folder)
     model = torch_dit.read_config(state_dict, **_shape_flags(values))
-    found, evidence = prediction.find(source, state_dict, model)
-    predicts = values.prediction or found
+    diffusion, evidence = _read_diffusion(values, source, state_dict, model)
+    process = f"a {diffusion.schedule} schedule (--schedule)"
+    if is_path(diffusion):
+        process = f"the {diffusion.process} path"
     logging.info(
         "not recorded in the weights: assuming %d heads (--num_heads), %d classes%s "
-        "(--num_classes), %s (--space), a %s schedule (--schedule), %s prediction (--prediction), "
+        "(--num_classes), %s (--space), %s, %s prediction (--prediction), "
         "class names: %s (--class_names)",
         *(model.num_heads, model.num_classes, " and a null label" if model.null_label else ""),
-        *(values.space, values.schedule, predicts, values.class_names or "none"),
+        *(values.space, process, diffusion.prediction, values.class_names or "none"),
     )
-    if predicts == "velocity":
-        logging.warning(
-            "this model predicts velocity, as SiT (%s): dit-sample refuses it",
-            "--prediction" if values.prediction else f"{evidence}; --prediction=noise for a DiT",
-        )
-    settings = native.settings_of(
-        model, space=values.space, schedule=values.schedule, prediction=predicts
-    )
-    return model, settings, {}
+    if is_path(diffusion):
+        logging.warning("this is a SiT (%s): dit-sample samples it along its path", evidence)
+    return model, native.settings_of(model, space=values.space, diffusion=diffusion), {}
+
+
+def _read_diffusion(values, source, state_dict, model):
+    """Returns (a `settings.Diffusion`, what says so) by the flags or else by the file."""
+    if values.prediction == "velocity":
+        return Diffusion(**SIT), "--prediction"
+    if values.prediction == "noise":
+        return Diffusion(schedule=values.schedule), "--prediction"
+    found, evidence = prediction.find(source, state_dict, model)
+    if evidence:
+        return found, f"{evidence}; --prediction=noise for a DiT"
+    return dataclasses.replace(found, schedule=values.schedule), ""
 
 
 def _read_native(source, weights):

@@ -12,7 +12,7 @@ import optax
 
 from dit_jax import settings as settings_lib
 from dit_jax.diffusion import processes
-from dit_jax.diffusion.process import Process
+from dit_jax.diffusion.process import Process, timed
 from dit_jax.errors import UserError, of_topic
 from dit_jax.machine import devices as devices_lib
 from dit_jax.machine import prng, sharding
@@ -86,6 +86,7 @@ def parts(settings, devices=None):
         apply = dit.make_apply(model, **vars(compute), gather=sharding.make_gather(mesh))
     with of_topic("diffusion"):
         process = processes.make(settings.diffusion)
+    apply = timed(apply, process)
     optimizer, train_step = _make_training(settings, model, process, apply)
     space, sampling = settings.data.space, settings.sampling
     with of_topic("sampling"):

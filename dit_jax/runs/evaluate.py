@@ -226,6 +226,7 @@ def _describe_model(source):
         "name": dit.name,
         "num_params": dit.num_params,
         "gflops": flops.forward_flops(dit.config) / 2e9,  # multiply-adds, as in the paper
+        "calls": generate.count_calls(dit.process, options),
         "passes": generate.count_passes(dit.process, options),
     }
 

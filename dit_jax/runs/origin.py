@@ -14,6 +14,7 @@ from absl import logging
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk, prng
 from dit_jax.models import dit, transfer
@@ -124,7 +125,8 @@ def _match(old, new):
 
 def _differences(before, settings):
     """What the new model has to learn anew although its parameters fit, as lines of text."""
-    names = [("diffusion", name) for name in vars(settings.diffusion)] + [("data", "space")]
+    shown = diffusion_fields.shown(before.diffusion) | diffusion_fields.shown(settings.diffusion)
+    names = [("diffusion", name) for name in shown] + [("data", "space")]
     lines = []
     for topic, name in names:
         old, new = (getattr(getattr(each, topic), name) for each in (before, settings))
