@@ -262,7 +262,8 @@ def test_guessed_settings_are_logged(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(commands.logging, "info", lambda text, *args: lines.append(args))
     convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     convert_ok(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
-    assert (8, 10, " and a null label", "latents", "linear", "noise", "none") in lines
+    schedule = "a linear schedule (--schedule)"
+    assert (8, 10, " and a null label", "latents", schedule, "noise", "none") in lines
     assert dit_jax.load(tmp_path / "back").config.num_heads == 8
 
 
