@@ -53,15 +53,19 @@ def get_config():
     config.train.batch_size = 256  # over all devices
     config.train.accumulation_steps = 1
     config.train.class_dropout_prob = 0.1
+    config.train.optimizer = "adamw"  # or muon, for the kernels of the blocks
     config.train.learning_rate = 1e-4
     config.train.b1 = 0.9
     config.train.b2 = 0.999
     config.train.eps = 1e-8
     config.train.weight_decay = 0.0
+    config.train.clip_norm = 0.0  # scale gradients to a norm of at most this; 0: never
     config.train.warmup_steps = 0
     config.train.decay_steps = 0  # cosine decay of the rate to 0 by this step; 0: constant rate
     config.train.ema_decay = 0.9999
     config.train.ema_warmup = False  # lets the EMA of a short run forget its start
+    config.train.ema_snapshot_every = 0  # steps; for averages chosen later, by dit-ema; 0: none
+    config.train.ema_widths = (0.05, 0.1)  # of these averages: spread over the steps, relative
     config.train.frozen = ()  # not trained: paths with a match of these regular expressions
 
     config.sampling = ConfigDict()  # the defaults of dit-sample; may change when a run is resumed

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from dit_jax.errors import UserError
 
 SAMPLERS = ("ddpm", "ddim")  # as diffusion.samplers, which needs jax
+OPTIMIZERS = ("adamw", "muon")  # as train.optimizer, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
 FREE = (
@@ -21,6 +22,8 @@ FREE = (
 )
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
+MAX_WIDTH = 12**-0.5  # of a power-function average: that of the plain mean of all steps
+WIDTH_RULE = f"above 0 and below {MAX_WIDTH:.4f}"
 SPACING = re.compile("(ddim)?[0-9]{1,9}")
 SPACING_RULE = 'a number, as "250" or "ddim50"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
@@ -60,6 +63,14 @@ def tuple_of(rule, fits):
 def _is_interval(value):
     numbers = len(value) == 2 and all(type(x) in (int, float) for x in value)
     return numbers and value[0] <= value[1]
+
+
+def _is_width(value):
+    return isinstance(value, (int, float)) and 0 < value < MAX_WIDTH
+
+
+def _are_widths(values):
+    return 0 < len(values) == len(set(values)) and all(map(_is_width, values))
 
 
 def _is_pattern(value):
@@ -129,21 +140,30 @@ class Data:
 
 @dataclass(frozen=True)
 class Train:
-    """The optimizer and its batches."""
+    """The optimizer, its batches and its averages."""
 
     batch_size: int = at_least(1, 256)
     accumulation_steps: int = at_least(1, 1)
     class_dropout_prob: float = fraction(0.1)
+    optimizer: str = one_of(OPTIMIZERS, "adamw")
     learning_rate: float = above(0, 1e-4)
     b1: float = fraction(0.9)
     b2: float = fraction(0.999)
     eps: float = above(0, 1e-8)
     weight_decay: float = at_least(0, 0.0)
+    clip_norm: float = at_least(0, 0.0)
     warmup_steps: int = steps(0, 0)
     decay_steps: int = steps(0, 0)
     ema_decay: float = fraction(0.9999)
     ema_warmup: bool = False
+    ema_snapshot_every: int = steps(0, 0)
+    ema_widths: tuple = keeps(f"different widths, each {WIDTH_RULE}", _are_widths, (0.05, 0.1))
     frozen: tuple = tuple_of("regular expressions", _is_pattern)
+
+    @property
+    def averages(self):
+        """The widths of the power-function averages that the run tracks; () if it tracks none."""
+        return self.ema_widths if self.ema_snapshot_every else ()
 
 
 @dataclass(frozen=True)
@@ -227,6 +247,12 @@ def check_mesh(**sizes):
             raise UserError(f"mesh.{name} must be at least 1, or -1 for the rest, got {size}")
     if (rests := list(sizes.values()).count(-1)) > 1:
         raise UserError(f"only one axis of mesh may be -1, got {rests} of {len(sizes)}")
+
+
+def check_width(name, width):
+    """UserError if a power-function average cannot have this width: see `train.power_ema`."""
+    if not _is_width(width):
+        raise UserError(f"{name} must be {WIDTH_RULE}, got {width}")
 
 
 def check_decay(warmup_steps, decay_steps):
