@@ -24,6 +24,12 @@ def test_json_reads_back():
     assert settings.read(plain) == changed
 
 
+def test_averages_are_tracked_if_snapshots_are_saved():
+    assert settings.Train().averages == ()
+    assert settings.Train(ema_snapshot_every=5).averages == (0.05, 0.1)
+    assert settings.Train(ema_widths=(0.2,), ema_snapshot_every=5).averages == (0.2,)
+
+
 def test_an_absent_field_or_topic_has_its_default():
     assert settings.read({"train": {"b2": 0.99}}).train == settings.Train(b2=0.99)
     assert settings.read({}) == settings.Settings()
@@ -64,6 +70,25 @@ def test_an_absent_field_or_topic_has_its_default():
             r"must be a list of regular expressions, got \('x', ''\)$",
         ),
         ({"train": {"frozen": ["("]}}, r"must be a list of regular expressions, got \('\(',\)$"),
+        (
+            {"train": {"ema_widths": []}},
+            "^train.ema_widths must be different widths, each above 0 and below 0.2887, got ",
+        ),
+        (
+            {"train": {"ema_widths": [0.1, 0.1]}},
+            r"each above 0 and below 0.2887, got \(0.1, 0.1\)$",
+        ),
+        ({"train": {"ema_widths": [0.05, 0.3]}}, r"below 0.2887, got \(0.05, 0.3\)$"),
+        ({"train": {"ema_widths": ["x"]}}, r"below 0.2887, got \('x',\)$"),
+        (
+            {"train": {"ema_snapshot_every": -1}},
+            "^train.ema_snapshot_every must be in 0 .. 2147483",
+        ),
+        (
+            {"train": {"optimizer": "sgd"}},
+            "^train.optimizer must be one of adamw, muon, got 'sgd'$",
+        ),
+        ({"train": {"clip_norm": -1}}, "^train.clip_norm must be at least 0, got -1.0$"),
         ({"train": {"frozen": [3]}}, r"must be a list of regular expressions, got \(3,\)$"),
         ({"run": {"score_samples": 1}}, "^run.score_samples must be at least 2, got 1$"),
         ({"run": {"keep_best_by": "fid"}}, "^run.keep_best_by must be one of loss, score, got 'fi"),

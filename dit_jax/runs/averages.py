@@ -27,7 +27,7 @@ class Saver:
     def __init__(self, settings, about, workdir):
         self.every, self._last = settings.train.ema_snapshot_every, settings.run.total_steps
         self._meta = about | {"ema_widths": list(settings.train.averages)}
-        self._directory = workdir / snapshots.FOLDER
+        self._directory, self._newest = workdir / snapshots.FOLDER, None
         verify = settings.run.verify_checkpoints
         with cluster.together():
             self._keeper = keep.Keeper(self._directory, newest=None, verify=verify)
@@ -41,17 +41,21 @@ class Saver:
                 for later in (each for each in saved if each > step):
                     steps.delete(self._directory, later)
                 missing = step > 0 and step % self.every == 0 and step not in saved
-        if cluster.any_of(missing):  # the run was stopped or killed at that step
+        if cluster.any_of(missing):  # its save had failed
             self.save(step, state)
 
     def save(self, step, state):
-        """Starts a save; waits for it if the step is the last."""
-        last = step == self._last
-        save = self._keeper.save_now if last else self._keeper.save
+        """Starts a save, if it has not been done; waits for it if the step is the last."""
+        if step == self._newest:
+            return
+        self._newest = step
+        save = self._keeper.save_now if step == self._last else self._keeper.save
         save(step, {"averages": state.averages}, self._meta)
 
-    def wait(self):
-        """Waits for a save in progress."""
+    def complete(self, step, state):
+        """Called before a checkpoint is saved, so that it has all snapshots up to its step."""
+        if step % self.every == 0 or step == self._last:
+            self.save(step, state)
         self._keeper.wait()
 
     def __enter__(self):

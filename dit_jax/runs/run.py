@@ -211,8 +211,8 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
     keeper, log, loggers = _open_outputs(settings, parts, workdir, start, measured)
 
     def save(step, state, measures, last):
-        if saver:  # a run that resumes from this step has the snapshots before it
-            saver.wait()
+        if saver:
+            saver.complete(step, state)
         meta = about | measures | {"rollbacks": past.rollbacks, "losses": spikes.losses}
         (keeper.save_now if last else keeper.save)(step, state.saved, meta)
 

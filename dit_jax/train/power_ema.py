@@ -59,9 +59,8 @@ def reconstruct(snapshots, step, width):
     error = _expected_error(times, exponents, found, time, exponent)
     if error > MAX_ERROR:
         raise UserError(
-            f"width must be one that {len(snapshots)} snapshots to step {step} can give, got "
-            f"{width:g}: the result would be off by {error:.0%} of its distance to the last "
-            "parameters"
+            f"width must be one that snapshots of {len(set(times))} steps can give, got {width:g}: "
+            f"the result would be off by {error:.0%} of its distance to the last parameters"
         )
     return coefficients, error
 

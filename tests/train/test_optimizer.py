@@ -1,5 +1,3 @@
-import inspect
-
 import jax
 import numpy as np
 import optax
@@ -156,25 +154,3 @@ def test_muon_takes_only_the_parameters_that_are_trained():
         state = jax.eval_shape(muon.init, params)
         updates, _ = jax.eval_shape(muon.update, trained, state, trained)
     assert jax.tree.structure(updates) == jax.tree.structure(trained)
-
-
-def test_an_optax_without_the_right_muon_is_refused(monkeypatch):
-    def muon(
-        learning_rate,
-        ns_coeffs=(),
-        adam_b1=0.9,
-        *,
-        adam_b2=0.999,
-        eps=0,
-        weight_decay=0,
-        adam_weight_decay=0,
-    ):
-        raise AssertionError("must not be called")
-
-    assert "consistent_rms" in inspect.signature(optax.contrib.muon).parameters
-    monkeypatch.setattr(optax.contrib, "muon", muon)
-    with pytest.raises(
-        UserError,
-        match="^optimizer must be adamw with optax .*, got 'muon', which needs muon_weight",
-    ):
-        make("muon")

@@ -144,7 +144,8 @@ def test_a_width_outside_its_range_is_refused(width):
 def test_what_cannot_be_reconstructed_is_refused():
     known = [Snapshot(step, width) for step in range(8, 65, 8) for width in (0.05, 0.1)]
     with pytest.raises(
-        UserError, match=r"width must be one that 16 snapshots to step 64 .*, got 0.015: .* by 53%"
+        UserError,
+        match=r"width must be one that snapshots of 8 steps can give, got 0.015: .* by 53%",
     ):
         power_ema.reconstruct(known, 64, 0.015)
     with pytest.raises(UserError, match="^step must be one of the snapshots' 8, 16, .*, got 60$"):
