@@ -5,6 +5,7 @@ A new field also needs a default in dit_jax/settings.py, the value that older ru
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config():
@@ -18,7 +19,7 @@ def get_config():
     config.model.in_channels = 4
     config.model.num_classes = 1000
     config.model.null_label = True  # needed for class dropout and for guidance
-    config.model.learn_sigma = True
+    config.model.learn_sigma = placeholder(bool)  # learn the variance too; None: of ddpm
     config.model.conditioning = "adaln_zero"  # in_context, cross_attention, adaln or adaln_zero
 
     config.compute = ConfigDict()  # how; all but dtype may change when a run is resumed
@@ -63,15 +64,19 @@ def get_config():
     config.train.batch_size = 256  # over all devices
     config.train.accumulation_steps = 1
     config.train.class_dropout_prob = 0.1
+    config.train.optimizer = "adamw"  # or muon, for the kernels of the blocks
     config.train.learning_rate = 1e-4
     config.train.b1 = 0.9
     config.train.b2 = 0.999
     config.train.eps = 1e-8
     config.train.weight_decay = 0.0
+    config.train.clip_norm = 0.0  # scale gradients to a norm of at most this; 0: never
     config.train.warmup_steps = 0
     config.train.decay_steps = 0  # cosine decay of the rate to 0 by this step; 0: constant rate
     config.train.ema_decay = 0.9999
     config.train.ema_warmup = False  # lets the EMA of a short run forget its start
+    config.train.ema_snapshot_every = 0  # steps; for averages chosen later, by dit-ema; 0: none
+    config.train.ema_widths = (0.05, 0.1)  # of these averages: spread over the steps, relative
     config.train.frozen = ()  # not trained: paths with a match of these regular expressions
 
     config.sampling = ConfigDict()  # the defaults of dit-sample; may change when a run is resumed
@@ -86,7 +91,7 @@ def get_config():
     config.sampling.cfg_scale = 1.5  # 1: no guidance
     config.sampling.cfg_schedule = "constant"  # linear or cosine: rises from 1 to cfg_scale
     config.sampling.cfg_channels = 3  # guide the first 3 channels, as the paper; 0: all
-    config.sampling.cfg_interval = (0, 999)  # guide at steps first <= t <= last
+    config.sampling.cfg_interval = placeholder(tuple)  # guide at first <= t <= last; None: always
 
     config.run = ConfigDict()  # may change when a run is resumed
     config.run.total_steps = 400_000  # 80 epochs: 80 * 1,281,167 / 256

@@ -109,9 +109,7 @@ def create_state(origin, settings, parts, class_names=()):
     for line in transfer.describe(source, parts.model, rows) + _differences(before, settings):
         logging.info("  %s", line)
     adapt = functools.partial(transfer.adapt, source=source, target=parts.model, rows=rows)
-    return states.create(
-        adapt, parts.optimizer, params, parts.mesh, shard_optimizer=parts.shard_optimizer
-    )
+    return states.create(adapt, parts.optimizer, params, parts.mesh, **parts.state_options)
 
 
 def _match(old, new):

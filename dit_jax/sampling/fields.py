@@ -47,7 +47,7 @@ def read_sweep(text, name="sweep", kinds=SWEPT):
     """(option, its values) of OPTION=VALUE,VALUE,...; UserError if it is none.
 
     name: of the argument. kinds: the options with their types; those of `settings.Sampling`, and
-    perhaps the seed.
+    perhaps the seed or ema_width.
     """
     option, equals, rest = text.partition("=")
     if not (option and equals and rest):
@@ -66,7 +66,9 @@ def _read_value(option, text, kind):
     except ValueError:
         rule = "a whole number" if kind is int else "a number"
         raise UserError(f"{option} must be {rule}, got {text!r}") from None
-    if option != "seed":
+    if option == "ema_width":
+        settings_lib.check_width(option, value)
+    elif option != "seed":
         settings_lib.read_topic(settings_lib.Sampling, {option: value})  # checks it
     elif not 0 <= value <= settings_lib.MAX_SEED:
         raise UserError(f"seed must be in 0 .. {settings_lib.MAX_SEED}, got {value}")
