@@ -71,20 +71,19 @@ def levels(process, num_steps, *, spacing="linspace", shift=0.0, last_step=0.0):
     For trailing and log_snr, T ends at LOWEST, which leaves out some 5 of the 1,000 steps of the
     squared cosine and none of the linear schedule.
 
-    On a path linspace and trailing are equal steps from noise to data. shift: of `times.shift`, for
-    a path; 0: that of the process. last_step: the last time of a path, before its shift, from which
-    one step leads to the data; 0: as far as the steps before.
+    On a path linspace and trailing are equal steps from noise to data, and "ddim50" is "50". shift:
+    of `times.shift`, for a path; 0: that of the process, and none for log_snr. last_step: the last
+    time of a path, before its shift, from which one step leads to the data; 0: as far as the steps
+    before.
     """
-    is_path = process.shift is not None
     if "," in num_steps:
         return process.levels_at(_times(num_steps))
-    is_usual = spacing == "linspace" and not (is_path and (shift or last_step))
-    if is_usual or num_steps.startswith("ddim"):
-        return process.levels(num_steps)
-    count = int(num_steps)
-    if is_path:
+    if process.shift is not None:
+        count = fields.path_steps(num_steps)
         return process.levels_at(_along_path(process, count, spacing, shift, last_step))
-    total = process.last_time + 1
+    if spacing == "linspace" or num_steps.startswith("ddim"):
+        return process.levels(num_steps)
+    count, total = int(num_steps), process.last_time + 1
     if spacing == "leading":
         return process.levels_at(np.arange(count)[::-1] * (total // count))
     alpha, sigma = process.alpha_sigma(np.arange(total))
@@ -100,11 +99,12 @@ def _along_path(process, count, spacing, shift, last_step):
 
     first = process.levels("2").time[0]
     if spacing == "log_snr":
-        found = _in_log_snr(process, count, min(first, 1 - EDGE), EDGE)
+        found, own_shift = _in_log_snr(process, count, min(first, 1 - EDGE), EDGE), 1.0
+    elif last_step:
+        found, own_shift = np.linspace(first, last_step, count), process.shift
     else:
-        found = np.linspace(first, last_step, count + (not last_step))[:count]
-        shift = shift or process.shift
-    return np.minimum(times.shift(found, shift or 1.0), first)
+        found, own_shift = np.linspace(first, 0, count + 1)[:-1], process.shift
+    return np.minimum(times.shift(found, shift or own_shift), first)
 
 
 def _in_log_snr(process, count, first, last):

@@ -105,6 +105,11 @@ def check_process(sampling, model, diffusion):
     if not fields.is_path(diffusion) and sampling.sde_noise not in ("sigma", "sbdm"):
         rule = "sde_noise must be sigma or sbdm for process ddpm, which has no path"
         raise UserError(f"{rule}, got {sampling.sde_noise}")
+    is_even = "," not in sampling.num_steps and sampling.spacing != "log_snr"
+    unused = ONLY_OF["sde_last"][1]
+    if sampling.sde_last != unused and not (fields.is_path(diffusion) and is_even):
+        rule = f"sde_last must be {unused} unless a path has equal steps"
+        raise UserError(f"{rule}, got {sampling.sde_last}")
     check(sampling, model, last_time=fields.last_time(diffusion))
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion import ddpm, gaussian, losses, samplers, schedules
+from dit_jax.diffusion import ddpm, gaussian, losses, samplers, schedules, solvers
 from dit_jax.diffusion.process import predictor
 from dit_jax.errors import UserError
 
@@ -64,7 +64,7 @@ def test_levels_read_as_the_respaced_schedule_to_the_last_bit_of_float32(spacing
 @pytest.mark.parametrize("name, eta", [("ddpm", None), ("ddim", 0.0), ("ddim", 0.7)])
 def test_clip_x0_is_a_model_of_the_clipped_x0(name, eta):
     levels = PROCESS.levels("10")
-    sampler = samplers.SAMPLERS[name](levels, **({} if eta is None else {"eta": eta}))
+    sampler = solvers.SAMPLERS[name](levels, **({} if eta is None else {"eta": eta}))
     noise = jnp.asarray(normal(2, (levels.num_steps, *SHAPE)))
 
     def run(x0, clip_x0=False):

@@ -81,10 +81,17 @@ def test_steps_evenly_in_log_snr():
         (LINEAR, {"last_step": 0.04}, [1, 0.68, 0.36, 0.04]),
         (GVP, {}, [0.999, 0.74925, 0.4995, 0.24975]),
         (LINEAR, {"spacing": "log_snr"}, [0.999, 0.909063, 0.090937, 0.001]),
+        (SHIFTED, {"spacing": "log_snr"}, [0.999, 0.909063, 0.090937, 0.001]),
+        (LINEAR, {"spacing": "log_snr", "shift": 3.0}, [0.999666, 0.967731, 0.230829, 0.002994]),
     ],
 )
 def test_times_of_a_path(process, options, expected):
     np.testing.assert_allclose(times(process, "4", **options), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"shift": 3.0}, {"last_step": 0.04}])
+def test_both_spellings_of_a_number_of_steps_are_the_same_steps_of_a_path(options):
+    assert times(SHIFTED, "ddim9", **options) == times(SHIFTED, "9", **options)
 
 
 def test_a_shift_moves_the_log_snr_of_the_linear_path():
