@@ -61,9 +61,8 @@ def from_torch(values, source, out):
         model, settings, names = _read_settings(values, source, state_dict)
         names |= class_names.read(values.class_names, model.num_classes)
         _write_native(temporary, state_dict, model, settings, out, **names)
-        return _compare(
-            parity.official(source, model, values.weights), parity.ours(temporary), model
-        )
+        sides = [parity.official(source, model, values.weights), parity.ours(temporary)]
+        return _compare(*sides, model, settings)
 
     return _convert(values, source, out, convert)
 
@@ -76,7 +75,7 @@ def from_diffusers(values, source, out):
         names |= class_names.read(values.class_names, model.num_classes)
         _write_native(temporary, state_dict, model, settings, out, **names)
         sides = [parity.diffusers(source), parity.ours(temporary)]
-        return _compare(*sides, model, plain=parity.diffusers(source, plain=True))
+        return _compare(*sides, model, settings, plain=parity.diffusers(source, plain=True))
 
     return _convert(values, source, out, convert)
 
@@ -95,7 +94,7 @@ def to_torch(values, source, out):
         files.write_state_dict(temporary, state_dict, args)
         state_dict.clear()
         sides = [parity.ours(source, values.weights), parity.official(temporary, model)]
-        return _compare(*sides, model)
+        return _compare(*sides, model, settings)
 
     return _convert(values, native.step_folder(source), out, convert, folder=values.bundle)
 
@@ -114,7 +113,7 @@ def to_diffusers(values, source, out):
         names = fields.class_names(native.read_meta(source))
         diffusers_dit.write_folder(temporary, state_dict, model, settings, vae, names)
         sides = [parity.ours(source, values.weights), parity.diffusers(temporary)]
-        return _compare(*sides, model, plain=parity.diffusers(temporary, plain=True))
+        return _compare(*sides, model, settings, plain=parity.diffusers(temporary, plain=True))
 
     code = _convert(values, native.step_folder(source), out, convert)
     if settings.data.space == "pixels":
@@ -212,7 +211,8 @@ def pull(values, repository, out):
             copy = temporary / path.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
-        return _compare(parity.official(source, model), parity.ours(temporary), model)
+        sides = [parity.official(source, model), parity.ours(temporary)]
+        return _compare(*sides, model, settings)
 
     return _convert(values, folder, out, convert)
 
@@ -264,14 +264,14 @@ def _read_settings(values, source, state_dict):
 
 
 def _read_diffusion(values, source, state_dict, model):
-    """Returns (a `settings.Diffusion`, what says so) by the flags or else by the file."""
-    if values.prediction == "velocity":
-        return Diffusion(**SIT), "--prediction"
-    if values.prediction == "noise":
-        return Diffusion(schedule=values.schedule), "--prediction"
+    """Returns (a `settings.Diffusion`, what says so) by the file, or by a flag that differs."""
     found, evidence = prediction.find(source, state_dict, model)
+    if values.prediction not in (None, found.prediction):
+        is_velocity = values.prediction == "velocity"
+        return Diffusion(**SIT) if is_velocity else Diffusion(values.schedule), "--prediction"
     if evidence:
-        return found, f"{evidence}; --prediction=noise for a DiT"
+        hint = "; --prediction=noise for a DiT" if found.prediction == "velocity" else ""
+        return found, evidence + hint
     return dataclasses.replace(found, schedule=values.schedule), ""
 
 
@@ -311,7 +311,7 @@ def _write_bundle(folder, source, weights, out):
     bundle.write(folder, state_dict, model, settings, names)
     state_dict.clear()
     written = parity.official(folder / "model.safetensors", model)
-    return _compare(parity.ours(source, weights), written, model)
+    return _compare(parity.ours(source, weights), written, model, settings)
 
 
 def _write_native(temporary, state_dict, model, settings, out, **meta):
@@ -322,16 +322,17 @@ def _write_native(temporary, state_dict, model, settings, out, **meta):
     native.write(temporary, model, settings, params, **meta)
 
 
-def _compare(source, converted, model, *, plain=None):
+def _compare(source, converted, model, settings, *, plain=None):
     """Returns the parity report of two sides. plain: the side of uncorrected diffusers."""
     if importlib.util.find_spec("torch") is None:
         return {"passed": None}
     started = time.perf_counter()
-    inputs = parity.inputs(model)
+    times = parity.times(settings.diffusion)
+    inputs = parity.inputs(model, times)
     expected = source(*inputs)
-    report = parity.measure(expected, converted(*inputs))
+    report = parity.measure(expected, converted(*inputs), times)
     if plain:
-        report["plain_diffusers"] = parity.measure(expected, plain(*inputs))["relative"]
+        report["plain_diffusers"] = parity.measure(expected, plain(*inputs), times)["relative"]
     logging.info("compared in %.1f s", time.perf_counter() - started)
     return report
 

@@ -1,6 +1,7 @@
 """SiT's checkpoints: the public format, with random weights, through dit-convert and back."""
 
 import argparse
+import json
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ def save(path, weights, **args):
     return path
 
 
-def sample_as_sit(weights, x, y, count, path_type="Linear"):
+def sample_as_sit(weights, x, y, count):
     """Euler's method of SiT's transport: s from 0, noise, to 1, data, in its own words."""
     net = torch_model.DiT(**MODEL._asdict())
     net.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
@@ -53,12 +54,17 @@ def sample_as_sit(weights, x, y, count, path_type="Linear"):
     return x.numpy().transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("path_type, process", [("Linear", "linear"), ("GVP", "gvp")])
-def test_a_sit_is_sampled_as_a_sit(call, tmp_path, weights, path_type, process):
+@pytest.mark.parametrize(
+    "path_type, process, flags",
+    [("Linear", "linear", []), ("GVP", "gvp", ["--prediction=velocity"])],
+)
+def test_a_sit_is_sampled_as_a_sit(call, tmp_path, weights, path_type, process, flags):
     """By the args of its file, with time, sign and dead channels as its own code has them."""
     file, out = save(tmp_path / "x.pt", weights, path_type=path_type), tmp_path / "out"
-    code, report, errors = call(convert, "from-torch", file, out)
+    code, report, errors = call(convert, "from-torch", file, out, *flags)
     assert code == 0 and "passed: relative error" in report, errors
+    found = json.loads((out / "parity.json").read_text())
+    assert [each["t"] for each in found["steps"]] == [0, 0.5, 1]
     model = dit_jax.load(out)
     assert model.settings.diffusion == Diffusion(**SIT | {"process": process})
     assert model.config == MODEL and model.settings.sampling.cfg_interval == (0, 1)
