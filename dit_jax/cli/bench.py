@@ -46,9 +46,18 @@ def check(values, what):
         return
     from dit_jax.runs import fields as run_fields  # needs NumPy
 
-    run_fields.check(arguments.settings(values))
-    sampling = arguments.settings(values).sampling
-    if what == "sample" and values.peer and not sampling_fields.is_in_torch(sampling):
+    settings = arguments.settings(values)
+    run_fields.check(settings)
+    if values.peer:
+        check_peer(settings, what)
+
+
+def check_peer(settings, what):
+    """UserError if the code in PyTorch does not train or sample so."""
+    sampling, optimizer = settings.sampling, settings.train.optimizer
+    if what == "train" and optimizer != "adamw":
+        raise UserError(f"train.optimizer must be adamw for --peer, got {optimizer}")
+    if what == "sample" and not sampling_fields.is_in_torch(sampling):
         rule = "with evenly spaced steps and constant guidance for --peer"
         raise UserError(f"sampling must be that of ddpm or ddim {rule}, got {sampling.sampler}")
 

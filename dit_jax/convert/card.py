@@ -29,6 +29,7 @@ class Source(NamedTuple):
     dataset: str | None = None
 
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the kernels of the blocks, else Adam"}
 SOURCES = {  # data.source
     "digits": Source("the UCI handwritten digits, as scikit-learn has them", "CC BY 4.0"),
     "fashion": Source("Fashion-MNIST (Xiao et al. 2017)", "MIT", "zalando-datasets/fashion_mnist"),
@@ -220,7 +221,6 @@ def _describe_data(subject):
 
 
 def _describe_training(subject):
-    which = {"ema": "the EMA of the parameters", "params": "the parameters without EMA"}
     settings, meta = subject.training, subject.meta
     if not settings:
         origin = meta.get("pulled")
@@ -234,17 +234,19 @@ def _describe_training(subject):
     train = settings.train
     decay = f", then to 0 until step {train.decay_steps:,}" if train.decay_steps else ""
     rows = {
-        "weights": f"{which[subject.weights]} at step {meta['step']:,}",
+        "weights": f"{_name_weights(subject)} at step {meta['step']:,}",
         "batch size": train.batch_size,
-        "optimizer": f"AdamW, betas {train.b1:g} and {train.b2:g}, "
+        "optimizer": f"{OPTIMIZERS[train.optimizer]}, betas {train.b1:g} and {train.b2:g}, "
         f"weight decay {train.weight_decay:g}",
         "learning rate": f"{train.learning_rate:g}, after {train.warmup_steps:,} steps of "
         f"warmup{decay}",
-        "EMA decay": f"{train.ema_decay:g}",
+        **({} if "average" in meta else {"EMA decay": f"{train.ema_decay:g}"}),
         "class dropout": f"{train.class_dropout_prob:g}",
         "arithmetic": f"{settings.compute.dtype}, float32 parameters",
         "seed": settings.seed,
     }
+    if train.clip_norm:
+        rows["gradients"] = f"clipped to a norm of {train.clip_norm:g}"
     if "loss" in meta:
         rows["loss"] = f"{meta['loss']:.4f}"
     if start := meta.get("init_from"):
@@ -253,6 +255,16 @@ def _describe_training(subject):
             f"`{start['sha256'][:12]}`"
         )
     return _table(rows)
+
+
+def _name_weights(subject):
+    if average := subject.meta.get("average"):  # of dit-ema
+        return (
+            f"an average of the parameters, of width {average['width']:g} "
+            "([Karras et al. 2024](https://arxiv.org/abs/2312.02696)),"
+        )
+    names = {"ema": "the EMA of the parameters", "params": "the parameters without EMA"}
+    return names[subject.weights]
 
 
 def _show_scores(subject):

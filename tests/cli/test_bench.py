@@ -81,6 +81,10 @@ def test_summarize_uses_median_and_quartiles():
             "sampling must be that of ddpm or ddim with evenly spaced steps and constant guidance",
         ),
         (
+            ["train", "--peer", "--config=configs/digits.py", "--config.train.optimizer=muon"],
+            "train.optimizer must be adamw for --peer, got muon",
+        ),
+        (
             ["train", "--peer", "--config=configs/digits.py", "--config.diffusion.process=linear"],
             "predict noise for a peer in PyTorch, got velocity on linear",
         ),

@@ -100,6 +100,16 @@ def test_a_card_says_what_is_known():
     assert "/home/alice" not in card.write(subject)
 
 
+def test_a_card_names_the_average_and_the_optimizer():
+    config = settings_lib.to_json(settings_lib.Settings()) | {"model": random_run.MODEL}
+    config["train"] |= {"optimizer": "muon", "clip_norm": 0.5}
+    _, sections = parse(trained(meta={"average": {"width": 0.15}, "config": config}))
+    assert "| weights | an average of the parameters, of width 0.15 (" in sections["Training"]
+    assert "| optimizer | Muon for the kernels of the blocks, " in sections["Training"]
+    assert "| gradients | clipped to a norm of 0.5 |" in sections["Training"]
+    assert "EMA" not in sections["Training"]
+
+
 def test_a_card_lists_some_of_many_classes():
     meta = {"class_names": [f"name {i}" for i in range(1000)]}
     _, sections = parse(converted(LATENTS, "latents", meta=meta))
