@@ -275,6 +275,10 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
             ["--labels=3", "--sde_noise=sbdm"],
             "sde_noise must be sigma for ddim, which has none, got sbdm",
         ),
+        (
+            ["--labels=3", "--sde_last=0.1", "--sampler=sde"],
+            "sde_last must be 0.04 unless a path has equal steps, got 0.1",
+        ),
         (["--labels=3", "--sde_last=1"], "sde_last must be in [0, 1), got 1.0"),
         (["--labels=3", "--cfg_schedule=up"], "--cfg_schedule must be one of constant, linear, "),
         (

@@ -129,7 +129,10 @@ def test_samplers_spacings_and_schedules_reach_the_samples(model, options):
 @pytest.fixture(scope="module")
 def path_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("path")
-    random_run.save(path, random_run.CONFIG | {"diffusion": {"process": "linear"}})
+    shape = random_run.MODEL | {"learn_sigma": False}
+    sampling = random_run.CONFIG["sampling"] | {"cfg_interval": [0, 1]}
+    config = {"model": shape, "diffusion": {"process": "linear"}, "sampling": sampling}
+    random_run.save(path, random_run.CONFIG | config, model=dit.configure(**shape))
     return dit_jax.load(path)
 
 
@@ -155,7 +158,10 @@ def test_a_path_has_samplers_and_times_of_its_own(path_model, options):
         ({"spacing": "leading"}, "spacing must be auto, linspace, trailing or log_snr for a path"),
         ({"num_steps": "1,0"}, "num_steps must be times above 0 and at most 1, got 1,0"),
         ({"num_steps": 1}, "num_steps must be in 2 .. 100000, got '1'"),
-        ({"num_steps": "ddim5"}, "num_steps must be a number, as 50, for process linear"),
+        (
+            {"sampler": "sde", "sde_last": 0.1, "num_steps": "1,0.5"},
+            "sde_last must be 0.04 unless a",
+        ),
         (
             {"sampler": "sde", "sde_noise": "sbdm"},
             "sde_noise must be finite where sampling begins, got sbdm at alpha 0",
