@@ -42,7 +42,7 @@ def make_mesh(name):
 
 
 @functools.cache
-def train(name, count=2):
+def train(name, count=2, widths=WIDTHS):
     """(state after `count` steps, metrics) on a mesh; the batch is accumulated in two parts."""
     mesh, key = make_mesh(name), jax.random.key(0)
     step = steps.make_train_step(
@@ -51,12 +51,13 @@ def train(name, count=2):
         MUON,
         **{"nulls": {"y": 10}, "class_dropout_prob": 0.1, "ema_decay": 0.75, "ema_warmup": False},
         accumulation_steps=2,
-        ema_exponents=tuple(map(power_ema.exponent_of, WIDTHS)),
+        ema_exponents=tuple(map(power_ema.exponent_of, widths)),
     )
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (16, 4, 4, 1)).astype(np.uint8)
     batch = {"image": image, "label": rng.integers(0, 10, 16).astype(np.int32)}
-    state = states.create(init, MUON, key, mesh, shard_optimizer=True, num_averages=2)
+    options = {"shard_optimizer": True, "num_averages": len(widths)}
+    state = states.create(init, MUON, key, mesh, **options)
     jitted = jax.jit(step, out_shardings=(states.shardings(state), None))
     batch = jax.device_put(batch, sharding.of_batch(mesh))
     for _ in range(count):
@@ -91,6 +92,13 @@ def test_the_first_average_takes_the_parameters_whole_and_a_wider_one_lags():
         flat(tree)["x_embedder/proj/kernel"] for tree in (*state.averages, state.params)
     )
     assert np.abs(wide - last).max() > np.abs(narrow - last).max() > 0
+
+
+def test_averages_change_nothing_of_what_is_learned():
+    (state, metrics), (plain, others) = train("alone"), train("alone", widths=())
+    assert plain.averages == () and metrics == others
+    for name in ("params", "ema", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(plain, name))
 
 
 @pytest.mark.parametrize("name", ["zero1", "fsdp", "mixed"])
