@@ -17,6 +17,7 @@ from dit_jax.convert import native
 from dit_jax.models import dit
 from dit_jax.runs import averages, build, run, sweeps
 from dit_jax.train import power_ema
+from dit_jax.train.state import TrainState
 
 LAST = 24
 WIDTHS = (0.05, 0.1, 0.15)
@@ -84,9 +85,33 @@ def test_the_run_without_averages_learns_the_same(trained, tmp_path):
     assert not (tmp_path / "plain" / "averages").exists()
 
 
-@pytest.mark.parametrize(  # at a snapshot, and between two
-    "stop_after", [12, pytest.param(13, marks=pytest.mark.slow)]
-)
+def test_a_resumed_run_saves_what_is_missing_and_deletes_what_comes_later(tmp_path):
+    def state(step):
+        average = {"x": jax.numpy.full(3, step, jax.numpy.float32)}
+        return TrainState(np.int32(step), None, None, None, (average,))
+
+    def open_saver():
+        return averages.Saver(settings(), {"model": {}}, tmp_path)
+
+    with open_saver() as saver:
+        saver.begin(state(0))
+        for step in (3, 6, 9):
+            saver.save(step, state(step))
+        saver.complete(12, state(12))
+        assert steps.saved(tmp_path / "averages") == [3, 6, 9, 12]  # nothing is under way
+    before = digests(tmp_path / "averages")
+    steps.delete(tmp_path / "averages", 6)  # as if the disk had been full
+    with open_saver() as saver:
+        saver.begin(state(6))
+        saver.save(6, state(6))  # a second time: does nothing
+        saver.complete(8, state(8))  # no step of a snapshot
+    found = digests(tmp_path / "averages")
+    assert found == {step: before[step] for step in (3, 6)}
+    assert store.read_meta(tmp_path / "averages", 6)["ema_widths"] == [0.05, 0.1]
+
+
+@pytest.mark.slow  # the test before does the same without training
+@pytest.mark.parametrize("stop_after", [12, 13])  # at a snapshot, and between two
 def test_a_stopped_run_resumes_to_the_same_snapshots(trained, tmp_path, stop_after):
     with pytest.raises(run.Stopped):
         train(tmp_path / "run", stop_after=stop_after)

@@ -100,12 +100,12 @@ def test_given_noise_is_where_sampling_starts(run, sampler):
 
 
 NEW = [
-    {"sampler": "heun"},  # calls the network twice in a step
-    {"sampler": "sde"},  # draws noise
+    {"sampler": "sde"},
     *(
         pytest.param(options, marks=pytest.mark.slow)
         for options in (
             {"sampler": "euler"},
+            {"sampler": "heun"},
             {"sampler": "dpm2m"},
             {"sampler": "unipc"},
             {"spacing": "trailing"},
