@@ -25,10 +25,10 @@ WIDTHS = (0.05, 0.1, 0.15)
 
 
 def settings(**train):
-    """A run of 24 steps with a snapshot every 3."""
+    """A run of 24 steps with a snapshot every 6."""
     config = digits.get_config("Pi/4")
     config.train.update({"batch_size": 16, "warmup_steps": 2, "decay_steps": LAST})
-    config.train.update({"ema_snapshot_every": 3} | train)
+    config.train.update({"ema_snapshot_every": 6} | train)
     config.sampling.num_steps = "2"
     config.run.update({"total_steps": LAST, "log_every": 1, "checkpoint_every": 8})
     config.run.update({"sample_every": 100, "num_samples": 2})
@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
 
 
 def test_every_snapshot_stays_and_checkpoints_have_the_averages(trained):
-    assert steps.saved(trained / "averages") == list(range(3, LAST + 1, 3))
+    assert steps.saved(trained / "averages") == [6, 12, 18, LAST]
     assert steps.saved(trained / "checkpoints") == [16, LAST]
     found = digests(trained / "checkpoints")[LAST]
     assert found["averages"] == digests(trained / "averages")[LAST]["averages"]
@@ -98,19 +98,19 @@ def test_a_resumed_run_saves_what_is_missing_and_deletes_what_comes_later(tmp_pa
 
     with open_saver() as saver:
         saver.begin(state(0))
-        for step in (3, 6, 9):
+        for step in (6, 12):
             saver.save(step, state(step))
-        saver.complete(12, state(12))
-        assert steps.saved(tmp_path / "averages") == [3, 6, 9, 12]  # nothing is under way
+        saver.complete(18, state(18))
+        assert steps.saved(tmp_path / "averages") == [6, 12, 18]  # nothing is under way
     before = digests(tmp_path / "averages")
-    steps.delete(tmp_path / "averages", 6)  # as if the disk had been full
+    steps.delete(tmp_path / "averages", 12)  # as if the disk had been full
     with open_saver() as saver:
-        saver.begin(state(6))
-        saver.save(6, state(6))  # a second time: does nothing
-        saver.complete(8, state(8))  # no step of a snapshot
+        saver.begin(state(12))
+        saver.save(12, state(12))  # a second time: does nothing
+        saver.complete(16, state(16))  # no step of a snapshot
     found = digests(tmp_path / "averages")
-    assert found == {step: before[step] for step in (3, 6)}
-    assert store.read_meta(tmp_path / "averages", 6)["ema_widths"] == [0.05, 0.1]
+    assert found == {step: before[step] for step in (6, 12)}
+    assert store.read_meta(tmp_path / "averages", 12)["ema_widths"] == [0.05, 0.1]
 
 
 @pytest.mark.slow  # the test before does the same without training
@@ -119,7 +119,7 @@ def test_a_stopped_run_resumes_to_the_same_snapshots(trained, tmp_path, stop_aft
     with pytest.raises(run.Stopped):
         train(tmp_path / "run", stop_after=stop_after)
     folder = tmp_path / "run" / "averages"
-    assert steps.saved(folder) == [3, 6, 9, 12]  # before the checkpoint of that step
+    assert steps.saved(folder) == [6, 12]  # before the checkpoint of that step
     if stop_after == 12:  # as if the disk had been full
         steps.delete(folder, 12)
     # As if a killed run had come further, or had diverged there.
