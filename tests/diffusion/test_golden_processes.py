@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion import ddpm, flow, losses, predictions, schedules, times
+from dit_jax.diffusion import ddpm, flow, losses, predictions, schedules, solvers, times
+from dit_jax.diffusion.process import Levels, Rates
 
 TESTDATA = Path(__file__).parents[1] / "testdata"
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}
@@ -86,6 +87,19 @@ def test_corruption_and_target(golden, check_close, path):
     check_close(
         f"sit/{path}/ut", velocity_by_s(path, t, x0, noise), golden[f"sit.{path}.ut"], BOUND
     )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_forms_of_the_noise_of_the_sde(golden, check_close, path):
+    t = times_of(golden)
+    alpha, sigma, d_alpha, d_sigma = flow.PATHS[PATHS[path]](t, np)
+    levels = Levels(alpha, sigma, t, Rates(t, np.ones_like(t), d_alpha, d_sigma))
+    names = {"sbdm": "SBDM", "increasing_decreasing": "increasing-decreasing"}
+    for form, weight in solvers.WEIGHTS.items():
+        key = f"sit.{path}.diffusion.{names.get(form, form)}"
+        check_close(key, weight(levels), golden[key], BOUND)
+    drift_variance = solvers.WEIGHTS["sbdm"](levels)
+    check_close(f"sit.{path}.drift_var", drift_variance, golden[f"sit.{path}.drift_var"], BOUND)
 
 
 @pytest.mark.parametrize("path", PATHS)
