@@ -115,6 +115,7 @@ def test_diffusers(golden, check_close, solver, spacing, kind, count):
         ("dpm2.sample.10", "sample", "dpm.trailing.10"),
         ("dpm2.sample.20", "sample", "dpm.trailing.20"),
         ("dpm2.euler_at_final.10", "epsilon", "dpm.trailing.10"),
+        ("dpm2.euler_at_final.20", "epsilon", "dpm.trailing.20"),
     ],
 )
 def test_other_grids_and_predictions(golden, check_close, name, kind, grid):
@@ -230,7 +231,8 @@ def test_the_sde_of_sit(golden, check_close, path, prediction, form, count):
 @pytest.mark.parametrize("row", range(3))
 def test_the_bias_of_the_sde(golden, row):
     """Mean and deviation of what it makes of data N(0.4, 0.3^2) with the exact score."""
-    (count, mean, std), (data_mean, data_std) = golden["weak.em_sigma_mean"][row], (0.4, 0.3)
+    (count, mean, std), data = golden["weak.em_sigma_mean"][row], golden["weak.mean_std_of_data"]
+    data_mean, data_std = data
     levels = flow.Flow("linear").levels_at(np.linspace(1, 0.04, int(count)))
     sampler = solvers.sde(levels)
 
