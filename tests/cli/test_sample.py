@@ -69,20 +69,21 @@ def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch
     assert given == values | {"cfg_interval": [0.0, 400.5]}
 
 
-def test_network_calls_are_counted(call, tmp_path, checkpoint):
+def test_network_calls_are_counted(call, caplog, tmp_path, checkpoint):
     """A guided call is two passes; Heun's last step has one call."""
+    caplog.set_level("INFO")
     usual = (f"--checkpoint={checkpoint}", "--labels=3", f"--out={tmp_path}/x.npz")
-    code, _, errors = call(sample, *usual, "--sampler=heun", "--num_steps=3")
-    assert code == 0 and "an image takes 5 network calls, 10 forward passes" in errors
+    assert call(sample, *usual, "--sampler=heun", "--num_steps=3")[0] == 0
+    assert "an image takes 5 network calls, 10 forward passes" in caplog.messages
 
 
-def test_rows_of_a_grid_are_counted(call, tmp_path, checkpoint):
+def test_rows_of_a_grid_are_counted(call, caplog, tmp_path, checkpoint):
+    caplog.set_level("INFO")
     usual = (f"--checkpoint={checkpoint}", "--labels=3", f"--out={tmp_path}/x.png")
-    code, _, errors = call(sample, *usual, "--grid=num_steps=2,4", "--cfg_scale=1")
-    assert code == 0
+    assert call(sample, *usual, "--grid=num_steps=2,4", "--cfg_scale=1")[0] == 0
     for count in (2, 4):
-        row = f"an image with num_steps {count} takes {count} network calls, {count} forward"
-        assert row in errors
+        calls = f"{count} network calls, {count} forward passes"
+        assert f"an image with num_steps {count} takes {calls}" in caplog.messages
 
 
 def test_a_folder_has_one_png_per_image(call, refuse, tmp_path, checkpoint):
