@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 COMMANDS = (
     *("train", "sample", "evaluate", "bench", "convert", "prepare", "encode", "plan", "verify"),
-    *("report", "runs"),
+    *("report", "runs", "ema"),
 )
 # 0.10.2 of jaxlib computes wrong numbers on CPUs without an error:
 # https://github.com/jax-ml/jax/issues/39103

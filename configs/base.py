@@ -5,6 +5,7 @@ A new field also needs a default in dit_jax/settings.py, the value that older ru
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config():
@@ -18,7 +19,7 @@ def get_config():
     config.model.in_channels = 4
     config.model.num_classes = 1000
     config.model.null_label = True  # needed for class dropout and for guidance
-    config.model.learn_sigma = True
+    config.model.learn_sigma = placeholder(bool)  # learn the variance too; None: of ddpm
     config.model.conditioning = "adaln_zero"  # in_context, cross_attention, adaln or adaln_zero
 
     config.compute = ConfigDict()  # how; all but dtype may change when a run is resumed
@@ -34,9 +35,19 @@ def get_config():
     config.mesh.shard_optimizer = True  # shards EMA and optimizer over mesh.data too (ZeRO-1)
 
     config.diffusion = ConfigDict()
-    config.diffusion.schedule = "linear"  # linear or squared_cosine
-    config.diffusion.num_steps = 1000
-    config.diffusion.prediction = "noise"  # velocity: converted SiTs, no training or sampling yet
+    config.diffusion.process = "ddpm"  # or a path: linear (flow matching) or gvp, without steps
+    config.diffusion.schedule = "linear"  # of ddpm: linear or squared_cosine
+    config.diffusion.num_steps = 1000  # of ddpm
+    config.diffusion.prediction = "auto"  # noise, v, x0, velocity; auto: noise, velocity of a path
+    config.diffusion.time = "uniform"  # how training draws t; paths: logit_normal too
+    config.diffusion.time_mean = 0.0  # of the logit of logit_normal; above 0: more noise
+    config.diffusion.time_std = 1.0
+    config.diffusion.stratified = False  # one t from each of batch_size equal parts: less variance
+    config.diffusion.shift = 1.0  # of a path, above 1: more noise, in training and sampling
+    config.diffusion.time_scale = 1000.0  # of a path: the network gets t, in 0 .. 1, times this
+    config.diffusion.reverse_time = False  # of a path: the network gets 1 - t; with scale 1, as SiT
+    config.diffusion.weight = "constant"  # of the loss: min_snr, soft_min_snr or p2; logs plain mse
+    config.diffusion.weight_gamma = 0.0  # of that weight; 0: 5, for p2 1
 
     config.data = ConfigDict()
     config.data.source = "images"  # digits, images, latents or synthetic
@@ -53,25 +64,34 @@ def get_config():
     config.train.batch_size = 256  # over all devices
     config.train.accumulation_steps = 1
     config.train.class_dropout_prob = 0.1
+    config.train.optimizer = "adamw"  # or muon, for the kernels of the blocks
     config.train.learning_rate = 1e-4
     config.train.b1 = 0.9
     config.train.b2 = 0.999
     config.train.eps = 1e-8
     config.train.weight_decay = 0.0
+    config.train.clip_norm = 0.0  # scale gradients to a norm of at most this; 0: never
     config.train.warmup_steps = 0
     config.train.decay_steps = 0  # cosine decay of the rate to 0 by this step; 0: constant rate
     config.train.ema_decay = 0.9999
     config.train.ema_warmup = False  # lets the EMA of a short run forget its start
+    config.train.ema_snapshot_every = 0  # steps; for averages chosen later, by dit-ema; 0: none
+    config.train.ema_widths = (0.05, 0.1)  # of these averages: spread over the steps, relative
     config.train.frozen = ()  # not trained: paths with a match of these regular expressions
 
     config.sampling = ConfigDict()  # the defaults of dit-sample; may change when a run is resumed
-    config.sampling.sampler = "ddpm"  # ddpm or ddim
-    config.sampling.num_steps = "250"  # 250 evenly spaced steps; "ddim50": every 20th step
+    config.sampling.sampler = "ddpm"  # ddpm, ddim, euler, heun, sde, dpm2m or unipc
+    config.sampling.num_steps = "250"  # 250 steps; "ddim50": every 20th; "999,600,300": these
+    config.sampling.spacing = "auto"  # of so many steps: linspace, leading, trailing or log_snr
+    config.sampling.shift = 0.0  # above 1: more steps near noise, on a path; 0: as in training
     config.sampling.eta = 0.0  # noise of ddim, 0 to 1
+    config.sampling.sde_noise = "sigma"  # how sde adds noise; see diffusion/README.md
+    config.sampling.sde_last = 0.04  # the last step of sde on a path; 0: as the others
     config.sampling.clip_x0 = False  # clip predicted pixels to [-1, 1]; wrong for latents
     config.sampling.cfg_scale = 1.5  # 1: no guidance
+    config.sampling.cfg_schedule = "constant"  # linear or cosine: rises from 1 to cfg_scale
     config.sampling.cfg_channels = 3  # guide the first 3 channels, as the paper; 0: all
-    config.sampling.cfg_interval = (0, 999)  # guide at steps first <= t <= last
+    config.sampling.cfg_interval = placeholder(tuple)  # guide at first <= t <= last; None: always
 
     config.run = ConfigDict()  # may change when a run is resumed
     config.run.total_steps = 400_000  # 80 epochs: 80 * 1,281,167 / 256

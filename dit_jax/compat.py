@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import glob
+import inspect
 import os
 import re
 import sys
@@ -17,6 +18,8 @@ import traceback
 from logging import getLogger
 
 from absl import flags, logging
+
+from dit_jax.errors import UserError
 
 # jax
 
@@ -196,6 +199,26 @@ def default_arithmetic():
         jax.numpy_rank_promotion("allow"),
     ):
         yield
+
+
+# optax
+
+
+def muon(rate, **options):
+    """optax.contrib.muon; UserError if this optax has none for stacked kernels.
+
+    optax 0.2.7 and 0.2.8. contrib may change without a deprecation. 0.2.5 knows no dimension
+    numbers and 0.2.6 no consistent_rms.
+    """
+    import optax
+
+    known = inspect.signature(optax.contrib.muon).parameters
+    if missing := [name for name in options if name not in known]:
+        raise UserError(
+            f"optimizer must be adamw with optax {optax.__version__}, got 'muon', which needs "
+            f"{missing[0]}: pip install 'optax>=0.2.8'"
+        )
+    return optax.contrib.muon(rate, **options)
 
 
 # etils, TensorStore

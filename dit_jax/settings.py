@@ -8,11 +8,16 @@ import dataclasses
 import difflib
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from dit_jax import rules
 from dit_jax.errors import UserError
 
-SAMPLERS = ("ddpm", "ddim")  # as diffusion.samplers, which needs jax
+SAMPLERS = ("ddpm", "ddim", "euler", "heun", "sde", "dpm2m", "unipc")  # as diffusion.solvers
+SPACINGS = ("auto", "linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
+SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
+CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
+OPTIMIZERS = ("adamw", "muon")  # as train.optimizer, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
 FREE = (
@@ -20,53 +25,11 @@ FREE = (
     "data.cache",
 )
 MAX_SEED = 2**32 - 1
-MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
 SPACING = re.compile("(ddim)?[0-9]{1,9}")
 SPACING_RULE = 'a number, as "250" or "ddim50"'
+NUM_STEPS = re.compile(SPACING.pattern + r"|[0-9]{1,9}(\.[0-9]+)?(,[0-9]{1,9}(\.[0-9]+)?)+")
+NUM_STEPS_RULE = f'{SPACING_RULE}, or times, as "999,600,300"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
-
-
-def keeps(rule, fits, default):
-    """A field whose value `fits` the rule, which is in words."""
-    return field(default=default, metadata={"rule": (rule, fits)})
-
-
-def at_least(least, default):
-    return keeps(f"at least {least}", lambda x: x >= least, default)
-
-
-def steps(least, default):
-    """A number of steps to which the optimizer or the loop counts."""
-    return keeps(f"in {least} .. {MAX_STEPS}", lambda x: least <= x <= MAX_STEPS, default)
-
-
-def above(bound, default):
-    return keeps(f"above {bound}", lambda x: x > bound, default)
-
-
-def fraction(default):
-    return keeps("in [0, 1)", lambda x: 0 <= x < 1, default)
-
-
-def one_of(names, default):
-    return keeps(f"one of {', '.join(names)}", lambda x: x in names, default)
-
-
-def tuple_of(rule, fits):
-    """A tuple, empty by default, whose every value `fits`."""
-    return keeps(f"a list of {rule}", lambda values: all(map(fits, values)), ())
-
-
-def _is_interval(value):
-    numbers = len(value) == 2 and all(type(x) in (int, float) for x in value)
-    return numbers and value[0] <= value[1]
-
-
-def _is_pattern(value):
-    try:
-        return bool(value) and bool(re.compile(value))
-    except (re.error, TypeError):
-        return False
 
 
 @dataclass(frozen=True)
@@ -79,7 +42,7 @@ class Model:
     in_channels: int = 4
     num_classes: int = 1000
     null_label: bool = True
-    learn_sigma: bool = True
+    learn_sigma: bool = rules.by_process(True)
     conditioning: str = "adaln_zero"
 
 
@@ -105,11 +68,30 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The process: see `diffusion.schedules`."""
+    """The process and what is learned of it: see `diffusion.processes` and `diffusion.fields`."""
 
     schedule: str = "linear"
     num_steps: int = 1000
-    prediction: str = one_of(("noise", "velocity"), "noise")
+    prediction: str = rules.one_of(("auto", "noise", "velocity", "v", "x0"), "auto")
+    process: str = rules.one_of(("ddpm", "linear", "gvp"), "ddpm")
+    time: str = rules.one_of(("uniform", "logit_normal"), "uniform")
+    time_mean: float = 0.0
+    time_std: float = rules.above(0, 1.0)
+    stratified: bool = False
+    shift: float = rules.above(0, 1.0)
+    time_scale: float = rules.above(0, 1000.0)
+    reverse_time: bool = False
+    weight: str = rules.one_of(("constant", "min_snr", "soft_min_snr", "p2"), "constant")
+    weight_gamma: float = rules.at_least(0, 0.0)
+
+    def __post_init__(self):
+        if self.prediction == "auto":  # so that every Diffusion says what it predicts
+            usual = "noise" if self.process == "ddpm" else "velocity"
+            object.__setattr__(self, "prediction", usual)
+
+
+# What SiT's checkpoints were trained with, https://github.com/willisma/SiT.
+SIT = {"process": "linear", "prediction": "velocity", "time_scale": 1.0, "reverse_time": True}
 
 
 @dataclass(frozen=True)
@@ -117,73 +99,91 @@ class Data:
     """Where examples come from: see `data.feed`."""
 
     source: str = "images"
-    space: str = one_of(("pixels", "latents"), "latents")
+    space: str = rules.one_of(("pixels", "latents"), "latents")
     path: str = ""
     cache: str = ""
     split: str = "train"
-    classes: tuple = tuple_of("whole numbers of at least 0", lambda x: type(x) is int and x >= 0)
+    classes: tuple = rules.tuple_of(
+        "whole numbers of at least 0", lambda x: type(x) is int and x >= 0
+    )
     flip: bool = True
     vae: str = ""
-    vae_dtype: str = one_of(("float32", "bfloat16"), "float32")
+    vae_dtype: str = rules.one_of(("float32", "bfloat16"), "float32")
 
 
 @dataclass(frozen=True)
 class Train:
-    """The optimizer and its batches."""
+    """The optimizer, its batches and its averages."""
 
-    batch_size: int = at_least(1, 256)
-    accumulation_steps: int = at_least(1, 1)
-    class_dropout_prob: float = fraction(0.1)
-    learning_rate: float = above(0, 1e-4)
-    b1: float = fraction(0.9)
-    b2: float = fraction(0.999)
-    eps: float = above(0, 1e-8)
-    weight_decay: float = at_least(0, 0.0)
-    warmup_steps: int = steps(0, 0)
-    decay_steps: int = steps(0, 0)
-    ema_decay: float = fraction(0.9999)
+    batch_size: int = rules.at_least(1, 256)
+    accumulation_steps: int = rules.at_least(1, 1)
+    class_dropout_prob: float = rules.fraction(0.1)
+    optimizer: str = rules.one_of(OPTIMIZERS, "adamw")
+    learning_rate: float = rules.above(0, 1e-4)
+    b1: float = rules.fraction(0.9)
+    b2: float = rules.fraction(0.999)
+    eps: float = rules.above(0, 1e-8)
+    weight_decay: float = rules.at_least(0, 0.0)
+    clip_norm: float = rules.at_least(0, 0.0)
+    warmup_steps: int = rules.steps(0, 0)
+    decay_steps: int = rules.steps(0, 0)
+    ema_decay: float = rules.fraction(0.9999)
     ema_warmup: bool = False
-    frozen: tuple = tuple_of("regular expressions", _is_pattern)
+    ema_snapshot_every: int = rules.steps(0, 0)
+    ema_widths: tuple = rules.widths((0.05, 0.1))
+    frozen: tuple = rules.tuple_of("regular expressions", rules.is_pattern)
+
+    @property
+    def averages(self):
+        """The widths of the power-function averages that the run tracks; () if it tracks none."""
+        return self.ema_widths if self.ema_snapshot_every else ()
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How samples are drawn unless a caller says otherwise: see `sampling.generate`."""
 
-    sampler: str = one_of(SAMPLERS, "ddpm")
-    num_steps: str = keeps(SPACING_RULE, SPACING.fullmatch, "250")
-    eta: float = keeps("in 0 .. 1", lambda x: 0 <= x <= 1, 0.0)
+    sampler: str = rules.one_of(SAMPLERS, "ddpm")
+    num_steps: str = rules.keeps(NUM_STEPS_RULE, NUM_STEPS.fullmatch, "250")
+    spacing: str = rules.one_of(SPACINGS, "auto")
+    shift: float = rules.at_least(0, 0.0)
+    eta: float = rules.keeps("in 0 .. 1", lambda x: 0 <= x <= 1, 0.0)
+    sde_noise: str = rules.one_of(SDE_NOISES, "sigma")
+    sde_last: float = rules.fraction(0.04)
     clip_x0: bool = False
-    cfg_scale: float = at_least(0, 1.5)
-    cfg_channels: int = at_least(0, 3)
-    cfg_interval: tuple = keeps("two numbers, first <= last", _is_interval, (0, 999))
+    cfg_scale: float = rules.at_least(0, 1.5)
+    cfg_schedule: str = rules.one_of(CFG_SCHEDULES, "constant")
+    cfg_channels: int = rules.at_least(0, 3)
+    cfg_interval: tuple = rules.interval((0, 999))
 
 
 @dataclass(frozen=True)
 class Run:
     """How long a run takes, and what it writes."""
 
-    total_steps: int = steps(1, 400_000)
-    log_every: int = at_least(1, 100)
-    checkpoint_every: int = at_least(1, 5_000)
-    keep_checkpoints: int = at_least(1, 2)
-    keep_best: int = at_least(0, 0)
-    keep_best_by: str = one_of(("loss", "score"), "loss")
+    total_steps: int = rules.steps(1, 400_000)
+    log_every: int = rules.at_least(1, 100)
+    checkpoint_every: int = rules.at_least(1, 5_000)
+    keep_checkpoints: int = rules.at_least(1, 2)
+    keep_best: int = rules.at_least(0, 0)
+    keep_best_by: str = rules.one_of(("loss", "score"), "loss")
     verify_checkpoints: bool = True
-    max_rollbacks: int = at_least(0, 0)
-    spike_factor: float = keeps("0 or above 1", lambda x: x == 0 or x > 1, 0.0)
-    sample_every: int = at_least(1, 10_000)
-    num_samples: int = at_least(1, 16)
-    score_every: int = at_least(0, 0)
-    score_samples: int = at_least(2, 500)
-    loggers: tuple = tuple_of(f"{' or '.join(LOGGERS)}, one flag each", lambda x: x in LOGGERS)
+    max_rollbacks: int = rules.at_least(0, 0)
+    spike_factor: float = rules.keeps("0 or above 1", lambda x: x == 0 or x > 1, 0.0)
+    sample_every: int = rules.at_least(1, 10_000)
+    num_samples: int = rules.at_least(1, 16)
+    score_every: int = rules.at_least(0, 0)
+    score_samples: int = rules.at_least(2, 500)
+    loggers: tuple = rules.tuple_of(
+        f"{' or '.join(LOGGERS)}, one flag each", lambda x: x in LOGGERS
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
     """All settings of a run, by topic."""
 
-    seed: int = keeps(f"in 0 .. {MAX_SEED}", lambda x: 0 <= x <= MAX_SEED, 0)
+    seed: int = rules.keeps(f"in 0 .. {MAX_SEED}", lambda x: 0 <= x <= MAX_SEED, 0)
     model: Model = Model()
     compute: Compute = Compute()
     mesh: Mesh = Mesh()
@@ -199,7 +199,7 @@ def read(fields):
 
     UserError for a field that does not exist, is of another type, or is out of its range.
     """
-    settings = _read(Settings, fields, "")
+    settings = _fit_process(_read(Settings, fields, ""), fields)
     if settings.train.class_dropout_prob and not settings.model.null_label:
         raise UserError(
             "train.class_dropout_prob must be 0 without model.null_label, "
@@ -207,6 +207,29 @@ def read(fields):
         )
     _check_best(settings.run)
     return settings
+
+
+def _fit_process(settings, fields):
+    """Settings with values for the process wherever the fields leave them to it, as None."""
+    diffusion, model, sampling = settings.diffusion, settings.model, settings.sampling
+    is_path = diffusion.process != "ddpm"
+    # A SiT that was converted when there were no paths has the other fields of DDPM.
+    is_older = is_path and "process" not in fields["diffusion"]
+
+    def is_left(topic, name):
+        return is_older or fields.get(topic, {}).get(name) is None
+
+    if is_left("model", "learn_sigma"):
+        model = dataclasses.replace(model, learn_sigma=not is_path)
+    elif is_path and model.learn_sigma:
+        raise UserError(
+            f"model.learn_sigma must be false for process {diffusion.process}, which learns no "
+            "variance, got true"
+        )
+    if is_left("sampling", "cfg_interval"):
+        last = 1 if is_path else diffusion.num_steps - 1
+        sampling = dataclasses.replace(sampling, cfg_interval=(0, last))
+    return dataclasses.replace(settings, model=model, sampling=sampling)
 
 
 def _check_best(run):
@@ -227,6 +250,12 @@ def check_mesh(**sizes):
             raise UserError(f"mesh.{name} must be at least 1, or -1 for the rest, got {size}")
     if (rests := list(sizes.values()).count(-1)) > 1:
         raise UserError(f"only one axis of mesh may be -1, got {rests} of {len(sizes)}")
+
+
+def check_width(name, width):
+    """UserError if a power-function average cannot have this width: see `train.power_ema`."""
+    if not rules.is_width(width):
+        raise UserError(f"{name} must be {rules.WIDTH}, got {width}")
 
 
 def check_decay(warmup_steps, decay_steps):
@@ -294,12 +323,16 @@ def _read(kind, fields, topic):
     if not isinstance(fields, dict):
         raise UserError(f"{topic.removesuffix('.') or 'config'} must be a topic, got {fields!r}")
     declared = {each.name: each for each in dataclasses.fields(kind)}
+    if kind is Diffusion and fields.get("prediction") == "velocity" and "process" not in fields:
+        fields = SIT | fields  # a SiT that was converted when there were no paths
     for name in fields.keys() - declared.keys():
         near = nearest(f"{topic}{name}") or difflib.get_close_matches(name, declared, 1)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"there is no field {topic}{name}{hint}")
     values = {}
     for name, value in fields.items():
+        if value is None and topic and declared[name].metadata.get("by_process"):
+            continue
         if dataclasses.is_dataclass(declared[name].type):
             values[name] = _read(declared[name].type, value, f"{name}.")
         else:

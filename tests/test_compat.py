@@ -10,6 +10,7 @@ import bucket
 import fsspec
 import jax
 import numpy as np
+import optax
 import processes
 import pytest
 import tensorstore
@@ -19,6 +20,7 @@ from ml_collections import config_flags
 from configs import base
 from dit_jax import compat
 from dit_jax.checkpoint import store
+from dit_jax.errors import UserError
 from dit_jax.planning import plan
 
 ROOT = Path(__file__).parents[1]
@@ -241,3 +243,13 @@ def test_explain_flag_error_names_the_value(argument, line, monkeypatch):
     with pytest.raises(flags.IllegalFlagValueError) as caught:
         values(arguments)
     assert compat.explain_flag_error(caught.value, values) == f"--{line}"
+
+
+def test_an_optax_without_the_right_muon_is_refused(monkeypatch):
+    def muon(learning_rate, eps=0.0):
+        raise AssertionError("must not be called")
+
+    assert compat.muon(0.1, consistent_rms=0.2, muon_weight_dimension_numbers={}).init
+    monkeypatch.setattr(optax.contrib, "muon", muon)
+    with pytest.raises(UserError, match="^optimizer must be adamw with optax .*, which needs cons"):
+        compat.muon(0.1, eps=0.0, consistent_rms=0.2)

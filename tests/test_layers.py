@@ -19,6 +19,7 @@ LEVELS = [  # a module imports from levels below its own only, or from its own r
     {"models", "diffusion"},
     {"machine"},
     {"compat", "settings"},
+    {"rules"},
     {"errors"},
 ]
 CONVERT_ONLY = {"torch", "diffusers", "safetensors", "huggingface_hub"}

@@ -24,6 +24,12 @@ def test_json_reads_back():
     assert settings.read(plain) == changed
 
 
+def test_averages_are_tracked_if_snapshots_are_saved():
+    assert settings.Train().averages == ()
+    assert settings.Train(ema_snapshot_every=5).averages == (0.05, 0.1)
+    assert settings.Train(ema_widths=(0.2,), ema_snapshot_every=5).averages == (0.2,)
+
+
 def test_an_absent_field_or_topic_has_its_default():
     assert settings.read({"train": {"b2": 0.99}}).train == settings.Train(b2=0.99)
     assert settings.read({}) == settings.Settings()
@@ -64,6 +70,25 @@ def test_an_absent_field_or_topic_has_its_default():
             r"must be a list of regular expressions, got \('x', ''\)$",
         ),
         ({"train": {"frozen": ["("]}}, r"must be a list of regular expressions, got \('\(',\)$"),
+        (
+            {"train": {"ema_widths": []}},
+            "^train.ema_widths must be different widths, each above 0 and below 0.2887, got ",
+        ),
+        (
+            {"train": {"ema_widths": [0.1, 0.1]}},
+            r"each above 0 and below 0.2887, got \(0.1, 0.1\)$",
+        ),
+        ({"train": {"ema_widths": [0.05, 0.3]}}, r"below 0.2887, got \(0.05, 0.3\)$"),
+        ({"train": {"ema_widths": ["x"]}}, r"below 0.2887, got \('x',\)$"),
+        (
+            {"train": {"ema_snapshot_every": -1}},
+            "^train.ema_snapshot_every must be in 0 .. 2147483",
+        ),
+        (
+            {"train": {"optimizer": "sgd"}},
+            "^train.optimizer must be one of adamw, muon, got 'sgd'$",
+        ),
+        ({"train": {"clip_norm": -1}}, "^train.clip_norm must be at least 0, got -1.0$"),
         ({"train": {"frozen": [3]}}, r"must be a list of regular expressions, got \(3,\)$"),
         ({"run": {"score_samples": 1}}, "^run.score_samples must be at least 2, got 1$"),
         ({"run": {"keep_best_by": "fid"}}, "^run.keep_best_by must be one of loss, score, got 'fi"),
@@ -75,11 +100,17 @@ def test_an_absent_field_or_topic_has_its_default():
             {"run": {"keep_best_by": "score", "score_every": 300, "checkpoint_every": 400}},
             "^run.checkpoint_every must be a multiple of run.score_every 300 if .*, got 400$",
         ),
-        ({"sampling": {"sampler": "euler"}}, "^sampling.sampler must be one of ddpm, ddim, got 'e"),
+        (
+            {"sampling": {"sampler": "plms"}},
+            "^sampling.sampler must be one of ddpm, .*, got 'plms'$",
+        ),
         ({"sampling": {"num_steps": "x"}}, "^sampling.num_steps must be a number, as .* got 'x'$"),
         ({"sampling": {"num_steps": 2.5}}, "^sampling.num_steps must be a number, as .* got 2.5$"),
         ({"sampling": {"num_steps": "9" * 5000}}, "^sampling.num_steps must be a number, as "),
-        ({"sampling": {"sampler": None}}, "^sampling.sampler must be one of ddpm, ddim, got None$"),
+        (
+            {"sampling": {"sampler": None}},
+            "^sampling.sampler must be one of ddpm, .*, unipc, got None$",
+        ),
         ({"sampling": {"num_steps": "-3"}}, "^sampling.num_steps must be a number, as "),
         ({"sampling": {"eta": 2}}, "^sampling.eta must be in 0 .. 1, got 2.0$"),
         ({"sampling": {"cfg_scale": -1}}, "^sampling.cfg_scale must be at least 0, got -1.0$"),
@@ -152,3 +183,49 @@ def test_every_field_has_a_default_and_a_rule_in_words():
     assert settings.rule("run.total_steps") == "in 1 .. 2147483647"
     assert settings.rule("data.space") == "one of pixels, latents"
     assert all(isinstance(settings.rule(name), str) for name in defaults)
+
+
+def test_one_field_chooses_a_path_and_what_it_needs():
+    fields = base.get_config()
+    fields.diffusion.process = "linear"
+    read = settings.read(fields.to_dict())
+    assert read.diffusion == settings.Diffusion(process="linear", prediction="velocity")
+    assert not read.model.learn_sigma and read.sampling.cfg_interval == (0, 1)
+    assert settings.read(settings.to_json(read)) == read
+    fields.sampling.cfg_interval = (0.1, 0.6)
+    assert settings.read(fields.to_dict()).sampling.cfg_interval == (0.1, 0.6)
+
+
+def test_what_a_config_says_is_not_left_to_the_process():
+    fields = base.get_config()
+    fields.model.learn_sigma, fields.diffusion.num_steps = False, 500
+    read = settings.read(fields.to_dict())
+    assert not read.model.learn_sigma and read.sampling.cfg_interval == (0, 499)
+    fields.model.learn_sigma, fields.diffusion.process = True, "gvp"
+    message = "^model.learn_sigma must be false for process gvp, which learns no variance, got true"
+    with pytest.raises(UserError, match=message):
+        settings.read(fields.to_dict())
+    fields.model.learn_sigma, fields.sampling.cfg_interval = False, (0, 999)
+    assert settings.read(fields.to_dict()).sampling.cfg_interval == (0, 999)  # and `check` refuses
+
+
+def test_only_what_depends_on_the_process_can_be_left_to_it():
+    with pytest.raises(UserError, match="^model.null_label must be true or false, got None$"):
+        settings.read({"model": {"null_label": None}})
+    with pytest.raises(UserError, match="^cfg_interval must be a list, got None$"):
+        settings.read_topic(settings.Sampling, {"cfg_interval": None})
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({}, settings.Diffusion("linear", 1000, "noise", "ddpm")),
+        ({"prediction": "auto"}, settings.Diffusion(prediction="noise")),
+        ({"schedule": "linear", "prediction": "velocity"}, settings.Diffusion(**settings.SIT)),
+    ],
+)
+def test_older_checkpoints_are_ddpm_that_predicts_noise_or_a_sit(fields, expected):
+    read = settings.read({"diffusion": fields, "sampling": {"cfg_interval": [0, 999]}})
+    assert read.diffusion == expected
+    last = 1 if expected.process == "linear" else 999
+    assert read.sampling.cfg_interval == (0, last)

@@ -22,7 +22,7 @@ from dit_jax.checkpoint import digests, peek
 from dit_jax.errors import UserError
 from dit_jax.machine import disk, sharding
 
-ITEMS = ("params", "ema", "opt_state")  # the trees
+ITEMS = ("params", "ema", "opt_state", "averages")  # the trees
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -142,10 +142,15 @@ def verify(directory, step, *, share=(0, 1)):
     path = disk.path(directory) / str(step)
     saved = read_meta(directory, step)["digests"]
     leaves = [(name, leaf) for name in saved for leaf in saved[name]]
-    readers = {name: _read_leaves(path, name) for name in saved}
+    readers = {name: _read_leaves(path, name, saved[name]) for name in saved}
     for name, leaf in leaves[share[0] :: share[1]]:
-        found = digests.of_array(readers[name](leaf))
-        _compare(path, f"{name}{leaf}", found, saved[name][leaf])
+        readers[name](leaf)
+
+
+def open_leaves(directory, step, name):
+    """read(leaf) -> a leaf of an item as NumPy, by its path in the digests; Damaged as `verify`."""
+    saved = read_meta(directory, step)["digests"][name]
+    return _read_leaves(disk.path(directory) / str(step), name, saved)
 
 
 def _compare(path, leaf, found, saved):
@@ -155,8 +160,8 @@ def _compare(path, leaf, found, saved):
         )
 
 
-def _read_leaves(path, name):
-    """read(leaf) -> the array of a leaf of an item, by its path in the saved tree."""
+def _read_leaves(path, name, saved):
+    """read(leaf) -> the array of a leaf of an item, by its path in the digests `saved` of it."""
     handler = compat.tree_reader()
     tree = _guard(path, lambda: handler.metadata(_for_orbax(path) / name).tree)
     paths = {_words(leaf): leaf for leaf, _ in jax.tree.leaves_with_path(tree)}
@@ -169,7 +174,9 @@ def _read_leaves(path, name):
             lambda each, x: x if each == paths[_words(leaf)] else ocp.PLACEHOLDER, tree
         )
         found = _read(path, name, handler, ocp.args.PyTreeRestore(one, restore_args=args))
-        return next(x for x in jax.tree.leaves(found) if x is not ocp.PLACEHOLDER)
+        array = next(x for x in jax.tree.leaves(found) if x is not ocp.PLACEHOLDER)
+        _compare(path, f"{name}{leaf}", digests.of_array(array), saved[leaf])
+        return array
 
     return read
 

@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parents[1]
 OWN_CONFIG = f"{PACKAGE}/runs/own_config.py"
 CONFIGS = PACKAGE.with_name("configs")
 VARIANT = re.compile(r"(?:dit-)?(ti|s|b|l|xl)/(\d+)", re.IGNORECASE)  # DiT-XL/2, xl/2
-SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
+SAMPLING = tuple(vars(settings_lib.Sampling()))
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 
@@ -37,16 +37,24 @@ def define_sampling(values):
     """Defines the flags of SAMPLING; one that is not given comes from the run's config."""
     options = {"flag_values": values}
     flags.DEFINE_enum("sampler", None, settings_lib.SAMPLERS, "The sampler.", **options)
-    flags.DEFINE_string(
-        "num_steps", None, 'Steps, as 250, or "ddim50" for equal strides.', **options
-    )
+    text = 'Steps, as 20, "ddim50" for equal strides, or times, as 999,600,300.'
+    flags.DEFINE_string("num_steps", None, text, **options)
+    text = "Which steps a number of steps keeps."
+    flags.DEFINE_enum("spacing", None, settings_lib.SPACINGS, text, **options)
+    text = "Of a path: above 1, more steps are near noise; 0: as in training."
+    flags.DEFINE_float("shift", None, text, **options)
     flags.DEFINE_float("eta", None, "Noise of ddim, from 0 (none) to 1.", **options)
+    text = "How much noise sde adds on its way."
+    flags.DEFINE_enum("sde_noise", None, settings_lib.SDE_NOISES, text, **options)
+    text = "The last step of sde on a path; 0: as the others."
+    flags.DEFINE_float("sde_last", None, text, **options)
     flags.DEFINE_boolean("clip_x0", None, "Clip x0 to [-1, 1] at every step: pixels.", **options)
     flags.DEFINE_float("cfg_scale", None, "Scale of classifier-free guidance; 1: none.", **options)
+    text = "How the scale rises from 1 for noise to cfg_scale for data."
+    flags.DEFINE_enum("cfg_schedule", None, settings_lib.CFG_SCHEDULES, text, **options)
     flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
-    flags.DEFINE_list(
-        "cfg_interval", None, "FIRST,LAST: guide at these steps only; 0 is the cleanest.", **options
-    )
+    text = "FIRST,LAST: guide at these times only; 0 is the cleanest."
+    flags.DEFINE_list("cfg_interval", None, text, **options)
 
 
 def sampling(values):

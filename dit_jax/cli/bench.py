@@ -23,6 +23,7 @@ from dit_jax.cli import arguments, command
 from dit_jax.data import fields
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
+from dit_jax.sampling import fields as sampling_fields
 
 
 def define(values):
@@ -45,7 +46,20 @@ def check(values, what):
         return
     from dit_jax.runs import fields as run_fields  # needs NumPy
 
-    run_fields.check(arguments.settings(values))
+    settings = arguments.settings(values)
+    run_fields.check(settings)
+    if values.peer:
+        check_peer(settings, what)
+
+
+def check_peer(settings, what):
+    """UserError if the code in PyTorch does not train or sample so."""
+    sampling, optimizer = settings.sampling, settings.train.optimizer
+    if what == "train" and optimizer != "adamw":
+        raise UserError(f"train.optimizer must be adamw for --peer, got {optimizer}")
+    if what == "sample" and not sampling_fields.is_in_torch(sampling):
+        rule = "with evenly spaced steps and constant guidance for --peer"
+        raise UserError(f"sampling must be that of ddpm or ddim {rule}, got {sampling.sampler}")
 
 
 def main(values, what):

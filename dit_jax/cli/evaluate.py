@@ -9,6 +9,7 @@
     dit-evaluate --repeat=runs/fid/receipt.json runs/again
     dit-evaluate --compare runs/fid runs/again
     dit-evaluate --sweep=cfg_scale=1,1.5,2,4 --out=runs/sweep runs/fashion runs/other
+    dit-evaluate --sweep=ema_width=0.05,0.1,0.15 --out=runs/sweep runs/fashion
     dit-evaluate --study=runs/scaling --out=runs/scaling/plots
 
 CHECKPOINT is what is judged, and OUT a folder; they can also be given as --checkpoint and --out.
@@ -32,6 +33,7 @@ from dit_jax.evals import receipt, request
 from dit_jax.machine import disk
 from dit_jax.sampling import fields
 
+SWEPT = fields.SWEPT | {"ema_width": float}  # what --sweep varies
 MANY = {"--compare", "--sweep"}  # flags with which every word is one of several inputs
 OF_REFERENCES = ("size", "split")
 MODES = {  # the other flags that mean something with each of these
@@ -92,17 +94,7 @@ def check(values, *inputs):
         for path in inputs:
             receipt.read(path)
     elif values.sweep:
-        name, swept = fields.read_sweep(values.sweep)
-        command.output_folder(_require(values, "out", "--sweep"))
-        if not inputs:
-            raise UserError("--sweep takes one run or more, got none")
-        if name in arguments.sampling(values):
-            raise UserError(f"--{name} must be left out with --sweep={values.sweep}, got both")
-        for path in inputs:
-            for value in swept:
-                read_request(values, path, {name: value}).check()
-        if not values.inception:
-            _check_alike(inputs)
+        _check_sweep(values, inputs)
     elif values.study:
         command.check_exists("study", values.study)
         command.output_folder(_require(values, "out", "--study"))
@@ -157,6 +149,26 @@ def _check_reference(values):
 def _check_batch_size(values):
     if values["batch_size"].present:
         raise UserError("--batch_size must be given for the judgments of digits only")
+
+
+def _check_sweep(values, inputs):
+    name, swept = fields.read_sweep(values.sweep, kinds=SWEPT)
+    command.output_folder(_require(values, "out", "--sweep"))
+    if not inputs:
+        raise UserError("--sweep takes one run or more, got none")
+    if name in arguments.sampling(values):
+        raise UserError(f"--{name} must be left out with --sweep={values.sweep}, got both")
+    for path in inputs:
+        if name == "ema_width":
+            from dit_jax.runs import snapshots  # needs NumPy
+
+            read_request(values, path).check()
+            snapshots.check(path, swept)
+        else:
+            for value in swept:
+                read_request(values, path, {name: value}).check()
+    if not values.inception:
+        _check_alike(inputs)
 
 
 def _check_alike(paths):
@@ -218,7 +230,8 @@ def main(values, *inputs):
     elif values.sweep:
         from dit_jax.runs import sweeps
 
-        asked, (name, swept) = read_request(values, inputs[0]), fields.read_sweep(values.sweep)
+        asked = read_request(values, inputs[0])
+        name, swept = fields.read_sweep(values.sweep, kinds=SWEPT)
         out = command.output_folder(values.out)
         sweeps.run(asked, inputs, name, swept, out, sys.argv)
     elif values.study:

@@ -4,6 +4,7 @@
     dit-sample runs/xl2 grid.png --vae=runs/vae --labels=207,360 --cfg_scale=4
     dit-sample runs/shapes --labels="red circle,blue square" --num_samples=20
     dit-sample runs/xl2 samples.npz --labels=all --num_samples=50000
+    dit-sample runs/digits fast.png --labels=0-9 --sampler=unipc --num_steps=20
     dit-sample runs/digits way.gif --labels=0-9 --trajectory
     dit-sample runs/digits table.png --labels=0-9 --grid=cfg_scale=1,1.5,4
     dit-sample runs/digits between.png --interpolate=3,8
@@ -192,6 +193,16 @@ def main(values):
     draw(values, dit, labels, titles, out, **options, **arguments.sampling(values))
     what = _shown(values) or words.count(len(labels), "image")
     logging.info("%s of step %d: %s", what, dit.step, out)
+    log_cost(values, dit)
+
+
+def log_cost(values, dit):
+    """Logs how many network calls an image takes, for each row of --grid."""
+    for options in read_grid(values):
+        calls, passes = dit.cost(**arguments.sampling(values) | options)
+        row = "".join(f" with {name} {value}" for name, value in options.items())
+        found = words.count(calls, "network call"), words.count(passes, "forward pass", "passes")
+        logging.info("an image%s takes %s, %s", row, *found)
 
 
 def read_labels(values, dit):

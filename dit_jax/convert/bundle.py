@@ -7,13 +7,17 @@ import json
 import shutil
 from pathlib import Path
 
+from absl import logging
+
 from dit_jax.convert import files, native
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.models import dit
+from dit_jax.sampling import fields
 from dit_jax.settings import to_json
 
 DIFFUSION = ("schedule", "num_steps")  # what dit.py makes a schedule of; it predicts noise
+SAMPLING = ("sampler", "num_steps", "eta", "clip_x0", "cfg_scale", "cfg_channels", "cfg_interval")
 DATA = ("source", "split", "classes", "flip")  # what the data are, but not where
 MODEL_FILE = Path(__file__).with_name("torch_model.py")
 README = """# {name}
@@ -81,11 +85,22 @@ def make_config(model, settings, class_names=()):
     return {
         "model": model._asdict(),
         "diffusion": {name: getattr(settings.diffusion, name) for name in DIFFUSION},
-        "sampling": to_json(settings.sampling),
+        "sampling": _sampling(settings),
         "space": settings.data.space,
         "data": {name: to_json(settings.data)[name] for name in DATA},
         "class_names": list(class_names),
     }
+
+
+def _sampling(settings):
+    """Returns the options that dit.py has; DDIM with 50 steps if it cannot sample as they say."""
+    sampling = settings.sampling
+    options = {name: to_json(sampling)[name] for name in SAMPLING}
+    if not fields.is_in_torch(sampling):
+        steps = str(min(50, settings.diffusion.num_steps))
+        logging.warning("dit.py of a bundle cannot sample as the run: it takes ddim, %s", steps)
+        options |= {"sampler": "ddim", "num_steps": steps, "eta": 0.0}
+    return options
 
 
 def write(path, state_dict, model, settings, class_names=()):

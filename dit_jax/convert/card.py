@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dit_jax import settings as settings_lib
 from dit_jax.convert import describe, files, parity, receipts, usage
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.machine import words
 from dit_jax.models import dit, flops
 from dit_jax.sampling import fields, imagenet
@@ -28,6 +29,7 @@ class Source(NamedTuple):
     dataset: str | None = None
 
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the kernels of the blocks, else Adam"}
 SOURCES = {  # data.source
     "digits": Source("the UCI handwritten digits, as scikit-learn has them", "CC BY 4.0"),
     "fashion": Source("Fashion-MNIST (Xiao et al. 2017)", "MIT", "zalando-datasets/fashion_mnist"),
@@ -170,7 +172,8 @@ def _describe_model(subject):
     model, diffusion = subject.model, subject.settings.diffusion
     sampling = subject.settings.sampling
     null = ", and a null label for guidance" if model.null_label else ", without a null label"
-    learned = ", and the variance" if model.learn_sigma else ""
+    is_learned = model.learn_sigma and not diffusion_fields.is_path(diffusion)
+    learned = ", and the variance" if is_learned else ""
     shape = " x ".join(map(str, (*model.input_size, model.in_channels)))
     rows = {
         "size": f"{model.depth} blocks, hidden size {model.hidden_size}, "
@@ -180,14 +183,19 @@ def _describe_model(subject):
         "classes": f"{model.num_classes:,}{null}",
         "parameters": f"{describe.count_parameters(model)}, float32",
         "forward pass": f"{flops.multiply_adds(model) / 1e9:.3g} Gflops (multiply-adds)",
-        "diffusion": f"{diffusion.schedule} schedule of {diffusion.num_steps:,} steps; "
-        f"predicts the {diffusion.prediction}{learned}",
+        "diffusion": f"{_name_process(diffusion)}; predicts the {diffusion.prediction}{learned}",
         "default sampling": receipts.show_sampling(settings_lib.to_json(sampling)),
     }
     if subject.report and subject.report["passed"]:
         error = parity.text(subject.report["relative"])
         rows["PyTorch"] = f"agrees with JAX to a relative error of {error} (`parity.json`)"
     return rows
+
+
+def _name_process(diffusion):
+    if diffusion_fields.is_path(diffusion):
+        return f"{diffusion.process} path of flow matching"
+    return f"{diffusion.schedule} schedule of {diffusion.num_steps:,} steps"
 
 
 def _describe_data(subject):
@@ -213,7 +221,6 @@ def _describe_data(subject):
 
 
 def _describe_training(subject):
-    which = {"ema": "the EMA of the parameters", "params": "the parameters without EMA"}
     settings, meta = subject.training, subject.meta
     if not settings:
         origin = meta.get("pulled")
@@ -227,17 +234,19 @@ def _describe_training(subject):
     train = settings.train
     decay = f", then to 0 until step {train.decay_steps:,}" if train.decay_steps else ""
     rows = {
-        "weights": f"{which[subject.weights]} at step {meta['step']:,}",
+        "weights": f"{_name_weights(subject)} at step {meta['step']:,}",
         "batch size": train.batch_size,
-        "optimizer": f"AdamW, betas {train.b1:g} and {train.b2:g}, "
+        "optimizer": f"{OPTIMIZERS[train.optimizer]}, betas {train.b1:g} and {train.b2:g}, "
         f"weight decay {train.weight_decay:g}",
         "learning rate": f"{train.learning_rate:g}, after {train.warmup_steps:,} steps of "
         f"warmup{decay}",
-        "EMA decay": f"{train.ema_decay:g}",
+        **({} if "average" in meta else {"EMA decay": f"{train.ema_decay:g}"}),
         "class dropout": f"{train.class_dropout_prob:g}",
         "arithmetic": f"{settings.compute.dtype}, float32 parameters",
         "seed": settings.seed,
     }
+    if train.clip_norm:
+        rows["gradients"] = f"clipped to a norm of {train.clip_norm:g}"
     if "loss" in meta:
         rows["loss"] = f"{meta['loss']:.4f}"
     if start := meta.get("init_from"):
@@ -246,6 +255,16 @@ def _describe_training(subject):
             f"`{start['sha256'][:12]}`"
         )
     return _table(rows)
+
+
+def _name_weights(subject):
+    if average := subject.meta.get("average"):  # of dit-ema
+        return (
+            f"an average of the parameters, of width {average['width']:g} "
+            "([Karras et al. 2024](https://arxiv.org/abs/2312.02696)),"
+        )
+    names = {"ema": "the EMA of the parameters", "params": "the parameters without EMA"}
+    return names[subject.weights]
 
 
 def _show_scores(subject):

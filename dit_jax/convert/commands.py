@@ -4,6 +4,7 @@
 """
 
 import ctypes.util
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -29,9 +30,11 @@ from dit_jax.convert import (
     torch_vae,
 )
 from dit_jax.convert import card as cards
+from dit_jax.diffusion.fields import is_path
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.sampling import autoencoder, extractor, fields
+from dit_jax.settings import SIT, Diffusion
 
 SHAPE_FLAGS = ("num_heads", "num_classes")
 SETTING_FLAGS = ("space", "schedule", "prediction")
@@ -58,9 +61,8 @@ def from_torch(values, source, out):
         model, settings, names = _read_settings(values, source, state_dict)
         names |= class_names.read(values.class_names, model.num_classes)
         _write_native(temporary, state_dict, model, settings, out, **names)
-        return _compare(
-            parity.official(source, model, values.weights), parity.ours(temporary), model
-        )
+        sides = [parity.official(source, model, values.weights), parity.ours(temporary)]
+        return _compare(*sides, model, settings)
 
     return _convert(values, source, out, convert)
 
@@ -73,7 +75,7 @@ def from_diffusers(values, source, out):
         names |= class_names.read(values.class_names, model.num_classes)
         _write_native(temporary, state_dict, model, settings, out, **names)
         sides = [parity.diffusers(source), parity.ours(temporary)]
-        return _compare(*sides, model, plain=parity.diffusers(source, plain=True))
+        return _compare(*sides, model, settings, plain=parity.diffusers(source, plain=True))
 
     return _convert(values, source, out, convert)
 
@@ -82,16 +84,17 @@ def to_torch(values, source, out):
     _, settings, *_ = native.describe(source)
     if values.bundle:
         native.check_prediction(settings, "a bundle")
+    args = prediction.args_of(settings.diffusion)
 
     def convert(temporary):
         if values.bundle:
             return _write_bundle(temporary, source, values.weights, out)
         model, settings, state_dict = _read_native(source, values.weights)
         logging.info("writing %s", out)
-        files.write_state_dict(temporary, state_dict)
+        files.write_state_dict(temporary, state_dict, args)
         state_dict.clear()
         sides = [parity.ours(source, values.weights), parity.official(temporary, model)]
-        return _compare(*sides, model)
+        return _compare(*sides, model, settings)
 
     return _convert(values, native.step_folder(source), out, convert, folder=values.bundle)
 
@@ -110,7 +113,7 @@ def to_diffusers(values, source, out):
         names = fields.class_names(native.read_meta(source))
         diffusers_dit.write_folder(temporary, state_dict, model, settings, vae, names)
         sides = [parity.ours(source, values.weights), parity.diffusers(temporary)]
-        return _compare(*sides, model, plain=parity.diffusers(temporary, plain=True))
+        return _compare(*sides, model, settings, plain=parity.diffusers(temporary, plain=True))
 
     code = _convert(values, native.step_folder(source), out, convert)
     if settings.data.space == "pixels":
@@ -208,7 +211,8 @@ def pull(values, repository, out):
             copy = temporary / path.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
-        return _compare(parity.official(source, model), parity.ours(temporary), model)
+        sides = [parity.official(source, model), parity.ours(temporary)]
+        return _compare(*sides, model, settings)
 
     return _convert(values, folder, out, convert)
 
@@ -243,24 +247,32 @@ def _read_settings(values, source, state_dict):
         folder = Path(source).parent
         return *bundle.read_config(folder), bundle.read_class_names(folder)
     model = torch_dit.read_config(state_dict, **_shape_flags(values))
-    found, evidence = prediction.find(source, state_dict, model)
-    predicts = values.prediction or found
+    diffusion, evidence = _read_diffusion(values, source, state_dict, model)
+    process = f"a {diffusion.schedule} schedule (--schedule)"
+    if is_path(diffusion):
+        process = f"the {diffusion.process} path"
     logging.info(
         "not recorded in the weights: assuming %d heads (--num_heads), %d classes%s "
-        "(--num_classes), %s (--space), a %s schedule (--schedule), %s prediction (--prediction), "
+        "(--num_classes), %s (--space), %s, %s prediction (--prediction), "
         "class names: %s (--class_names)",
         *(model.num_heads, model.num_classes, " and a null label" if model.null_label else ""),
-        *(values.space, values.schedule, predicts, values.class_names or "none"),
+        *(values.space, process, diffusion.prediction, values.class_names or "none"),
     )
-    if predicts == "velocity":
-        logging.warning(
-            "this model predicts velocity, as SiT (%s): dit-sample refuses it",
-            "--prediction" if values.prediction else f"{evidence}; --prediction=noise for a DiT",
-        )
-    settings = native.settings_of(
-        model, space=values.space, schedule=values.schedule, prediction=predicts
-    )
-    return model, settings, {}
+    if is_path(diffusion):
+        logging.warning("this is a SiT (%s): dit-sample samples it along its path", evidence)
+    return model, native.settings_of(model, space=values.space, diffusion=diffusion), {}
+
+
+def _read_diffusion(values, source, state_dict, model):
+    """Returns (a `settings.Diffusion`, what says so) by the file, or by a flag that differs."""
+    found, evidence = prediction.find(source, state_dict, model)
+    if values.prediction not in (None, found.prediction):
+        is_velocity = values.prediction == "velocity"
+        return Diffusion(**SIT) if is_velocity else Diffusion(values.schedule), "--prediction"
+    if evidence:
+        hint = "; --prediction=noise for a DiT" if found.prediction == "velocity" else ""
+        return found, evidence + hint
+    return dataclasses.replace(found, schedule=values.schedule), ""
 
 
 def _read_native(source, weights):
@@ -299,7 +311,7 @@ def _write_bundle(folder, source, weights, out):
     bundle.write(folder, state_dict, model, settings, names)
     state_dict.clear()
     written = parity.official(folder / "model.safetensors", model)
-    return _compare(parity.ours(source, weights), written, model)
+    return _compare(parity.ours(source, weights), written, model, settings)
 
 
 def _write_native(temporary, state_dict, model, settings, out, **meta):
@@ -310,16 +322,17 @@ def _write_native(temporary, state_dict, model, settings, out, **meta):
     native.write(temporary, model, settings, params, **meta)
 
 
-def _compare(source, converted, model, *, plain=None):
+def _compare(source, converted, model, settings, *, plain=None):
     """Returns the parity report of two sides. plain: the side of uncorrected diffusers."""
     if importlib.util.find_spec("torch") is None:
         return {"passed": None}
     started = time.perf_counter()
-    inputs = parity.inputs(model)
+    times = parity.times(settings.diffusion)
+    inputs = parity.inputs(model, times)
     expected = source(*inputs)
-    report = parity.measure(expected, converted(*inputs))
+    report = parity.measure(expected, converted(*inputs), times)
     if plain:
-        report["plain_diffusers"] = parity.measure(expected, plain(*inputs))["relative"]
+        report["plain_diffusers"] = parity.measure(expected, plain(*inputs), times)["relative"]
     logging.info("compared in %.1f s", time.perf_counter() - started)
     return report
 

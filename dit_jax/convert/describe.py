@@ -14,6 +14,7 @@ from dit_jax.convert import (
     torch_inception,
     torch_vae,
 )
+from dit_jax.diffusion.fields import shown
 from dit_jax.errors import UserError
 from dit_jax.machine import disk, prng
 from dit_jax.models import dit, inception, vae
@@ -35,7 +36,7 @@ def describe(path, *, num_heads=0, num_classes=0):
         return {"format": "autoencoder of diffusers", **_of_vae(config)}
     if diffusers_dit.is_folder(path):
         _, model, settings = diffusers_dit.read_folder(path)
-        return {"format": "diffusers", **vars(settings.diffusion), **_of_dit(model)}
+        return {"format": "diffusers", **shown(settings.diffusion), **_of_dit(model)}
     kind = native.kind(path)
     if kind == "vae":
         return {"format": "autoencoder of dit_jax", **_of_vae(autoencoder.describe(path))}
@@ -44,7 +45,7 @@ def describe(path, *, num_heads=0, num_classes=0):
     if kind == "model":
         model, settings, step, items = native.describe(path)
         fields = {"format": "dit_jax", "step": step, "sets": ", ".join(items)}
-        return fields | _of_data(settings) | vars(settings.diffusion) | _of_dit(model)
+        return fields | _of_data(settings) | shown(settings.diffusion) | _of_dit(model)
     raise UserError(
         "FILE_OR_DIR must be a state dict, a run, a converted checkpoint, a bundle or a diffusers "
         f"folder, got {path}"
@@ -92,7 +93,7 @@ def _of_bundle(path):
     )
     if found != model:
         raise UserError(f"config.json must match the model.safetensors of its folder, got {path}")
-    fields = {"format": "bundle for PyTorch", **_of_data(settings), **vars(settings.diffusion)}
+    fields = {"format": "bundle for PyTorch", **_of_data(settings), **shown(settings.diffusion)}
     return fields | _of_dit(model)
 
 
@@ -112,11 +113,12 @@ def _of_state_dict(path, num_heads, num_classes):
         fields = {"format": f"Inception of pytorch-fid ({end})", "published": published}
         return {**fields, "dtype": dtype, **_of_inception()}
     model = torch_dit.read_config(state_dict, num_heads=num_heads, num_classes=num_classes)
-    predicted, evidence = prediction.find(path, state_dict, model)
+    found, evidence = prediction.find(path, state_dict, model)
     fields = {
         "format": f"official state dict ({end})",
         "sets": sets,
         "dtype": dtype,
-        "prediction": f"{predicted} ({evidence or 'not recorded: assumed'})",
+        **(shown(found) if evidence else {}),
+        "prediction": f"{found.prediction} ({evidence or 'not recorded: assumed'})",
     }
     return fields | _of_dit(model)

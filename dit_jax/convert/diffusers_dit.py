@@ -17,6 +17,7 @@ from dit_jax.convert import class_names, files, native, torch_dit, torch_vae
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.models import dit, layers
+from dit_jax.settings import Diffusion
 
 MODULES = {  # official name: diffusers' name; * is the index of the block
     "x_embedder.proj": "pos_embed.proj",
@@ -200,7 +201,7 @@ def read_folder(path, *, space="latents"):
         diffusion = read_diffusion(scheduler) if scheduler else {}
         if not scheduler:
             logging.info("no scheduler in %s: assuming a linear schedule of 1000 steps", path)
-        settings = native.settings_of(model, space=space, **diffusion)
+        settings = native.settings_of(model, space=space, diffusion=Diffusion(**diffusion))
     except KeyError as error:
         raise UserError(f"{path} must have {error} in its JSON files") from error
     logging.info("reading %s", path)

@@ -92,16 +92,20 @@ def parts(path):
     return files
 
 
-def write_state_dict(path, state_dict):
-    """Writes a .pt or .safetensors file that `load_state_dict(strict=True)` accepts."""
+def write_state_dict(path, state_dict, args=None):
+    """Writes a .pt or .safetensors file that `load_state_dict(strict=True)` accepts.
+
+    args: what `read_args` reads, texts. With them, a .pt is a dict of a training script.
+    """
     check_suffix(path)
     path = Path(path)
     if path.suffix == ".safetensors":
-        require("safetensors.numpy").save_file(state_dict, path)
+        require("safetensors.numpy").save_file(state_dict, path, args or None)
         path.chmod(0o644)  # safetensors lets only the owner read it
     else:
         torch = require("torch")
-        torch.save({name: torch.from_numpy(x) for name, x in state_dict.items()}, path)
+        tensors = {name: torch.from_numpy(x) for name, x in state_dict.items()}
+        torch.save({"ema": tensors, "args": args} if args else tensors, path)
 
 
 def diffusers_weights(folder):
@@ -118,7 +122,9 @@ def groups(path):
 
 
 def read_args(path):
-    """Returns {name: value} of the arguments that a training script saved in a .pt, else {}."""
+    """Returns {name: value} of the arguments that a training script saved in a file, else {}."""
+    if Path(path).suffix == ".safetensors":
+        return _use_safetensors(path, lambda file: file.metadata()) or {}
     loaded = _load_pt(Path(path)) if _is_pickle(path) else None
     args = loaded.get("args") if isinstance(loaded, dict) else None
     args = vars(args) if isinstance(args, argparse.Namespace) else args

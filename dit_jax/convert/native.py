@@ -12,6 +12,7 @@ from flax import traverse_util
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import peek, steps, store
 from dit_jax.convert import files
+from dit_jax.diffusion import fields
 from dit_jax.errors import UserError
 from dit_jax.machine import prng, sharding
 from dit_jax.models import dit
@@ -93,28 +94,37 @@ def write(path, model, settings, params, **meta):
         store.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 
 
-def settings_of(model, *, space="latents", schedule="linear", num_steps=1000, prediction="noise"):
-    """Returns Settings for weights without a config: the sampling of the paper."""
-    pixels = space == "pixels"
+def settings_of(model, *, space="latents", diffusion=None):
+    """Returns Settings for weights without a config: the sampling of the paper, or of SiT's.
+
+    diffusion: None for the paper's.
+    """
+    diffusion = diffusion or settings_lib.Diffusion()
+    pixels, is_path = space == "pixels", fields.is_path(diffusion)
+    num_steps = 250 if is_path else min(250, diffusion.num_steps)
     return settings_lib.Settings(
         compute=settings_lib.Compute(dtype="float32"),
-        diffusion=settings_lib.Diffusion(schedule, num_steps, prediction),
+        diffusion=diffusion,
         data=settings_lib.Data(source="images", space=space),
         sampling=settings_lib.Sampling(
-            num_steps=str(min(250, num_steps)),
+            sampler="euler" if is_path else "ddpm",
+            num_steps=str(num_steps),
             clip_x0=pixels,
             cfg_scale=1.5 if model.null_label else 1.0,
             cfg_channels=0 if pixels or model.in_channels < 3 else 3,
-            cfg_interval=(0, num_steps - 1),
+            cfg_interval=(0, fields.last_time(diffusion)),
         ),
     )
 
 
 def check_prediction(settings, target):
-    """UserError for a model that `target` can only represent as one that predicts the noise."""
-    predicted = settings.diffusion.prediction
-    if predicted != "noise":
-        raise UserError(f"prediction must be noise for {target}, got a checkpoint of {predicted}")
+    """UserError for a model that `target` would sample as DDPM's that predicts the noise."""
+    diffusion = settings.diffusion
+    if (diffusion.process, diffusion.prediction) != ("ddpm", "noise"):
+        raise UserError(
+            f"process must be ddpm and predict noise for {target}, "
+            f"got {diffusion.prediction} on {diffusion.process}"
+        )
 
 
 def settings_of_bundle(model, *, space, diffusion, sampling, data):

@@ -3,7 +3,7 @@
 A side is a function (x, t, y) -> (N, H, W, out_channels). It loads its weights for the call only,
 so that a large model is never in memory twice. The absolute error is the largest absolute
 difference of the outputs; the relative error divides it by the largest expected output.
-Shapes: N examples, one for each of `STEPS`; H W grid, C channels.
+Shapes: N examples, one for each of `STEPS` or of `TIMES`; H W grid, C channels.
 """
 
 from pathlib import Path
@@ -12,23 +12,31 @@ import jax
 import numpy as np
 
 from dit_jax.convert import files, native, torch_dit, torch_inception, torch_vae
+from dit_jax.diffusion.fields import is_path
 from dit_jax.models import dit, inception, vae
 from dit_jax.sampling import autoencoder, extractor
 
 STEPS = (0, 500, 999)
+TIMES = (0.0, 0.5, 1.0)  # of a SiT, as its network gets them
 TOLERANCE = 2e-5  # of the relative error: two libraries round float32 sums differently
 VAE_TOLERANCES = {"moments": 1e-5, "decoded": 5e-5}  # the decoder has longer sums
 INCEPTION_TOLERANCE = 1e-4  # of the features; 94 convolutions
 TINY = np.finfo(np.float32).tiny  # avoids a division by 0
 
 
-def inputs(model):
-    """Returns x (N, H, W, C), t (N,), y (N,): normal noise, `STEPS`, labels and the null label."""
+def times(diffusion):
+    """Returns the times at which a model of a `settings.Diffusion` is compared."""
+    return TIMES if is_path(diffusion) else STEPS
+
+
+def inputs(model, times=STEPS):
+    """Returns x (N, H, W, C), t (N,), y (N,): normal noise, times, labels and the null label."""
     rng = np.random.default_rng(0)
-    shape = (len(STEPS), *model.input_size, model.in_channels)
-    y = rng.integers(model.num_classes, size=len(STEPS))
+    shape = (len(times), *model.input_size, model.in_channels)
+    y = rng.integers(model.num_classes, size=len(times))
     y[-1] = model.num_classes - 1 + model.null_label
-    return rng.standard_normal(shape, np.float32), np.array(STEPS, np.int32), y.astype(np.int32)
+    t = np.array(times, np.int32 if times == STEPS else np.float32)
+    return rng.standard_normal(shape, np.float32), t, y.astype(np.int32)
 
 
 def ours(path, weights="ema"):
@@ -91,17 +99,18 @@ def to_tensors(state_dict):
 def run_torch(net, x, t, y):
     """Runs a channels-first PyTorch model in evaluation mode on channels-last x."""
     torch = files.require("torch")
+    t = torch.from_numpy(t)
     with torch.no_grad():
         out = net.eval()(
             torch.from_numpy(x.transpose(0, 3, 1, 2).copy()),
-            torch.from_numpy(t).long(),
+            t if t.is_floating_point() else t.long(),
             torch.from_numpy(y).long(),
         )
     return out.numpy().transpose(0, 2, 3, 1)
 
 
-def measure(expected, actual):
-    """Returns the report: errors of `actual` against `expected`, for each step and in total.
+def measure(expected, actual, times=STEPS):
+    """Returns the report: errors of `actual` against `expected`, for each time and in total.
 
     An error that is NaN or infinite is reported as None, because JSON has no such number.
     """
@@ -111,7 +120,7 @@ def measure(expected, actual):
         relative = absolute / np.maximum(largest, TINY)
     steps = [
         {"t": t, "absolute": _finite(absolute[i]), "relative": _finite(relative[i])}
-        for i, t in enumerate(STEPS)
+        for i, t in enumerate(times)
     ]
     return {
         "tolerance": TOLERANCE,

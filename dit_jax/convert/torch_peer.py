@@ -51,7 +51,8 @@ def make_sampling(model, diffusion, sampling, *, batch_size, dtype, compiled):
     """Returns run(): samples one batch from noise to x_0, then synchronises."""
     device, net = _on_device(model)
     net = net.eval().requires_grad_(False)
-    settings = {"diffusion": diffusion, "sampling": sampling, "space": "latents"}
+    options = {name: sampling[name] for name in torch_model.RULES}
+    settings = {"diffusion": diffusion, "sampling": options, "space": "latents"}
     sampler = torch_model.Sampler(net, settings)
     if compiled:
         net.forward = torch.compile(net.forward)

@@ -1,10 +1,12 @@
 """Classifier-free guidance: a model of x, t and its conditions becomes a network of (x, t).
 
-Shapes: N batch, C channels; x (N, ..., C) has any number of axes, t () is the same for all.
+Shapes: N batch, C channels, S steps; x (N, ..., C) has any number of axes, t () and the scale ()
+are the same for all.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def condition(model, given):
@@ -19,14 +21,12 @@ def condition(model, given):
     return network
 
 
-def guide(model, given, *, nulls, scale, channels, interval):
-    """network(x, t) with the conditions `given`, guided by `scale` (Ho & Salimans 2022).
+def guide(model, given, *, nulls, channels):
+    """network(x, t, scale) with the conditions `given`, guided by a scale (Ho & Salimans 2022).
 
     nulls: {name: null value} of the conditions that can be left out. Only the first `channels`
-    channels of the prediction are guided, and only at times first <= t <= last of the interval
-    (Kynkaanniemi et al. 2024), counted in the network's time; at other times only the conditions
-    `given` are evaluated. The variance code is the one of `given`. A scale of 1 changes nothing:
-    `condition` does the same with half the work.
+    channels of the prediction are guided. The variance code is the one of `given`. A scale of 1
+    means no guidance: only the conditions `given` are evaluated then.
     """
 
     def null_like(name, values):
@@ -41,13 +41,35 @@ def guide(model, given, *, nulls, scale, channels, interval):
         },
     )
 
-    def guided(x, t):
+    def guided(x, t, scale):
         out, null_out = jnp.split(both(jnp.concatenate([x, x]), t), 2)
         mixed = null_out + scale * (out - null_out)
         return jnp.concatenate([mixed[..., :channels], out[..., channels:]], axis=-1)
 
-    def network(x, t):
-        first, last = interval
-        return jax.lax.cond((first <= t) & (t <= last), guided, plain, x, t)
+    def network(x, t, scale):
+        return jax.lax.cond(scale == 1, lambda x, t, scale: plain(x, t), guided, x, t, scale)
 
     return network
+
+
+def scales(levels, *, scale, interval, schedule="constant"):
+    """The scale of each step, (S,) float64: 1 if its time is not in first <= t <= last.
+
+    interval: (first, last) in the process's time (Kynkaanniemi et al. 2024). It is decided by the
+    time at which a step begins, for all network calls of the step. schedule: a name in `SCHEDULES`.
+    """
+    (first, last), time = interval, levels.time[:-1]
+    ramp = SCHEDULES[schedule](1 - time / time[0])
+    return np.where((first <= time) & (time <= last), scale * ramp + (1 - ramp), 1.0)
+
+
+SCHEDULES = {  # the fraction of the guidance at u, from 0 for noise to 1 for data
+    "constant": np.ones_like,
+    "linear": lambda u: u,
+    "cosine": lambda u: (1 - np.cos(np.pi * u)) / 2,
+}
+
+
+def edges(scales):
+    """Where guidance begins or ends, (S,) bool: a multistep sampler must start anew there."""
+    return np.diff(scales != 1, prepend=scales[0] != 1)

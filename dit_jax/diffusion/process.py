@@ -14,16 +14,32 @@ import jax.numpy as jnp
 import numpy as np
 
 
+class Rates(NamedTuple):
+    """How x moves along the levels without added noise: what Euler's and Heun's methods step in.
+
+    Each (S+1,) float64. x = scale y, and dy / d coordinate = d_alpha x_0 + d_sigma noise. The
+    coordinate falls from level to level, and its last is 0. On a path it is the time, and scale is
+    1: dy / d coordinate is the velocity. For DDPM it is sigma / alpha, and scale is alpha, so that
+    dy / d coordinate is the noise (Karras et al. 2022, eq. 4, and Song et al. 2021, eq. 14).
+    """
+
+    coordinate: np.ndarray
+    scale: np.ndarray
+    d_alpha: np.ndarray
+    d_sigma: np.ndarray
+
+
 class Levels(NamedTuple):
     """The noise levels of a sampling, from noise to data; the last, (1, 0), is the data.
 
-    Each (S+1,) float64; alpha may be 0 at the first level, sigma is 0 at the last only. time: what
-    the network gets at each level; the last one is not used.
+    Each (S+1,) float64; alpha may be 0 at the first level, sigma is 0 at the last only. time: the
+    process's time t at each level; the last is 0. rates: None for levels made by hand.
     """
 
     alpha: np.ndarray
     sigma: np.ndarray
     time: np.ndarray
+    rates: Rates | None = None
 
     @property
     def num_steps(self):
@@ -45,16 +61,25 @@ class Prediction(NamedTuple):
 class Process(Protocol):
     """How data become noise, what is learned, and how it is read.
 
-    t (N,) is the network's time, whole or real, from 0 to last_time. x0, noise and x_t (N, ..., C)
-    are in model units.
+    t (N,) is the process's time, whole or real, from 0, the data, to last_time, the noise: a step
+    of DDPM, or the time of a path, 0 to 1. Guidance intervals count in it too. The network may get
+    another number: `network_time(t)`; see `timed`. x0, noise and x_t (N, ..., C) are in model
+    units.
     """
 
     @property
     def last_time(self):
         """The largest t."""
 
+    @property
+    def shift(self):
+        """The factor of `times.shift` of a path; None if t are whole steps."""
+
     def draw_time(self, key, shape):
-        """Random t of the given shape."""
+        """Random t of the given shape, (N,) for the global batch."""
+
+    def network_time(self, t):
+        """What the network's embedder gets at t."""
 
     def corrupt(self, x0, t, noise):
         """x_t of x0 and its noise."""
@@ -62,23 +87,55 @@ class Process(Protocol):
     def losses(self, network, x0, t, noise):
         """{"loss": (N,), other terms: (N,)}, where network(x_t, t) is the network's output."""
 
-    def levels(self, spacing):
-        """The Levels of a spacing, as "250"; UserError if the process has no such spacing."""
+    def read(self, out, x, t):
+        """(x0, noise) of the network's output at x and t (N,), finite in value and gradient."""
+
+    def alpha_sigma(self, t):
+        """(alpha, sigma) at times t as NumPy float64, like t."""
+
+    def time_at(self, log_ratio):
+        """The times where log(alpha / sigma) is log_ratio, NumPy float64; DDPM: the nearest steps.
+
+        Times outside the process are those of its ends.
+        """
+
+    def levels(self, num_steps):
+        """The Levels of so many steps, as "250", in the process's own spacing; else UserError."""
+
+    def levels_at(self, time):
+        """The Levels that pass the times (S,), descending, and then the data.
+
+        UserError if they do not descend, or if the process has no such times: the first must be at
+        most `levels("250").time[0]`, and the last above 0 on a path, at least 0 for DDPM.
+        """
 
     def reader(self, levels, *, clip_x0):
         """read(out, x, i) -> Prediction from the network's output at level i. See `predictor`."""
 
 
-def predictor(network, process, levels, *, clip_x0=False):
-    """predict(x, i) -> Prediction at level i of x (N, ..., C); network(x, t) with scalar t.
+def timed(apply, process):
+    """apply(params, x, t=..., **given) with t in the process's time, of a DiT's own function."""
 
+    def at_time(params, x, *, t, **given):
+        return apply(params, x, t=process.network_time(t), **given)
+
+    return at_time
+
+
+def predictor(network, process, levels, *, clip_x0=False, scales=None):
+    """predict(x, i, step=i) -> Prediction at level i of x (N, ..., C).
+
+    network(x, t) with scalar t; with scales (S,), those of the guidance of each step, network(x, t,
+    scale). step: the one that asks; a sampler that looks ahead asks at level i for an earlier step.
     clip_x0: clips x0 to [-1, 1] and makes the noise consistent with it. That is right for pixels
     and wrong for latents, which have no bounds.
     """
     read, time = process.reader(levels, clip_x0=clip_x0), jnp.asarray(levels.time, jnp.float32)
+    table = None if scales is None else jnp.asarray(scales, jnp.float32)
 
-    def predict(x, i):
-        return read(network(x, time[i]), x, i)
+    def predict(x, i, step=None):
+        scale = () if table is None else (table[i if step is None else step],)
+        return read(network(x, time[i], *scale), x, i)
 
     return predict
 

@@ -1,8 +1,8 @@
 """Samplers: from noise to data along `process.Levels`, for every process and any model.
 
 A sampler is an `init` and a `step`, so that a loop, a trajectory, a preview or a server can drive
-it; `run` is one `lax.scan` over all steps. To add one, write a function of Levels that returns a
-Sampler and list it in `SAMPLERS`. Shapes: N batch, S steps; x (N, ..., C) has any number of axes.
+it; `run` is one `lax.scan` over all steps. DDPM and DDIM are here, and those that need few steps in
+`solvers.py`. Shapes: N batch, S steps; x (N, ..., C) has any number of axes.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class Sampler(NamedTuple):
     """How to go from level 0, noise, to level num_steps, data.
 
     init(x) -> State at level 0. step(predict, state, i, noise) -> State at level i + 1, where
-    predict(x, i) -> `process.Prediction` for i below num_steps, and noise is like x, or None if
-    the sampler is not `stochastic`. passes (S,): how many network calls are made at each level.
+    predict is of `process.predictor` and is asked about levels below num_steps, and noise is like
+    x, or None if the sampler is not `stochastic`. passes (S,): the network calls of each step.
     """
 
     num_steps: int
@@ -60,7 +60,7 @@ def ddpm(levels):
             deviation = jnp.where(is_last, 0.0, jnp.exp(0.5 * prediction.log_variance))
         return State(mean + deviation * noise)
 
-    return Sampler(levels.num_steps, State, step, _once(levels), stochastic=True)
+    return Sampler(levels.num_steps, State, step, once(levels), stochastic=True)
 
 
 def ddim(levels, *, eta=0.0):
@@ -75,11 +75,11 @@ def ddim(levels, *, eta=0.0):
         x = at(alpha, i, x) * prediction.x0 + at(rest, i, x) * prediction.noise
         return State(x + at(added, i, x) * noise if eta else x)
 
-    return Sampler(levels.num_steps, State, step, _once(levels), stochastic=eta > 0)
+    return Sampler(levels.num_steps, State, step, once(levels), stochastic=eta > 0)
 
 
-def _once(levels):
-    """One network call at each level."""
+def once(levels):
+    """The `passes` of one network call in each step."""
     return np.ones(levels.num_steps, int)
 
 
@@ -87,9 +87,6 @@ def _forward(levels):
     """(ratio, variance) of each step backwards: x_i = ratio x_{i+1} + noise of that variance."""
     ratio = levels.alpha[:-1] / levels.alpha[1:]
     return ratio, levels.sigma[:-1] ** 2 - ratio**2 * levels.sigma[1:] ** 2
-
-
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
 
 
 def run(sampler, predict, x, *, noise_at=None, trajectory=False):
@@ -105,8 +102,8 @@ def run(sampler, predict, x, *, noise_at=None, trajectory=False):
     def step(state, i):
         noise, predictions = noise_at(i) if sampler.stochastic else None, []
 
-        def remember(x, i):
-            predictions.append(predict(x, i))
+        def remember(x, *levels):
+            predictions.append(predict(x, *levels))
             return predictions[-1]
 
         state = sampler.step(remember, state, i, noise)

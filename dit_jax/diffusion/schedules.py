@@ -3,6 +3,7 @@
 t is a step, 0 the cleanest. The tables stay float64 until `process.at` looks a step up.
 """
 
+import reprlib
 from typing import NamedTuple
 
 import numpy as np
@@ -67,16 +68,6 @@ def make(schedule, num_steps):
     return SCHEDULES[schedule](num_steps)
 
 
-def check(diffusion):
-    """UserError if there is no Schedule, or no process, of a `settings.Diffusion`."""
-    if diffusion.prediction != "noise":
-        raise UserError(
-            f"diffusion.prediction must be noise to train or sample, got {diffusion.prediction}, "
-            "which SiT's checkpoints predict: their process does not exist here yet"
-        )
-    make(diffusion.schedule, diffusion.num_steps)
-
-
 def respace(schedule, spacing):
     """The Schedule of the steps that `spacing` keeps; each keeps its alpha_bar.
 
@@ -112,6 +103,23 @@ def keep_steps(num_steps, spacing):
         if len(kept) == count:
             return kept
     raise UserError(f"num_steps has no whole stride through {num_steps} steps, got {spacing!r}")
+
+
+def check_steps(num_steps, time):
+    """Steps of a schedule of num_steps, descending, as int64; UserError if they are not."""
+    steps = np.asarray(time)
+    kept = np.rint(steps).astype(np.int64)
+    if steps.ndim != 1 or len(steps) < 2 or (kept != steps).any() or (np.diff(kept) >= 0).any():
+        raise UserError(
+            f"steps must be at least two different whole numbers, descending, got {_show(steps)}"
+        )
+    if kept[0] >= num_steps or kept[-1] < 0:
+        raise UserError(f"steps must be in 0 .. {num_steps - 1}, got {_show(steps)}")
+    return kept
+
+
+def _show(steps):
+    return reprlib.repr(steps.tolist())
 
 
 def _check_num_steps(num_steps):

@@ -12,7 +12,7 @@ from dit_jax.machine import words
 FIELDS = {  # what a sweep varies -> the label of its axis
     "cfg_scale": "guidance scale",
     "num_steps": "steps of sampling",
-    "ema": "width of the EMA",
+    "ema_width": "width of the average of the parameters",
 }
 DESIGNS = {  # of a block: the names of fig. 5
     "in_context": "in-context",

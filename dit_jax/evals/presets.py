@@ -26,9 +26,11 @@ class Preset(NamedTuple):
         return {
             "sampler": "ddpm",
             "num_steps": "250",
+            "spacing": "auto",
             "eta": 0.0,
             "clip_x0": False,
             "cfg_scale": self.cfg_scale,
+            "cfg_schedule": "constant",
             "cfg_channels": 3,
             "cfg_interval": (0, 999),
         }

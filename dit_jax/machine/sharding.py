@@ -136,7 +136,7 @@ def _map_names(function, tree):
 def _spec(name, shape, mesh, axes):
     """The PartitionSpec of a leaf: over `tensor` as TENSOR says, then over the mesh axes `axes`."""
     divided = {}  # axis of the array: axes of the mesh
-    is_block = name.startswith("blocks/")
+    is_block = "blocks" in name.split("/")  # Muon's state has names before it
     for pattern, axis in TENSOR.items():
         if is_block and mesh.shape["tensor"] > 1 and re.search(f"{pattern}$", name):
             divided[len(shape) + axis] = ("tensor",)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dit_jax.convert import files
+from dit_jax.convert import files, native
 from dit_jax.data import feed, loader
 from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit, flops
@@ -31,6 +31,7 @@ def measure(settings, what, *, repeats, warmup, peer):
     peer: also run it in PyTorch, in turn with ours.
     """
     if peer:
+        native.check_prediction(settings, "a peer in PyTorch")
         files.require("torch")
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
     with devices.explained_memory():

@@ -12,7 +12,7 @@ import optax
 
 from dit_jax import settings as settings_lib
 from dit_jax.diffusion import processes
-from dit_jax.diffusion.process import Process
+from dit_jax.diffusion.process import Process, timed
 from dit_jax.errors import UserError, of_topic
 from dit_jax.machine import devices as devices_lib
 from dit_jax.machine import prng, sharding
@@ -21,10 +21,14 @@ from dit_jax.models import fields as model_fields
 from dit_jax.sampling import generate
 from dit_jax.train import frozen as frozen_lib
 from dit_jax.train import optimizer as optimizers
+from dit_jax.train import power_ema
 from dit_jax.train import state as states
 from dit_jax.train import step as train_steps
 
-OPTIMIZER = ("learning_rate", "b1", "b2", "eps", "weight_decay", "warmup_steps", "decay_steps")
+OPTIMIZER = (
+    *("learning_rate", "b1", "b2", "eps", "weight_decay", "clip_norm", "warmup_steps"),
+    "decay_steps",
+)
 STEP = ("class_dropout_prob", "ema_decay", "ema_warmup", "accumulation_steps", "frozen")
 
 
@@ -43,6 +47,7 @@ class Parts(NamedTuple):
     generate: Callable  # of `sampling.generate.make`
     mesh: jax.sharding.Mesh
     shard_optimizer: bool
+    num_averages: int  # power-function averages in the state
 
     def init(self, key):
         """Random parameters."""
@@ -50,19 +55,18 @@ class Parts(NamedTuple):
 
     def create_state(self, key):
         """The TrainState at step 0, born sharded."""
-        return states.create(
-            self.init, self.optimizer, key, self.mesh, shard_optimizer=self.shard_optimizer
-        )
+        return states.create(self.init, self.optimizer, key, self.mesh, **self.state_options)
 
     def abstract_state(self):
         """The same as ShapeDtypeStructs with shardings."""
         return states.abstract(
-            self.init,
-            self.optimizer,
-            prng.key(0),
-            self.mesh,
-            shard_optimizer=self.shard_optimizer,
+            self.init, self.optimizer, prng.key(0), self.mesh, **self.state_options
         )
+
+    @property
+    def state_options(self):
+        """Of `train.state.create`."""
+        return {"shard_optimizer": self.shard_optimizer, "num_averages": self.num_averages}
 
     def jit_step(self):
         """The jitted training step; it donates the state and keeps its shardings."""
@@ -86,11 +90,13 @@ def parts(settings, devices=None):
         apply = dit.make_apply(model, **vars(compute), gather=sharding.make_gather(mesh))
     with of_topic("diffusion"):
         process = processes.make(settings.diffusion)
+    apply = timed(apply, process)
     optimizer, train_step = _make_training(settings, model, process, apply)
     space, sampling = settings.data.space, settings.sampling
     with of_topic("sampling"):
         generate_batch = generate.make(apply, model, process, mesh, space=space, sampling=sampling)
-    return Parts(model, process, optimizer, train_step, generate_batch, mesh, shard_optimizer)
+    parts = model, process, optimizer, train_step, generate_batch, mesh, shard_optimizer
+    return Parts(*parts, num_averages=len(settings.train.averages))
 
 
 def _make_training(settings, model, process, apply):
@@ -100,13 +106,14 @@ def _make_training(settings, model, process, apply):
         shapes = jax.eval_shape(lambda: dit.init(model, prng.key(0)))
         frozen_lib.check(shapes, settings.train.frozen)
     with of_topic("train"):
-        optimizer = optimizers.adamw(**{name: train[name] for name in OPTIMIZER})
+        optimizer = optimizers.make(train["optimizer"], **{name: train[name] for name in OPTIMIZER})
     optimizer = frozen_lib.leave_out(optimizer, settings.train.frozen)
     train_step = train_steps.make_train_step(
         apply,
         process,
         optimizer,
         nulls=conditions.nulls(model),
+        ema_exponents=tuple(map(power_ema.exponent_of, settings.train.averages)),
         **{name: train[name] for name in STEP},
     )
     return optimizer, train_step

@@ -96,11 +96,12 @@ class Existing:
         return {"digest": self.images.sha256}
 
 
-def run(request, out, command):
+def run(request, out, command, *, kept_in=None):
     """Judges what a Request asks for; prints and returns the receipt, None on other processes.
 
     out: the folder of features and receipt; a killed evaluation goes on there. command: the words
-    that started it, for the receipt. UserError if the request does not fit.
+    that started it, for the receipt. kept_in: the run that keeps the classifier of its data; None:
+    the run that is judged. UserError if the request does not fit.
     """
     request.check()
     out = disk.path(out)
@@ -111,7 +112,7 @@ def run(request, out, command):
         name = presets.title(
             request.preset, sampling=source.options, count=count, size=source.shape[:2]
         )
-    network, compared, held_out = _open_judges(request, source, out)
+    network, compared, held_out = _open_judges(request, source, out, kept_in or request.samples)
     identity = {"samples": source.describe(request), "network": network and network.identity}
     read = functools.partial(_read_colours, source) if request.inception else source.read
     at_once = source.at_once
@@ -167,7 +168,7 @@ def _open(request):
     return Drawn(dit, request, options | request.sampling)
 
 
-def _open_judges(request, source, out):
+def _open_judges(request, source, out, kept_in):
     """(network of features, Reference, scores of held-out images) for a request.
 
     What process 0 alone needs is None on the others.
@@ -176,10 +177,10 @@ def _open_judges(request, source, out):
         network = extractor.load(request.inception)
         compared = reference.open_adm(request.reference, network, out / "reference", source.shape)
         return network, compared, {}
-    return _open_own_data(source.dit.settings, request)
+    return _open_own_data(source.dit.settings, request, kept_in)
 
 
-def _open_own_data(settings, request):
+def _open_own_data(settings, request, kept_in):
     """The same for the data that a run was trained on: a classifier of them judges the samples."""
     if request.vae:
         data = dataclasses.replace(settings.data, vae=request.vae)
@@ -192,7 +193,7 @@ def _open_own_data(settings, request):
         classes = settings.model.num_classes
         if classes < 2:
             raise UserError(f"checkpoint must be of at least 2 classes to be judged, got {classes}")
-        kept = disk.path(home(request.samples)) / "evaluation" / "classifier"  # as in training
+        kept = disk.path(home(kept_in)) / "evaluation" / "classifier"  # as in training
         network = classifier.open_or_fit(kept, drawn, classes)
         pool = network(drawn.image)["pool"]
         about = {"training_images": len(pool), "sha256": network.about["data_sha256"]}
@@ -226,6 +227,7 @@ def _describe_model(source):
         "name": dit.name,
         "num_params": dit.num_params,
         "gflops": flops.forward_flops(dit.config) / 2e9,  # multiply-adds, as in the paper
+        "calls": generate.count_calls(dit.process, options),
         "passes": generate.count_passes(dit.process, options),
     }
 

@@ -4,7 +4,7 @@
 """
 
 from dit_jax import settings as settings_lib
-from dit_jax.diffusion import schedules
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import of_topic
 from dit_jax.models import fields as model_fields
 from dit_jax.sampling import fields as sampling_fields
@@ -34,7 +34,7 @@ def check(settings):
             automatic=("attention",),
         )
     with of_topic("diffusion"):
-        schedules.check(settings.diffusion)
+        diffusion_fields.check(settings.diffusion)
     with of_topic("train"):
         settings_lib.check_decay(settings.train.warmup_steps, settings.train.decay_steps)
     with of_topic("sampling"):

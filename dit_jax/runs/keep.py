@@ -17,7 +17,7 @@ PAUSE = 2  # seconds after the first attempt; doubles after each
 
 
 class Keeper:
-    """Saves steps to a directory and keeps the `newest` of them and the `best`.
+    """Saves steps to a directory and keeps the `newest` of them and the `best`; None: keeps all.
 
     best_by: the name of a number in the meta of a step; the lowest are best, and a step without one
     is not. verify: every step is read back and compared with its digests before an older one is
@@ -132,6 +132,8 @@ class Keeper:
             steps.set_aside(self._directory, step)
 
     def _delete_old(self):
+        if self._newest is None:
+            return
         saved = steps.saved(self._directory)
         kept = {*saved[-self._newest :], *sorted(saved, key=self._rank)[: self._best]}
         for step in set(saved) - kept:

@@ -15,6 +15,7 @@ from absl import logging
 
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import UserError
 from dit_jax.machine import cluster, disk, prng
 from dit_jax.models import dit, transfer
@@ -109,9 +110,7 @@ def create_state(origin, settings, parts, class_names=()):
     for line in transfer.describe(source, parts.model, rows) + _differences(before, settings):
         logging.info("  %s", line)
     adapt = functools.partial(transfer.adapt, source=source, target=parts.model, rows=rows)
-    return states.create(
-        adapt, parts.optimizer, params, parts.mesh, shard_optimizer=parts.shard_optimizer
-    )
+    return states.create(adapt, parts.optimizer, params, parts.mesh, **parts.state_options)
 
 
 def _match(old, new):
@@ -130,7 +129,8 @@ def _composed(each):
 
 def _differences(before, settings):
     """What the new model has to learn anew although its parameters fit, as lines of text."""
-    names = [("diffusion", name) for name in vars(settings.diffusion)] + [("data", "space")]
+    shown = diffusion_fields.shown(before.diffusion) | diffusion_fields.shown(settings.diffusion)
+    names = [("diffusion", name) for name in shown] + [("data", "space")]
     lines = []
     for topic, name in names:
         old, new = (getattr(getattr(each, topic), name) for each in (before, settings))

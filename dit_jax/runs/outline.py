@@ -5,7 +5,7 @@ import math
 import jax
 from absl import logging
 
-from dit_jax.machine import devices
+from dit_jax.machine import devices, words
 from dit_jax.models import flops
 
 
@@ -26,13 +26,21 @@ def describe(settings, parts, params, num_examples):
     name = f"{settings.model.size}/{model.patch_size}"
     work = batch_size * flops.train_flops(model)
     total_steps = settings.run.total_steps
-    return [
+    lines = [
         f"devices: {devices.describe()}; mesh: {mesh}",
         f"model: {name}, {count:,} parameters, {model.num_tokens} tokens",
         f"step: {batch_size} examples, {work / 1e12:.4g} TFLOP",
         f"data: {num_examples:,} examples, {num_examples / batch_size:,.1f} batches per epoch, "
         f"{total_steps * batch_size / num_examples:,.1f} epochs in {total_steps:,} steps",
     ]
+    if widths := settings.train.averages:
+        every, size = settings.train.ema_snapshot_every, 4 * count * len(widths)  # float32
+        on_disk = words.size(math.ceil(total_steps / every) * size)
+        lines.append(
+            f"averages: widths {', '.join(f'{width:g}' for width in widths)}, "
+            f"{words.size(size)} of memory; a snapshot every {every:,} steps, {on_disk} on disk"
+        )
+    return lines
 
 
 def warnings(settings, model, num_examples):

@@ -14,7 +14,7 @@ SCORES = {  # fields of the record that `scoring` adds -> their titles
     "frechet_distance": "Frechet distance (classifier features)",
     "kid": "KID (classifier features)",
 }
-LOSSES = {"mse": "noise MSE", "vb": "variational bound (bits)"}
+LOSSES = {"mse": "MSE of the prediction", "vb": "variational bound (bits)"}
 
 
 def make_log(
@@ -88,7 +88,7 @@ def _parse(line, where):
 
 
 def plot_losses(metrics_path, png_path):
-    """Plots the noise MSE and the variational bound over the steps, and smoothed."""
+    """Plots the MSE of the prediction and the variational bound over the steps, and smoothed."""
     records = read(metrics_path)
     names = [name for name in LOSSES if records and name in records[0]]
     if not names:  # before the first log

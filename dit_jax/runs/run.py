@@ -3,6 +3,7 @@
 Everything random is a function of (seed, step), so that a resumed run repeats an undisturbed one.
 """
 
+import contextlib
 import itertools
 import time
 from typing import NamedTuple
@@ -16,7 +17,19 @@ from dit_jax.checkpoint import steps, store
 from dit_jax.data import feed, loader
 from dit_jax.machine import cluster, devices, prng, sharding
 from dit_jax.models import flops
-from dit_jax.runs import build, history, hooks, keep, lock, moved, outline, record, report, scoring
+from dit_jax.runs import (
+    averages,
+    build,
+    history,
+    hooks,
+    keep,
+    lock,
+    moved,
+    outline,
+    record,
+    report,
+    scoring,
+)
 from dit_jax.runs import loggers as loggers_lib
 from dit_jax.runs import origin as origins
 from dit_jax.runs import workdir as workdirs
@@ -193,24 +206,22 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
     spikes = divergence.Spikes(limits.spike_factor, past.losses)
     scorer = scoring.Scorer(settings, parts, fed, workdir) if limits.score_every else None
     measured = _score_missed(settings, scorer, state, workdir)
+    about = _describe(settings, parts, fed, past)
+    saver = averages.Saver(settings, about, workdir) if settings.train.averages else None
     keeper, log, loggers = _open_outputs(settings, parts, workdir, start, measured)
 
     def save(step, state, measures, last):
-        items = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
-        config = settings_lib.to_json(settings)
-        meta = {"model": parts.model._asdict(), "config": config, **measures}
-        meta |= {"rollbacks": past.rollbacks, "losses": spikes.losses}
-        if past.init_from:
-            meta["init_from"] = past.init_from
-        if fed.vae_digests:
-            meta["vae_digests"] = fed.vae_digests
-        if fed.sha256:
-            meta["data_sha256"] = fed.sha256
-        if fed.class_names:
-            meta["class_names"] = list(fed.class_names)
-        (keeper.save_now if last else keeper.save)(step, items, meta)
+        if saver:
+            saver.complete(step, state)
+        meta = about | measures | {"rollbacks": past.rollbacks, "losses": spikes.losses}
+        (keeper.save_now if last else keeper.save)(step, state.saved, meta)
 
-    with loggers, keeper:  # it waits for a save in progress, also if an exception passes
+    # They wait for a save in progress, also if an exception passes.
+    with loggers, keeper, saver or contextlib.nullcontext():
+        events = hooks.make(settings, parts, fed, workdir, loggers)
+        if saver:
+            saver.begin(state)
+            events.append((saver.every, saver.save))
         loop.run(
             state,
             train_step,
@@ -224,10 +235,23 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
             log=log,
             save=save,
             save_again=keeper.poll,
-            hooks=hooks.make(settings, parts, fed, workdir, loggers),
+            hooks=events,
             stop_requested=cluster.agree(stop_requested),
         )
     return keeper.failure
+
+
+def _describe(settings, parts, fed, past):
+    """What the meta of everything that a run saves says of the run."""
+    about = {
+        "init_from": past.init_from,
+        "vae_digests": fed.vae_digests,
+        "data_sha256": fed.sha256,
+        "class_names": list(fed.class_names),
+    }
+    about = {name: value for name, value in about.items() if value}
+    config = settings_lib.to_json(settings)
+    return {"model": parts.model._asdict(), "config": config} | about
 
 
 def _score_missed(settings, scorer, state, workdir):
@@ -321,14 +345,14 @@ def _create_state(settings, parts, fed, origin):
 
 def _restore(settings, parts, directory, step):
     """(TrainState, Past) of a saved step; `store.Damaged` on all processes if one cannot read."""
-    templates = parts.abstract_state()._asdict()
-    replicated = templates.pop("step").sharding
+    template = parts.abstract_state()
     with cluster.together(store.Damaged):
         meta = store.read_meta(directory, step)
-        items = store.restore(directory, step, templates, verify=False)
+        items = store.restore(directory, step, template.saved, verify=False)
     if settings.run.verify_checkpoints:
         store.compare(directory / str(step), items, meta["digests"])
-    state = states.TrainState(step=jax.device_put(np.int32(step), replicated), **items)
+    count = jax.device_put(np.int32(step), template.step.sharding)
+    state = states.TrainState(step=count, **items)
     past = Past(meta.get("rollbacks", []), meta.get("losses", []), meta.get("init_from"))
     return state, past
 

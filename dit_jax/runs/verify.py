@@ -6,7 +6,7 @@ from dit_jax.convert import bundle, diffusers_dit, files
 from dit_jax.data import arrayrecord
 from dit_jax.errors import UserError
 from dit_jax.machine import disk, words
-from dit_jax.runs import record, verifiable
+from dit_jax.runs import record, snapshots, verifiable
 from dit_jax.runs import workdir as workdirs
 
 TOPICS = ("model", "diffusion", "data", "run")  # of the config.json of every run
@@ -54,6 +54,7 @@ def find_run(path):
             ("config.json", lambda: describe_config(path)),
             ("metrics.jsonl", lambda: describe_record(path)),
             *found,
+            *(find_steps(path / snapshots.FOLDER)),
         ]
     aside = sorted(disk.children(path / "damaged")) if found else []
     message = "was set aside as corrupt; it is not used"

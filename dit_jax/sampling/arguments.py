@@ -100,15 +100,15 @@ def _read_weights(name, array, config):
     return jnp.pad(weights, ((0, 0), (0, int(config.null_label))))
 
 
-def read_noise(values, shape):
-    """The noise as NumPy float32 of that shape, finite."""
-    noise = np.asarray(_in_model_units("noise", values))
-    if noise.shape != shape:
-        raise UserError(f"noise must have shape {shape}, got {noise.shape}")
-    wrong = noise[~np.isfinite(noise)]
+def read_grid(name, values, shape):
+    """Noise or data in model units, of that shape and finite, as NumPy float32."""
+    array = np.asarray(_in_model_units(name, values))
+    if array.shape != shape:
+        raise UserError(f"{name} must have shape {shape}, got {array.shape}")
+    wrong = array[~np.isfinite(array)]
     if wrong.size:
-        raise UserError(f"noise must be finite, got {wrong[0]}")
-    return noise
+        raise UserError(f"{name} must be finite, got {wrong[0]}")
+    return array
 
 
 def read_trajectory(trajectory, levels, num_steps):

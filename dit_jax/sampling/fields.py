@@ -10,6 +10,12 @@ from dit_jax.sampling import imagenet
 
 # Options that a comparison can vary, each with its type.
 SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
+SWEPT |= {"spacing": str, "shift": float, "cfg_schedule": str}
+ONLY_OF = {  # {option: (the sampler that has it, its value for the others)}
+    "eta": ("ddim", 0),
+    "sde_noise": ("sde", "sigma"),
+    "sde_last": ("sde", 0.04),
+}
 
 
 class Known(NamedTuple):
@@ -41,7 +47,7 @@ def read_sweep(text, name="sweep", kinds=SWEPT):
     """(option, its values) of OPTION=VALUE,VALUE,...; UserError if it is none.
 
     name: of the argument. kinds: the options with their types; those of `settings.Sampling`, and
-    perhaps the seed.
+    perhaps the seed or ema_width.
     """
     option, equals, rest = text.partition("=")
     if not (option and equals and rest):
@@ -60,7 +66,9 @@ def _read_value(option, text, kind):
     except ValueError:
         rule = "a whole number" if kind is int else "a number"
         raise UserError(f"{option} must be {rule}, got {text!r}") from None
-    if option != "seed":
+    if option == "ema_width":
+        settings_lib.check_width(option, value)
+    elif option != "seed":
         settings_lib.read_topic(settings_lib.Sampling, {option: value})  # checks it
     elif not 0 <= value <= settings_lib.MAX_SEED:
         raise UserError(f"seed must be in 0 .. {settings_lib.MAX_SEED}, got {value}")
@@ -74,8 +82,10 @@ def check(sampling, model, *, last_time):
     hold for every model are in `settings.Sampling`.
     """
     name, scale, interval = sampling.sampler, sampling.cfg_scale, sampling.cfg_interval
-    if sampling.eta and name != "ddim":
-        raise UserError(f"eta must be 0 for {name}, which has none, got {sampling.eta}")
+    for option, (owner, unused) in ONLY_OF.items():
+        value = getattr(sampling, option)
+        if value != unused and name != owner:
+            raise UserError(f"{option} must be {unused} for {name}, which has none, got {value}")
     if scale != 1 and not model.null_label:
         raise UserError(f"cfg_scale must be 1 for a model without a null label, got {scale}")
     if sampling.cfg_channels > model.in_channels:
@@ -87,12 +97,20 @@ def check(sampling, model, *, last_time):
 
 
 def check_process(sampling, model, diffusion):
-    """As `check`, and whether the process of a `settings.Diffusion` has such a spacing."""
-    from dit_jax.diffusion import schedules  # needs NumPy
+    """As `check`, and whether the process of a `settings.Diffusion` has such levels."""
+    from dit_jax.diffusion import fields, spacings  # need NumPy
 
-    schedules.check(diffusion)
-    schedules.keep_steps(diffusion.num_steps, sampling.num_steps)
-    check(sampling, model, last_time=diffusion.num_steps - 1)
+    fields.check(diffusion)
+    spacings.check(diffusion, sampling.num_steps, spacing=sampling.spacing, shift=sampling.shift)
+    if not fields.is_path(diffusion) and sampling.sde_noise not in ("sigma", "sbdm"):
+        rule = "sde_noise must be sigma or sbdm for process ddpm, which has no path"
+        raise UserError(f"{rule}, got {sampling.sde_noise}")
+    is_even = "," not in sampling.num_steps and sampling.spacing != "log_snr"
+    unused = ONLY_OF["sde_last"][1]
+    if sampling.sde_last != unused and not (fields.is_path(diffusion) and is_even):
+        rule = f"sde_last must be {unused} unless a path has equal steps"
+        raise UserError(f"{rule}, got {sampling.sde_last}")
+    check(sampling, model, last_time=fields.last_time(diffusion))
 
 
 def check_options(known, options):
@@ -100,6 +118,13 @@ def check_options(known, options):
     options = vars(known.settings.sampling) | options
     sampling = settings_lib.read_topic(settings_lib.Sampling, options)
     check_process(sampling, known.model, known.settings.diffusion)
+
+
+def is_in_torch(sampling):
+    """Whether the PyTorch code of bundles samples so: it has DDPM, DDIM and their usual steps."""
+    is_usual = sampling.spacing in ("auto", "linspace") and sampling.cfg_schedule == "constant"
+    steps = settings_lib.SPACING.fullmatch(sampling.num_steps)
+    return sampling.sampler in ("ddpm", "ddim") and bool(steps) and is_usual
 
 
 def check_vae(path, known):

@@ -49,7 +49,7 @@ def animation(dit, labels, names, **options):
 
 def _follow(dit, labels, count, options):
     """(x, predicted x0, title) of at most `count` levels, evenly from noise to data."""
-    levels = dit.process.levels(str(options.get("num_steps", dit.sampling["num_steps"])))
+    levels = dit.levels(**{k: x for k, x in options.items() if k in dit.sampling})
     chosen = np.unique(np.linspace(0, levels.num_steps, count).round().astype(int))
     x, x0 = dit.sample(labels, same_noise=True, trajectory="x0", levels=chosen, **options)
     titles = [f"t = {time:.4g}" for time in levels.time[chosen[:-1]]]

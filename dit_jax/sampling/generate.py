@@ -3,15 +3,17 @@
 Shapes: N batch, M images in all, S steps, H W grid, C channels, L labels with the null label.
 """
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dit_jax.diffusion import guidance, samplers
-from dit_jax.diffusion.process import predictor
+from dit_jax.diffusion import guidance, inversion, samplers, solvers, spacings
+from dit_jax.diffusion import process as process_lib
 from dit_jax.errors import UserError
 from dit_jax.machine import prng, sharding
 from dit_jax.models import conditions, pixels
@@ -20,11 +22,48 @@ from dit_jax.sampling import fields
 LABEL = np.uint32(2**32 - 1)  # of the key of an image's label; its noise has keys 0, 1, ...
 
 
-def make_sampler(process, sampling):
-    """(Levels, Sampler) of a `settings.Sampling`."""
-    levels = process.levels(sampling.num_steps)
-    options = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
-    return levels, samplers.SAMPLERS[sampling.sampler](levels, **options)
+class Plan(NamedTuple):
+    """How a `settings.Sampling` goes from noise to data.
+
+    scales: of the guidance of each step, (S,); None without guidance.
+    """
+
+    levels: process_lib.Levels
+    sampler: samplers.Sampler
+    scales: np.ndarray | None
+
+
+def make_plan(process, sampling):
+    """The Plan of a `settings.Sampling`."""
+    name = sampling.sampler
+    levels = make_levels(process, sampling)
+    scales, options = None, {}
+    if sampling.cfg_scale != 1:
+        scales = guidance.scales(
+            levels,
+            scale=sampling.cfg_scale,
+            interval=sampling.cfg_interval,
+            schedule=sampling.cfg_schedule,
+        )
+    if name == "ddim":
+        options = {"eta": sampling.eta}
+    elif name == "sde":
+        options = {"form": sampling.sde_noise}
+    elif name in ("dpm2m", "unipc") and scales is not None:
+        options = {"restarts": guidance.edges(scales)}
+    return Plan(levels, solvers.SAMPLERS[name](levels, **options), scales)
+
+
+def make_levels(process, sampling):
+    """The Levels of a `settings.Sampling`."""
+    spacing = sampling.spacing
+    return spacings.levels(
+        process,
+        sampling.num_steps,
+        spacing=spacings.choose(sampling.sampler) if spacing == "auto" else spacing,
+        shift=sampling.shift,
+        last_step=sampling.sde_last if sampling.sampler == "sde" else 0.0,
+    )
 
 
 def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
@@ -37,35 +76,66 @@ def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
     W, C), "x0" also the predicted x0, (N, 2, S+1, H, W, C). UserError if an option does not fit.
     """
     check(config, process, sampling)
-    levels, sampler = make_sampler(process, sampling)
-    shape = (*config.input_size, config.in_channels)
-    batch = sharding.of_batch(mesh)
+    plan, shape = make_plan(process, sampling), (*config.input_size, config.in_channels)
 
     def generate(params, given):
-        given = jax.lax.with_sharding_constraint(given, batch)
-        keys, labels = prng.wrap(given["key_data"]), given["labels"]
+        given = jax.lax.with_sharding_constraint(given, sharding.of_batch(mesh))
         model = functools.partial(apply, params)
-        if sampling.cfg_scale == 1:
-            network = guidance.condition(model, {"y": labels})
-        else:
-            network = guidance.guide(
-                model,
-                {"y": labels},
-                nulls=conditions.nulls(config, mixed=labels.ndim == 2),
-                scale=sampling.cfg_scale,
-                channels=sampling.cfg_channels or config.in_channels,
-                interval=sampling.cfg_interval,
-            )
-        predict = predictor(network, process, levels, clip_x0=sampling.clip_x0)
-        noise_at = samplers.make_noise(keys, shape, levels.num_steps)
+        predict = _make_predict(model, given["labels"], config, process, sampling, plan)
+        noise_at = samplers.make_noise(prng.wrap(given["key_data"]), shape, plan.levels.num_steps)
         noise = given["noise"] if "noise" in given else noise_at(-1)
-        x = samplers.run(sampler, predict, noise, noise_at=noise_at, trajectory=trajectory)
+        x = samplers.run(plan.sampler, predict, noise, noise_at=noise_at, trajectory=trajectory)
         x = jnp.moveaxis(x, -len(shape) - 1, 0)  # (N, ...)
-        finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))  # (N,)
-        return pixels.to_uint8(x) if space == "pixels" else x, finite
+        return pixels.to_uint8(x) if space == "pixels" else x, _is_finite(x)
 
+    return _jit(generate, mesh)
+
+
+def make_inversion(apply, config, process, mesh, *, sampling, iterations):
+    """invert(params, given) -> noise (N, H, W, C), (N,) bool: jitted, the inverse of `make`.
+
+    given: as of `make`, but "noise" is data, x at the last level. The way back is that of DDIM
+    without guidance along the levels of `sampling`. iterations: of `inversion.run`.
+    """
+    sampling = dataclasses.replace(sampling, sampler="ddim", eta=0.0, cfg_scale=1.0, clip_x0=False)
+    check(config, process, sampling)
+    plan = make_plan(process, sampling)
+
+    def invert(params, given):
+        given = jax.lax.with_sharding_constraint(given, sharding.of_batch(mesh))
+        model = functools.partial(apply, params)
+        predict = _make_predict(model, given["labels"], config, process, sampling, plan)
+        x = inversion.run(predict, given["noise"], plan.levels, iterations=iterations)
+        return x, _is_finite(x)
+
+    return _jit(invert, mesh)
+
+
+def _make_predict(model, labels, config, process, sampling, plan):
+    """The `process.predictor` of labels (N,) or weights (N, L), with the guidance of a Plan."""
+    if plan.scales is None:
+        network = guidance.condition(model, {"y": labels})
+    else:
+        network = guidance.guide(
+            model,
+            {"y": labels},
+            nulls=conditions.nulls(config, mixed=labels.ndim == 2),
+            channels=sampling.cfg_channels or config.in_channels,
+        )
+    options = {"clip_x0": sampling.clip_x0, "scales": plan.scales}
+    return process_lib.predictor(network, process, plan.levels, **options)
+
+
+def _is_finite(x):
+    """Which of x (N, ...) are finite, (N,)."""
+    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+
+
+def _jit(function, mesh):
+    """jit of function(params, given) -> sharded results."""
     # jit cannot shard a NumPy array across processes, so inputs enter replicated.
-    return jax.jit(generate, in_shardings=(None, sharding.replicated(mesh)), out_shardings=batch)
+    options = {"in_shardings": (None, sharding.replicated(mesh))}
+    return jax.jit(function, out_shardings=sharding.of_batch(mesh), **options)
 
 
 def run(
@@ -151,15 +221,19 @@ def images_at_once(config):
     return max(8, min(256, 4096 // config.num_tokens))
 
 
+def count_calls(process, sampling):
+    """How many network calls one image costs."""
+    return int(make_plan(process, sampling).sampler.passes.sum())
+
+
 def count_passes(process, sampling):
     """How many forward passes one image costs; a guided call is two."""
-    levels, sampler = make_sampler(process, sampling)
-    times, (first, last) = levels.time[:-1], sampling.cfg_interval
-    guided = (first <= times) & (times <= last) & (sampling.cfg_scale != 1)
-    return int((sampler.passes * (1 + guided)).sum())
+    plan = make_plan(process, sampling)
+    guided = 0 if plan.scales is None else plan.scales != 1
+    return int((plan.sampler.passes * (1 + guided)).sum())
 
 
 def check(config, process, sampling):
     """UserError that names the option of a `settings.Sampling` that does not fit the model."""
-    process.levels(sampling.num_steps)
     fields.check(sampling, config, last_time=process.last_time)
+    make_plan(process, sampling)

@@ -13,9 +13,11 @@ from absl import logging
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.diffusion import processes
+from dit_jax.diffusion.process import timed
 from dit_jax.errors import UserError
 from dit_jax.machine import devices, prng, sharding
-from dit_jax.models import dit
+from dit_jax.models import dit, pixels
+from dit_jax.models import vae as vae_lib
 from dit_jax.sampling import arguments, autoencoder, fields, generate
 
 
@@ -87,6 +89,7 @@ class LoadedDiT:
         self.step, self.weights, self.decoder = step, weights, decoder
         self.class_names, self.digest = class_names, digest
         self.process = process = processes.make(settings.diffusion)
+        apply = timed(apply, process)
         self._apply = jax.jit(apply)
         self._make = functools.cache(
             lambda sampling, trajectory: generate.make(
@@ -94,6 +97,11 @@ class LoadedDiT:
                 space=settings.data.space,
                 sampling=sampling,
                 trajectory=trajectory,
+            )
+        )
+        self._make_inversion = functools.cache(
+            lambda sampling, iterations: generate.make_inversion(
+                *(apply, config, process, mesh), sampling=sampling, iterations=iterations
             )
         )
 
@@ -111,9 +119,19 @@ class LoadedDiT:
     def schedule(self):
         """The `process.Levels` that samples pass with the run's own options: S steps, (S+1,) each.
 
-        Its alpha, sigma and time go from noise to data. `process.levels("50")` gives other ones.
+        Its alpha, sigma and time go from noise to data. `levels` gives those of other options.
         """
-        return self.process.levels(self.settings.sampling.num_steps)
+        return self.levels()
+
+    def levels(self, **sampling):
+        """The `process.Levels` of samples with these options of `self.sampling`."""
+        return generate.make_levels(self.process, self._read_sampling(sampling))
+
+    def cost(self, **sampling):
+        """(network calls, forward passes) that an image takes; a guided call is two passes."""
+        options = self._read_sampling(sampling)
+        counts = generate.count_calls, generate.count_passes
+        return tuple(count(self.process, options) for count in counts)
 
     @property
     def num_params(self):
@@ -123,11 +141,12 @@ class LoadedDiT:
     def __call__(self, x, t, y):
         """x (N, H, W, C) in model units, t times, y labels -> (N, H, W, out) float32.
 
-        t, () or (N,), is a step of the training, 0 the cleanest, or a real number between steps. y
-        (N,) are labels, the null label included; y (N, num_classes) are weights that mix the
-        vectors of the labels, each row with the sum 1. The first C channels of the result are what
-        the process predicts, for DDPM the noise; the others are the variance code. UserError if
-        shapes or values do not fit.
+        t, () or (N,), is the process's time, 0 the cleanest: a step of DDPM or a real number
+        between steps, or the time of a path in 0 .. 1. y (N,) are labels, the null label included;
+        y (N, num_classes) are weights that mix the vectors of the labels, each row with the sum 1.
+        The first C channels of the result are `settings.diffusion.prediction`, which
+        `process.read(out, x, t)` turns into x_0 and noise; the others are the variance code, which
+        a path has not. UserError if shapes or values do not fit.
         """
         x, t, y = arguments.of_call(x, t, y, config=self.config, last_time=self.process.last_time)
         return self._apply(self.params, x, t=t, y=y)
@@ -140,7 +159,7 @@ class LoadedDiT:
     @functools.cached_property
     def _watch(self):
         apply = dit.make_apply(self.config, dtype=self.settings.compute.dtype, watch=True)
-        return jax.jit(apply)
+        return jax.jit(timed(apply, self.process))
 
     def sample(
         self,
@@ -178,12 +197,12 @@ class LoadedDiT:
         if not isinstance(progress, (bool, np.bool_)):
             raise UserError(f"progress must be true or false, got {progress!r}")
         trajectory, levels = arguments.read_trajectory(
-            trajectory, levels, self.process.levels(options.num_steps).num_steps
+            trajectory, levels, generate.make_levels(self.process, options).num_steps
         )
         labels = arguments.read_labels("labels", labels, config.num_classes, config)
         if noise is not None:
             shape = (len(labels), *config.input_size, config.in_channels)
-            noise = arguments.read_noise(noise, shape)
+            noise = arguments.read_grid("noise", noise, shape)
         images = generate.run(
             self._make(options, trajectory),
             self.params,
@@ -200,6 +219,50 @@ class LoadedDiT:
             images = np.moveaxis(images, 0, -1 - rank).take(levels, axis=-2 - rank)
         return self._decode(images, progress) if self.decoder else images
 
+    def invert(self, images, labels, *, iterations=3, batch_size=256, progress=False, **sampling):
+        """The noise from which DDIM makes the images again: (N, H, W, C) float32, in model units.
+
+        images: uint8 as of `sample`, or data in model units, (N, H, W, C). labels: as of `sample`.
+        `sample(others, noise=..., sampler="ddim", cfg_scale=1)` with the same steps shows the
+        images with other labels. `sampling`: num_steps, spacing or shift; spacing="log_snr" has
+        small steps at both ends, which are easier to invert. Each step takes so many iterations,
+        each a network call. UserError as `sample`.
+        """
+        if unknown := sampling.keys() - {"num_steps", "spacing", "shift"}:
+            rule = "an option of an inversion must be num_steps, spacing or shift"
+            raise UserError(f"{rule}, got {min(unknown)}")
+        others = {"sampler": "ddim", "eta": 0.0, "sde_noise": "sigma", "sde_last": 0.04}
+        options = self._read_sampling(sampling | others)
+        arguments.check_whole("batch_size", batch_size, 1)
+        arguments.check_whole("iterations", iterations, 1)
+        labels = arguments.read_labels("labels", labels, self.config.num_classes, self.config)
+        return generate.run(
+            self._make_inversion(options, int(iterations)),
+            self.params,
+            labels,
+            seed=0,
+            batch_size=batch_size,
+            noise=self._read_images(images, len(labels)),
+            progress=progress,
+        )
+
+    def _read_images(self, images, count):
+        """uint8 images, or data in model units, as data in model units: NumPy float32."""
+        shape = (count, *self.config.input_size, self.config.in_channels)
+        if getattr(images, "dtype", None) != np.uint8:
+            return arguments.read_grid("images", images, shape)
+        if self.space == "latents" and self.decoder is None:
+            raise UserError("images must be latents for a model without a vae, got pixels in uint8")
+        if self.decoder:
+            factor = self.decoder.config.downsampling
+            shape = (count, *(factor * side for side in self.config.input_size), 3)
+        if images.shape != shape:
+            raise UserError(f"images must have shape {shape}, got {images.shape}")
+        if self.decoder is None:
+            return np.asarray(pixels.to_unit(images))
+        moments = self.decoder.encode(np.asarray(images))
+        return np.asarray(vae_lib.to_model_units(vae_lib.mode(moments), self.decoder.config))
+
     def _read_sampling(self, given):
         """The Sampling of the run's config and the options that are given, checked."""
         if unknown := given.keys() - self.sampling.keys():
@@ -208,6 +271,7 @@ class LoadedDiT:
             )
         options = self.sampling | arguments.plain(given)
         options = settings_lib.read_topic(settings_lib.Sampling, options)
+        fields.check_process(options, self.config, self.settings.diffusion)
         generate.check(self.config, self.process, options)
         return options
 

@@ -1,4 +1,4 @@
-"""Exponential moving average of a tree of arrays."""
+"""Moving averages of a tree of arrays: exponential, and with powers of the step as weights."""
 
 import jax
 import jax.numpy as jnp
@@ -18,4 +18,20 @@ def decay_at(step, *, decay, warmup):
 
 def update(ema, params, *, decay):
     """decay * ema + (1 - decay) * params, leaf by leaf."""
-    return jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), ema, params)
+    return mix(ema, params, weight=1 - decay)
+
+
+def mix(average, params, *, weight):
+    """(1 - weight) * average + weight * params, leaf by leaf."""
+    return jax.tree.map(lambda old, new: old + weight * (new - old), average, params)
+
+
+def power_weight(step, *, exponent):
+    """The weight of the new parameters in a power-function average at update `step` (from 0).
+
+    It is 1 - (1 - 1/k)^(exponent + 1) with k = step + 1, so the first parameters are taken whole.
+    See `power_ema`.
+    """
+    k = jnp.asarray(step, jnp.float32) + 1
+    # Without these functions float32 would lose 5 digits of a small weight.
+    return -jnp.expm1((exponent + 1) * jnp.log1p(-1 / k))

@@ -10,29 +10,41 @@ from dit_jax.machine import sharding
 
 
 class TrainState(NamedTuple):
-    """step: number of updates made, int32 (). params, ema: trees of float32. opt_state: optax's."""
+    """step: number of updates made, int32 (). params, ema: trees of float32. opt_state: optax's.
+
+    averages: the power-function averages of the parameters, trees as params; () if there are none.
+    """
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+    averages: tuple = ()
+
+    @property
+    def saved(self):
+        """{name: tree} of what a checkpoint holds."""
+        trees = {"params": self.params, "ema": self.ema, "opt_state": self.opt_state}
+        return trees | ({"averages": self.averages} if self.averages else {})
 
 
-def create(init, optimizer, given, mesh, *, shard_optimizer):
+def create(init, optimizer, given, mesh, *, shard_optimizer, num_averages=0):
     """A TrainState born sharded on the mesh.
 
     init(given) -> params; given is a key, or the parameters of another run.
     """
-    templates = abstract(init, optimizer, given, mesh, shard_optimizer=shard_optimizer)
-    return jax.jit(_maker(init, optimizer), out_shardings=shardings(templates))(given)
+    options = {"shard_optimizer": shard_optimizer, "num_averages": num_averages}
+    templates = abstract(init, optimizer, given, mesh, **options)
+    make = _maker(init, optimizer, num_averages)
+    return jax.jit(make, out_shardings=shardings(templates))(given)
 
 
-def abstract(init, optimizer, given, mesh, *, shard_optimizer):
+def abstract(init, optimizer, given, mesh, *, shard_optimizer, num_averages=0):
     """The TrainState that `create` makes, as ShapeDtypeStructs with shardings.
 
-    shard_optimizer: the EMA and the optimizer's state are sharded over `data` too (ZeRO-1).
+    shard_optimizer: the averages and the optimizer's state are sharded over `data` too (ZeRO-1).
     """
-    shapes = jax.eval_shape(_maker(init, optimizer), given)
+    shapes = jax.eval_shape(_maker(init, optimizer, num_averages), given)
     divided = sharding.of_params(shapes, mesh, over_data=shard_optimizer)
     return sharding.abstract(
         shapes, divided._replace(params=sharding.of_params(shapes.params, mesh))
@@ -44,12 +56,14 @@ def shardings(state):
     return jax.tree.map(lambda x: x.sharding, state)
 
 
-def _maker(init, optimizer):
+def _maker(init, optimizer, num_averages):
     def make(given):
         params = init(given)
         with compat.default_arithmetic():
             opt_state = optimizer.init(params)
         # The EMA starts at the parameters: from zeros it would stay too small for a long time.
-        return TrainState(jnp.zeros((), jnp.int32), params, params, opt_state)
+        # The first update of the other averages takes the new parameters whole.
+        averages = (params,) * num_averages
+        return TrainState(jnp.zeros((), jnp.int32), params, params, opt_state, averages)
 
     return make

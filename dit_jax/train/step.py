@@ -94,12 +94,14 @@ def make_train_step(
     ema_warmup,
     accumulation_steps,
     frozen=(),
+    ema_exponents=(),
 ):
     """train_step(state, batch, key) -> state, metrics. key: the run's; the step is folded into it.
 
     apply(params, x, t=..., **given) is a DiT, process a `diffusion.process.Process`, nulls {name:
     null value} of the conditions. frozen: patterns of the parameters that are not trained; the
     optimizer, of `train.frozen.leave_out`, sees the others only, and so does grad_norm.
+    ema_exponents: of the power-function averages in the state.
     """
     loss_fn = make_loss(apply, process)
 
@@ -123,6 +125,11 @@ def make_train_step(
             metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         decay = ema_lib.decay_at(state.step, decay=ema_decay, warmup=ema_warmup)
         ema = ema_lib.update(state.ema, params, decay=decay)  # of the new parameters
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        weights = [ema_lib.power_weight(state.step, exponent=each) for each in ema_exponents]
+        averages = tuple(
+            ema_lib.mix(average, params, weight=weight)
+            for average, weight in zip(state.averages, weights, strict=True)
+        )
+        return TrainState(state.step + 1, params, ema, opt_state, averages), metrics
 
     return train_step

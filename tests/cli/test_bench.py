@@ -77,6 +77,18 @@ def test_summarize_uses_median_and_quartiles():
         (["train"], "--config must be given"),
         (["data", "--peer", "--config=configs/digits.py"], "peer must be false for data"),
         (
+            ["sample", "--peer", "--config=configs/digits.py", "--config.sampling.sampler=unipc"],
+            "sampling must be that of ddpm or ddim with evenly spaced steps and constant guidance",
+        ),
+        (
+            ["train", "--peer", "--config=configs/digits.py", "--config.train.optimizer=muon"],
+            "train.optimizer must be adamw for --peer, got muon",
+        ),
+        (
+            ["train", "--peer", "--config=configs/digits.py", "--config.diffusion.process=linear"],
+            "predict noise for a peer in PyTorch, got velocity on linear",
+        ),
+        (
             ["train", "--config=configs/digits.py", "--repeats=1"],
             "repeats must be a whole number of at least 2, ",
         ),

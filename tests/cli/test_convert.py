@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 
 import dit_jax
-from dit_jax.cli import convert, sample
+from dit_jax.cli import convert
 from dit_jax.convert import commands, files, native, torch_dit
+from dit_jax.settings import SIT, Diffusion
 
 NAMES = list("abcdefghij")
 
@@ -141,22 +142,20 @@ def sit(run, tmp_path_factory):
     return path
 
 
-def test_sit_is_named_and_is_not_sampled(call, refuse, caplog, tmp_path, sit):
+def test_sit_is_named_and_is_never_sampled_as_a_dit(call, refuse, caplog, tmp_path, sit):
     out = tmp_path / "out"
     fields = convert_ok(call, "inspect", sit)
     assert "velocity (its variance has weights of 0)" in fields
     assert "passed: relative error" in convert_ok(call, "from-torch", sit, out, "--space=pixels")
-    assert "this model predicts velocity, as SiT (its variance has weights of 0" in caplog.text
+    assert "this is a SiT (its variance has weights of 0; --prediction=noise for" in caplog.text
     assert "prediction       velocity" in convert_ok(call, "inspect", out)
-    line = refuse(sample, f"--checkpoint={out}", "--labels=3", f"--out={tmp_path}/x.png")
-    assert "diffusion.prediction must be noise to train or sample, got velocity, which SiT" in line
-    message = "prediction must be noise for {}, got a checkpoint of velocity"
+    message = "process must be ddpm and predict noise for {}, got velocity on linear"
     assert message.format("a bundle") in refuse(
         convert, "to-torch", out, tmp_path / "b", "--bundle"
     )
     assert message.format("diffusers") in refuse(convert, "to-diffusers", out, tmp_path / "d")
     convert_ok(call, "to-torch", out, tmp_path / "back.pt")  # which SiT's sample.py opens
-    assert "velocity" in convert_ok(call, "inspect", tmp_path / "back.pt")
+    assert "velocity (by the args in" in convert_ok(call, "inspect", tmp_path / "back.pt")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "back.pt", "back.pt.parity.json"}
 
 
@@ -165,7 +164,7 @@ def test_prediction_flag_overrules_the_file(call, tmp_path, run, sit):
     assert dit_jax.load(tmp_path / "a").settings.diffusion.prediction == "noise"
     convert_ok(call, "to-torch", run[0], tmp_path / "x.pt")
     convert_ok(call, "from-torch", tmp_path / "x.pt", tmp_path / "b", "--prediction=velocity")
-    assert native.describe(tmp_path / "b")[1].diffusion.prediction == "velocity"
+    assert native.describe(tmp_path / "b")[1].diffusion == Diffusion(**SIT)
 
 
 def test_round_trip_through_diffusers(call, tmp_path, run):
@@ -263,7 +262,8 @@ def test_guessed_settings_are_logged(call, tmp_path, run, monkeypatch):
     monkeypatch.setattr(commands.logging, "info", lambda text, *args: lines.append(args))
     convert_ok(call, "to-torch", run[0], tmp_path / "a.pt")
     convert_ok(call, "from-torch", tmp_path / "a.pt", tmp_path / "back", "--num_heads=8")
-    assert (8, 10, " and a null label", "latents", "linear", "noise", "none") in lines
+    schedule = "a linear schedule (--schedule)"
+    assert (8, 10, " and a null label", "latents", schedule, "noise", "none") in lines
     assert dit_jax.load(tmp_path / "back").config.num_heads == 8
 
 

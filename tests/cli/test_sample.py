@@ -61,10 +61,29 @@ def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch
     monkeypatch.setattr(trained.LoadedDiT, "sample", record)
     values = {"sampler": "ddim", "num_steps": "ddim5", "eta": 0.5, "cfg_scale": 3.0}
     values |= {"cfg_channels": 1, "clip_x0": False, "seed": 7, "batch_size": 3}
+    values |= {"spacing": "auto", "cfg_schedule": "cosine", "shift": 0.0}
+    values |= {"sde_noise": "sigma", "sde_last": 0.04}
     options = [f"--{name}={value}" for name, value in values.items()] + ["--cfg_interval=0, 400.5"]
     usual = (f"--checkpoint={checkpoint}", "--labels=3,1,4", f"--out={tmp_path}/x.npz")
     assert call(sample, *usual, *options)[0] == 0
     assert given == values | {"cfg_interval": [0.0, 400.5]}
+
+
+def test_network_calls_are_counted(call, caplog, tmp_path, checkpoint):
+    """A guided call is two passes; Heun's last step has one call."""
+    caplog.set_level("INFO")
+    usual = (f"--checkpoint={checkpoint}", "--labels=3", f"--out={tmp_path}/x.npz")
+    assert call(sample, *usual, "--sampler=heun", "--num_steps=3")[0] == 0
+    assert "an image takes 5 network calls, 10 forward passes" in caplog.messages
+
+
+def test_rows_of_a_grid_are_counted(call, caplog, tmp_path, checkpoint):
+    caplog.set_level("INFO")
+    usual = (f"--checkpoint={checkpoint}", "--labels=3", f"--out={tmp_path}/x.png")
+    assert call(sample, *usual, "--grid=num_steps=2,4", "--cfg_scale=1")[0] == 0
+    for count in (2, 4):
+        calls = f"{count} network calls, {count} forward passes"
+        assert f"an image with num_steps {count} takes {calls}" in caplog.messages
 
 
 def test_a_folder_has_one_png_per_image(call, refuse, tmp_path, checkpoint):
@@ -219,7 +238,41 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         ),
         (["--labels=3", "--clip_x0=maybe"], "clip_x0 must be true or false, got 'maybe'"),
         (["--labels=3", "--cfg_scale=1e38", "--noclip_x0"], "samples must be finite, got NaN"),
-        (["--labels=3", "--sampler=heun"], "--sampler must be one of ddpm, ddim, got 'heun'"),
+        (
+            ["--labels=3", "--sampler=plms"],
+            "--sampler must be one of ddpm, ddim, euler, heun, sde, dpm2m, unipc, got 'plms'",
+        ),
+        (["--labels=3", "--num_steps=1"], "num_steps must be in 2 .. 1000, got '1'"),
+        (["--labels=3", "--num_steps=9,9"], "num_steps must be times that descend, got 9,9"),
+        (["--labels=3", "--num_steps=9,"], "num_steps must be a number, as"),
+        (
+            ["--labels=3", "--num_steps=1000,9"],
+            "num_steps must be whole steps in 0 .. 999, got 1000,9",
+        ),
+        (
+            ["--labels=3", "--spacing=leading", "--num_steps=ddim5"],
+            "spacing must be auto for num_steps ddim5, got leading",
+        ),
+        (["--labels=3", "--spacing=even"], "--spacing must be one of auto, linspace, leading, "),
+        (
+            ["--labels=3", "--shift=2"],
+            "shift must be 0 for process ddpm, which counts steps, got 2",
+        ),
+        (["--labels=3", "--shift=-1"], "shift must be at least 0, got -1.0"),
+        (
+            ["--labels=3", "--sde_noise=constant", "--sampler=sde"],
+            "sde_noise must be sigma or sbdm for process ddpm, which has no path, got constant",
+        ),
+        (
+            ["--labels=3", "--sde_noise=sbdm"],
+            "sde_noise must be sigma for ddim, which has none, got sbdm",
+        ),
+        (
+            ["--labels=3", "--sde_last=0.1", "--sampler=sde"],
+            "sde_last must be 0.04 unless a path has equal steps, got 0.1",
+        ),
+        (["--labels=3", "--sde_last=1"], "sde_last must be in [0, 1), got 1.0"),
+        (["--labels=3", "--cfg_schedule=up"], "--cfg_schedule must be one of constant, linear, "),
         (
             ["--labels=3", "--batch_size=0"],
             "batch_size must be a whole number of at least 1, got 0",

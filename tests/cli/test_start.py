@@ -19,7 +19,7 @@ import small_run
 from dit_jax import settings
 from dit_jax.cli import encode
 from dit_jax.data import feed, fields, latents
-from dit_jax.diffusion import samplers
+from dit_jax.diffusion import solvers
 from dit_jax.models import attention, blocks, layers, vae
 from dit_jax.models import fields as model_fields
 from dit_jax.sampling import autoencoder
@@ -103,6 +103,9 @@ def test_help_and_a_typo_are_answered_within_a_second(name):
             "vae must be a folder that `dit-convert va",
         ),
         ("verify", ["/nowhere"], "PATH must exist, got /nowhere"),
+        ("ema", ["/nowhere", "--width=0.1", "--out={new}"], "RUN must be a run with snapshots of"),
+        ("ema", ["/nowhere", "--width=0.3", "--out={new}"], "width must be above 0 and below 0.2"),
+        ("evaluate", ["--sweep=ema_width=0.3", "--out={new}", "/nowhere"], "ema_width must be ab"),
         ("report", ["/nowhere"], "WORKDIR must exist, got /nowhere"),
         ("report", ["/tmp", "--out=/tmp/x.pdf"], "out must end with .html, got /tmp/x.pdf"),
         ("runs", ["/nowhere"], "DIR must exist, got /nowhere"),
@@ -259,7 +262,7 @@ def test_what_a_checkpoint_or_the_settings_tell_is_told_before_jax_is_imported(p
 
 
 def test_names_that_flags_offer_are_those_of_the_work():
-    assert settings.SAMPLERS == tuple(samplers.SAMPLERS)
+    assert settings.SAMPLERS == tuple(solvers.SAMPLERS)
     assert encode.DTYPES == latents.DTYPES
     assert set(fields.SOURCES) == set(feed.FEEDS)
     assert model_fields.DESIGNS == tuple(blocks.BLOCKS)

@@ -135,3 +135,27 @@ def check_same_digits(run, folder):
         print(f"{options}: {error:.1e} of the range; agreement {scores}")
         assert error <= 1e-3
         assert abs(scores[0] - scores[1]) <= 0.01 and min(scores) >= 0.99
+
+
+@pytest.mark.parametrize(
+    "options, kept",
+    [
+        ({"sampler": "ddim", "num_steps": "ddim25", "cfg_scale": 3.0}, True),
+        ({"sampler": "ddim", "spacing": "linspace"}, True),
+        ({"sampler": "unipc", "num_steps": "20"}, False),
+        ({"sampler": "ddpm", "num_steps": "999,500,9"}, False),
+        ({"sampler": "ddim", "spacing": "trailing"}, False),
+        ({"cfg_schedule": "linear"}, False),
+    ],
+)
+def test_a_bundle_samples_with_what_dit_py_has(tmp_path, caplog, options, kept):
+    random_run.save(tmp_path)
+    model, settings, _ = native.read(tmp_path)
+    sampling = dataclasses.replace(settings.sampling, **options)
+    config = bundle.make_config(model, dataclasses.replace(settings, sampling=sampling))
+    names = ("sampler", "num_steps", "cfg_scale")
+    usual = {"sampler": "ddim", "num_steps": "50"}
+    expected = vars(sampling) | ({} if kept else usual)
+    assert {name: config["sampling"][name] for name in names} == {x: expected[x] for x in names}
+    assert kept == ("dit.py of a bundle cannot sample as the run" not in caplog.text)
+    assert config["sampling"].keys() == random_run.CONFIG["sampling"].keys()

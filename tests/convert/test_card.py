@@ -11,6 +11,7 @@ from dit_jax.cli import convert
 from dit_jax.convert import card, native, receipts
 from dit_jax.models import dit
 from dit_jax.sampling import imagenet
+from dit_jax.settings import SIT, Diffusion
 
 MODEL = dit.configure(**random_run.MODEL)
 LATENTS = dit.configure(**random_run.MODEL | {"in_channels": 4, "num_classes": 1000})
@@ -98,6 +99,23 @@ def test_a_card_says_what_is_known():
     assert "parameters | 1,277,472, float32" in sections["Model"]
     assert "licence" not in sections["What is not known"]
     assert "/home/alice" not in card.write(subject)
+
+
+def test_a_card_names_the_average_and_the_optimizer():
+    config = settings_lib.to_json(settings_lib.Settings()) | {"model": random_run.MODEL}
+    config["train"] |= {"optimizer": "muon", "clip_norm": 0.5}
+    _, sections = parse(trained(meta={"average": {"width": 0.15}, "config": config}))
+    assert "| weights | an average of the parameters, of width 0.15 (" in sections["Training"]
+    assert "| optimizer | Muon for the kernels of the blocks, " in sections["Training"]
+    assert "| gradients | clipped to a norm of 0.5 |" in sections["Training"]
+    assert "EMA" not in sections["Training"]
+
+
+def test_a_card_of_a_sit_names_its_path():
+    settings = native.settings_of(MODEL, space="pixels", diffusion=Diffusion(**SIT))
+    _, sections = parse(converted()._replace(settings=settings))
+    expected = "| diffusion | linear path of flow matching; predicts the velocity |"
+    assert expected in sections["Model"]
 
 
 def test_a_card_lists_some_of_many_classes():

@@ -54,7 +54,7 @@ def vae(tmp_path_factory):
 def folder(tmp_path_factory, vae):
     """Writes a pipeline with random weights and returns its folder."""
     path = tmp_path_factory.mktemp("pipeline") / "out"
-    settings = native.settings_of(CONFIG, schedule="squared_cosine")
+    settings = native.settings_of(CONFIG, diffusion=Diffusion("squared_cosine"))
     diffusers_dit.write_folder(path, random_state_dict(), CONFIG, settings, vae)
     return path
 
@@ -139,7 +139,7 @@ def test_corrected_pipeline_samples_like_ours(folder):
         net = torch_model.DiT(**CONFIG._asdict())
     tensors = {name: torch.from_numpy(x) for name, x in random_state_dict().items()}
     net.load_state_dict(tensors, assign=True)
-    settings = native.settings_of(CONFIG, schedule="squared_cosine")
+    settings = native.settings_of(CONFIG, diffusion=Diffusion("squared_cosine"))
     sampler = torch_model.Sampler(net, bundle.make_config(CONFIG, settings))
     expected = sampler.sample([3, 1], noise=noise, num_steps="8", cfg_scale=4.0).numpy()
     np.testing.assert_allclose(latents, expected, atol=1e-3 * np.abs(expected).max())
@@ -279,7 +279,7 @@ def test_scheduler_that_is_not_dits_is_refused(folder, fields, message):
 @pytest.mark.parametrize("schedule", ["linear", "squared_cosine"])
 @pytest.mark.parametrize("num_steps", [100, 1000])
 def test_scheduler_has_our_noise_levels(tmp_path, schedule, num_steps):
-    settings = native.settings_of(CONFIG, schedule=schedule, num_steps=num_steps)
+    settings = native.settings_of(CONFIG, diffusion=Diffusion(schedule, num_steps))
     diffusers_dit.write_folder(tmp_path / "out", random_state_dict(), CONFIG, settings)
     scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
     expected = schedules.make(schedule, num_steps).alpha_bar

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dit_jax.convert import parity, torch_dit, torch_model
-from dit_jax.diffusion import ddpm, guidance, samplers, schedules
+from dit_jax.diffusion import ddpm, guidance, samplers, schedules, solvers
 from dit_jax.diffusion.process import predictor
 from dit_jax.models import dit
 
@@ -127,13 +127,12 @@ def test_same_noise_gives_same_samples(learn_sigma, options):
         functools.partial(dit.make_apply(config), params),
         {"y": y},
         nulls={"y": 5},
-        scale=options["cfg_scale"],
         channels=options["cfg_channels"] or 4,
-        interval=options["cfg_interval"],
     )
-    predict = predictor(network, process, levels, clip_x0=options["clip_x0"])
+    scales = guidance.scales(levels, scale=options["cfg_scale"], interval=options["cfg_interval"])
+    predict = predictor(network, process, levels, clip_x0=options["clip_x0"], scales=scales)
     extra = {"eta": options["eta"]} if options["sampler"] == "ddim" else {}
-    sampler = samplers.SAMPLERS[options["sampler"]](levels, **extra)
+    sampler = solvers.SAMPLERS[options["sampler"]](levels, **extra)
 
     @jax.jit
     def run(x, noise):  # noise[j] belongs to the step that ends j steps before the data

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion import ddpm, gaussian, losses, samplers, schedules
+from dit_jax.diffusion import ddpm, gaussian, losses, samplers, schedules, solvers
 from dit_jax.diffusion.process import predictor
+from dit_jax.errors import UserError
 
 SCHEDULE = schedules.linear()
 PROCESS = ddpm.DDPM(SCHEDULE)
@@ -63,7 +64,7 @@ def test_levels_read_as_the_respaced_schedule_to_the_last_bit_of_float32(spacing
 @pytest.mark.parametrize("name, eta", [("ddpm", None), ("ddim", 0.0), ("ddim", 0.7)])
 def test_clip_x0_is_a_model_of_the_clipped_x0(name, eta):
     levels = PROCESS.levels("10")
-    sampler = samplers.SAMPLERS[name](levels, **({} if eta is None else {"eta": eta}))
+    sampler = solvers.SAMPLERS[name](levels, **({} if eta is None else {"eta": eta}))
     noise = jnp.asarray(normal(2, (levels.num_steps, *SHAPE)))
 
     def run(x0, clip_x0=False):
@@ -122,3 +123,47 @@ def test_losses_are_of_the_corrupted_x0_on_any_grid(shape):
     terms = PROCESS.losses(network, x0, t, noise)
     np.testing.assert_allclose(terms["mse"], np.full(4, 4.0), rtol=1e-5)
     np.testing.assert_allclose(terms["loss"], terms["mse"] + terms["vb"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_a_learned_variance_has_one_bound_whatever_is_predicted(prediction):
+    """And the bound trains the code only."""
+    x0, noise, guess, t = normal(0), normal(1), normal(2), np.array([0, 10, 500, 999])
+    alpha, sigma = (np.float32(a).reshape(-1, 1, 1, 1) for a in PROCESS.alpha_sigma(t))
+    x = gaussian.q_sample(SCHEDULE, x0, t, noise)
+    implied = (x - alpha * guess) / sigma
+    outs = {"noise": implied, "v": alpha * implied - sigma * guess, "x0": guess}
+
+    def bound(out, name):
+        out = jnp.concatenate([out, 0.3 * normal(3)], axis=-1)
+        return ddpm.DDPM(SCHEDULE, name).losses(lambda x, t: out, x0, t, noise)["vb"]
+
+    expected = bound(outs["noise"], "noise")
+    # Step 0 has the logarithm of a probability, whose float32 tails are coarse.
+    np.testing.assert_allclose(bound(outs[prediction], prediction), expected, rtol=2e-3)
+    gradient = jax.grad(lambda out: bound(out, prediction).sum())(jnp.asarray(outs[prediction]))
+    np.testing.assert_array_equal(gradient, np.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_samplers_get_the_variance_code_of_every_prediction(prediction):
+    levels, code = PROCESS.levels("10"), 0.3 * normal(1)
+    out, x = jnp.concatenate([normal(0), code], axis=-1), jnp.asarray(normal(2))
+    read = ddpm.DDPM(SCHEDULE, prediction).reader(levels, clip_x0=False)
+    expected = PROCESS.reader(levels, clip_x0=False)(out, x, 3).log_variance
+    np.testing.assert_array_equal(read(out, x, 3).log_variance, expected)
+
+
+@pytest.mark.parametrize(
+    "steps, message",
+    [
+        ([999], r"steps must be at least two different whole numbers, descending, got \[999\]"),
+        ([5, 5], "steps must be at least two different"),
+        ([5.5, 1], "steps must be at least two different whole numbers"),
+        ([1000, 3], r"steps must be in 0 .. 999, got \[1000, 3\]"),
+        ([3, -1], "steps must be in 0 .. 999"),
+    ],
+)
+def test_steps_that_are_no_levels(steps, message):
+    with pytest.raises(UserError, match=message):
+        PROCESS.levels_at(steps)

@@ -13,7 +13,7 @@ from dit_jax.models import dit
 NULL = 7
 LABELS = np.array([2, 5], np.int32)
 GIVEN = {"y": LABELS}
-ALWAYS = {"nulls": {"y": NULL}, "channels": 4, "interval": (0, 999)}
+OPTIONS = {"nulls": {"y": NULL}, "channels": 4}
 X = np.random.default_rng(0).standard_normal((2, 2, 2, 4), np.float32)
 
 
@@ -27,12 +27,12 @@ def test_golden_guided_forward(golden, golden_images, make_model, check_close):
     """The official rows: guided conditional ones, then null ones under the same guided noise."""
     net = make_model(dit.configure("S", 8))
     z, y = golden_images("z", 2), np.array([207, 360], np.int32)
-    options = {"nulls": {"y": 1000}, "scale": 4.0, "channels": 3, "interval": (0, 999)}
+    options = {"nulls": {"y": 1000}, "channels": 3}
 
     @jax.jit
     def forward(params, z):
         plain = functools.partial(net.apply, params)
-        conditional = guidance.guide(plain, {"y": y}, **options)(z, 500)
+        conditional = guidance.guide(plain, {"y": y}, **options)(z, 500, 4.0)
         null = plain(z, t=jnp.full(2, 500), y=jnp.full(2, 1000))
         unconditional = jnp.concatenate([conditional[..., :3], null[..., 3:]], axis=-1)
         return jnp.concatenate([conditional, unconditional])
@@ -47,16 +47,14 @@ def test_condition_passes_the_time_and_the_labels_to_the_model():
     np.testing.assert_allclose(code, np.broadcast_to(-label, X.shape), rtol=1e-5)
 
 
-def test_scale_1_is_no_guidance():
-    noise, code = split_output(guidance.guide(model, GIVEN, scale=1.0, **ALWAYS)(X, 300), 4)
-    plain_noise, plain_code = split_output(guidance.condition(model, GIVEN)(X, 300), 4)
-    np.testing.assert_allclose(noise, plain_noise, atol=1e-5)
-    np.testing.assert_array_equal(code, plain_code)
+def guided(x, t, scale, **options):
+    """Noise and variance code of the network with guidance."""
+    return split_output(guidance.guide(model, GIVEN, **OPTIONS | options)(x, t, scale), 4)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.5, 4.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.5, 4.0])
 def test_guidance_extrapolates_from_the_null_label(scale):
-    noise, code = split_output(guidance.guide(model, GIVEN, scale=scale, **ALWAYS)(X, 300), 4)
+    noise, code = guided(X, 300, scale)
     conditional, plain_code = split_output(guidance.condition(model, GIVEN)(X, 300), 4)
     null, _ = split_output(guidance.condition(model, {"y": np.full(2, NULL, np.int32)})(X, 300), 4)
     np.testing.assert_allclose(noise, null + scale * (conditional - null), atol=1e-5)
@@ -64,11 +62,8 @@ def test_guidance_extrapolates_from_the_null_label(scale):
 
 
 def test_channels_beyond_the_guided_ones_stay_conditional():
-    options = ALWAYS | {"channels": 3, "scale": 4.0}
-    noise, _ = split_output(guidance.guide(model, GIVEN, **options)(X, 300), 4)
-    everywhere, _ = split_output(
-        guidance.guide(model, GIVEN, **options | {"channels": 4})(X, 300), 4
-    )
+    noise, _ = guided(X, 300, 4.0, channels=3)
+    everywhere, _ = guided(X, 300, 4.0)
     conditional, _ = split_output(guidance.condition(model, GIVEN)(X, 300), 4)
     np.testing.assert_array_equal(noise[..., :3], everywhere[..., :3])
     np.testing.assert_array_equal(noise[..., 3:], conditional[..., 3:])
@@ -79,28 +74,45 @@ def test_without_learned_variance_there_is_no_code():
     def bare(x, t, y):
         return model(x, t, y)[..., :4]
 
-    noise, code = split_output(guidance.guide(bare, GIVEN, scale=3.0, **ALWAYS)(X, 300), 4)
-    expected, _ = split_output(guidance.guide(model, GIVEN, scale=3.0, **ALWAYS)(X, 300), 4)
+    noise, code = split_output(guidance.guide(bare, GIVEN, **OPTIONS)(X, 300, 3.0), 4)
+    expected, _ = guided(X, 300, 3.0)
     assert code is None
     np.testing.assert_array_equal(noise, expected)
 
 
-@pytest.mark.parametrize("t, rows", [(99, 2), (100, 4), (400, 4), (401, 2)])
-def test_outside_the_interval_the_null_label_is_not_evaluated(t, rows):
+@pytest.mark.parametrize("scale, rows", [(1.0, 2), (1.5, 4), (0.0, 4)])
+def test_at_scale_1_the_null_label_is_not_evaluated(scale, rows):
     """Counted inside the model, by a callback with its labels."""
-    options = ALWAYS | {"interval": (100, 400), "scale": 4.0}
     seen = []
 
     def counted(x, t, y):
         jax.debug.callback(lambda y: seen.append(y.tolist()), y)
         return model(x, t, y)
 
-    network = jax.jit(guidance.guide(counted, GIVEN, **options))
-    noise, _ = split_output(jax.block_until_ready(network(X, jnp.asarray(t))), 4)
+    network = jax.jit(guidance.guide(counted, GIVEN, **OPTIONS))
+    jax.block_until_ready(network(X, 300, jnp.float32(scale)))
     jax.effects_barrier()
     assert seen == [[2, 5] + [NULL] * (rows - 2)]
-    conditional, _ = split_output(guidance.condition(model, GIVEN)(X, t), 4)
-    assert np.allclose(noise, conditional, atol=1e-5) == (rows == 2)
+
+
+def test_a_scale_is_of_the_time_at_which_a_step_begins():
+    levels = ddpm.DDPM(schedules.linear()).levels_at([900, 600, 400, 399, 100, 0])
+    scales = guidance.scales(levels, scale=4.0, interval=(100, 400))
+    np.testing.assert_array_equal(scales, [1, 1, 4, 4, 4, 1])
+    edges = guidance.edges(scales)
+    np.testing.assert_array_equal(edges, [False, False, True, False, False, True])
+    np.testing.assert_array_equal(guidance.scales(levels, scale=1.3, interval=(0, 999)), [1.3] * 6)
+    assert not guidance.edges(np.full(6, 1.3)).any()
+
+
+@pytest.mark.parametrize(
+    "schedule, middle", [("constant", [3, 3, 3]), ("linear", [1, 2, 2.5]), ("cosine", [1, 2, 2.71])]
+)
+def test_a_schedule_lets_the_scale_rise_to_the_data(schedule, middle):
+    """The first level is noise, the others are at a half and a quarter of its time."""
+    levels = ddpm.DDPM(schedules.linear(801)).levels_at([800, 400, 200])
+    scales = guidance.scales(levels, scale=3.0, interval=(0, 800), schedule=schedule)
+    np.testing.assert_allclose(scales, middle, atol=0.01)
 
 
 def test_a_sampler_evaluates_the_null_label_inside_the_interval_only():
@@ -111,10 +123,11 @@ def test_a_sampler_evaluates_the_null_label_inside_the_interval_only():
         jax.debug.callback(lambda t: seen.append((int(t[0]), len(t))), t)
         return model(x, t, y)
 
-    options = ALWAYS | {"interval": (200, 500), "scale": 4.0}
     process = ddpm.DDPM(schedules.linear())
     levels = process.levels("ddim10")
-    predict = predictor(guidance.guide(counted, GIVEN, **options), process, levels)
+    network = guidance.guide(counted, GIVEN, **OPTIONS)
+    scales = guidance.scales(levels, scale=4.0, interval=(200, 500))
+    predict = predictor(network, process, levels, scales=scales)
     run = jax.jit(lambda x: samplers.run(samplers.ddim(levels), predict, x))
     jax.block_until_ready(run(X))
     jax.effects_barrier()
@@ -130,6 +143,6 @@ def test_a_condition_without_a_null_is_given_in_both_halves():
         return model(x, t, y)
 
     given = GIVEN | {"action": np.array([3, 4], np.int32)}
-    jax.block_until_ready(guidance.guide(counted, given, scale=2.0, **ALWAYS)(X, jnp.asarray(3)))
+    jax.block_until_ready(guidance.guide(counted, given, **OPTIONS)(X, jnp.asarray(3), 2.0))
     jax.effects_barrier()
     assert seen == [[[2, 5, NULL, NULL], [3, 4, 3, 4]]]

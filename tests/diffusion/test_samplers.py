@@ -65,13 +65,14 @@ def predict_gaussian(mean, std, levels):
 def test_golden_guided_ddim(golden, golden_images, make_model, check_close):
     net = make_model(dit.configure("S", 8))
     levels = LONG.levels("25")
-    options = {"nulls": {"y": 1000}, "scale": 4.0, "channels": 3, "interval": (0, 999)}
+    options = {"nulls": {"y": 1000}, "channels": 3}
 
     @jax.jit
     def sample(params, z):
         model = functools.partial(net.apply, params)
         network = guidance.guide(model, {"y": np.array([207, 360], np.int32)}, **options)
-        return samplers.run(samplers.ddim(levels), predictor(network, LONG, levels), z)
+        predict = predictor(network, LONG, levels, scales=np.full(25, 4.0))
+        return samplers.run(samplers.ddim(levels), predict, z)
 
     x = sample(net.params, golden_images("z", 2))
     check_close("cfg/ddim25", x, golden["cfg/ddim25"], 1e-3)

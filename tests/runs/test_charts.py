@@ -16,7 +16,7 @@ def read(path, name=None, **fields):
 
 def test_each_metric_and_score_of_the_record_is_a_figure(tmp_path):
     titles = [title for title, _ in charts.make([read(tmp_path / "run")])]
-    expected = ["noise MSE", "variational bound (bits)", "gradient norm", "images/s"]
+    expected = ["MSE of the prediction", "variational bound (bits)", "gradient norm", "images/s"]
     assert titles == [*expected, "time spent waiting for data (%)"]
     scored = charts.make([read(tmp_path / "run", mfu=0.4, frechet_distance=2.0, kid=0.1)])
     figures = dict(scored)
@@ -36,7 +36,7 @@ def test_plotly_accepts_every_figure(tmp_path):
 
 
 def test_one_run_has_its_means_and_the_smoothed_ones_on_a_logarithmic_axis(tmp_path):
-    figure = dict(charts.make([read(tmp_path / "run")]))["noise MSE"]
+    figure = dict(charts.make([read(tmp_path / "run")]))["MSE of the prediction"]
     raw, smoothed = figure["data"]
     assert raw["x"] == smoothed["x"] == [*range(10, 101, 10)]
     assert raw["y"] == [float(f"{0.9 / step:.4g}") for step in raw["x"]]
@@ -51,7 +51,7 @@ def test_a_curve_with_values_below_zero_has_a_linear_axis(tmp_path):
 
 def test_runs_are_overlaid_and_one_click_hides_both_curves_of_a_run(tmp_path):
     runs = [read(tmp_path / name, name) for name in ("a", "b", "c")]
-    traces = dict(charts.make(runs))["noise MSE"]["data"]
+    traces = dict(charts.make(runs))["MSE of the prediction"]["data"]
     assert [each.get("legendgroup") for each in traces] == ["a", "a", "b", "b", "c", "c"]
     assert [each["name"] for each in traces if each.get("showlegend", True)] == ["a", "b", "c"]
     assert len({each["line"]["color"] for each in traces}) == 3

@@ -24,6 +24,17 @@ def test_the_outline_says_what_the_paper_says():
     assert outline.warnings(settings, parts.model, 1_281_167) == []
 
 
+def test_the_outline_tells_what_averages_cost():
+    train = {"ema_snapshot_every": 25_000}
+    settings, parts = make(imagenet256.get_config("XL/2"), ("train", train))
+    state = parts.abstract_state()
+    assert outline.describe(settings, parts, state.params, 1_281_167)[-1] == (
+        "averages: widths 0.05, 0.1, 5.4 GB of memory; a snapshot every 25,000 steps, 86.4 GB on "
+        "disk"
+    )
+    assert len(state.averages) == 2
+
+
 @pytest.mark.parametrize("count, warned", [(64, False), (63, True)])
 def test_a_batch_larger_than_the_data_set_is_warned_of(count, warned):
     settings, parts = make(digits.get_config())

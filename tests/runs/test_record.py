@@ -130,7 +130,9 @@ def test_the_loss_curve_has_a_title_axes_that_can_be_read_and_a_smoothed_line(
     record.plot_losses(tmp_path / "m", tmp_path / "loss.png")
     (shown,) = drawn
     assert shown.get_suptitle() == f"{tmp_path.name}: loss to step 400"
-    for axes, title in zip(shown.axes, ("noise MSE", "variational bound (bits)"), strict=True):
+    for axes, title in zip(
+        shown.axes, ("MSE of the prediction", "variational bound (bits)"), strict=True
+    ):
         assert axes.get_title() == axes.get_ylabel() == title and axes.get_xlabel() == "step"
         assert [text.get_text() for text in axes.get_legend().get_texts()][1] == "smoothed"
         low, high = axes.get_ylim()

@@ -78,7 +78,7 @@ def test_the_page_has_every_part_of_a_run(run):
     text = write(run).text
     for part in (
         *("DiT-Ti/4", "finished", "100 of 100", "Always the same noise", "zero, 1, 2, 3"),
-        *("noise MSE", "gradient norm", "images/s", "time spent waiting for data (%)"),
+        *("MSE of the prediction", "gradient norm", "images/s", "time spent waiting for data (%)"),
         *(
             "Frechet distance (classifier features)",
             "7.25\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.5",

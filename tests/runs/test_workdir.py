@@ -67,6 +67,8 @@ def test_a_resumed_run_may_change_what_does_not_change_its_result(tmp_path, fiel
     "fields, message",
     [
         ({"train": {"learning_rate": 0.5}}, "train.learning_rate 0.0001, got 0.5;"),
+        ({"train": {"optimizer": "muon"}}, "train.optimizer 'adamw', got 'muon';"),
+        ({"train": {"ema_snapshot_every": 9}}, "train.ema_snapshot_every 0, got 9;"),
         ({"compute": {"dtype": "float32"}}, "compute.dtype 'bfloat16', got 'float32';"),
         ({"model": {"size": "S"}, "data": {"flip": False}}, r"'XL', got 'S' \(and 1 more\);"),
     ],

@@ -81,7 +81,7 @@ def test_pixels_are_not_in_model_units():
     with pytest.raises(UserError, match="^x must be in model units, about -1 .. 1, got pixels in"):
         call(pixels, 3, [0, 1])
     with pytest.raises(UserError, match="^noise must be in model units, about -1 .. 1, got pixels"):
-        arguments.read_noise(pixels, X.shape)
+        arguments.read_grid("noise", pixels, X.shape)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, None, "3", np.float32(2)])

@@ -21,6 +21,9 @@ class Fake:
     def __init__(self):
         self.calls = []
 
+    def levels(self, *, num_steps="250"):
+        return self.process.levels(num_steps)
+
     def sample(self, labels, *, levels=(), trajectory=False, **options):
         self.calls.append(options)
         shades = 10 * np.arange(len(labels))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dit_jax import settings
-from dit_jax.diffusion import ddpm, schedules
+from dit_jax.diffusion import ddpm, flow, samplers, schedules, solvers
+from dit_jax.diffusion.process import Prediction
 from dit_jax.errors import UserError
 from dit_jax.machine import sharding
 from dit_jax.models import dit, pixels
@@ -148,11 +149,62 @@ def test_guidance_needs_a_null_label():
 
 
 @pytest.mark.parametrize(
-    "options, passes", [({}, 8), ({"cfg_scale": 1.0}, 4), ({"cfg_interval": (300, 999)}, 7)]
+    "options, calls, passes",
+    [
+        ({}, 4, 8),
+        ({"cfg_scale": 1.0}, 4, 4),
+        ({"cfg_interval": (300, 999)}, 4, 7),
+        ({"sampler": "heun", "cfg_interval": (300, 999)}, 7, 13),
+        ({"sampler": "unipc", "cfg_schedule": "linear"}, 4, 7),
+        ({"num_steps": "999,500,1"}, 3, 6),
+    ],
 )
-def test_a_guided_step_costs_two_passes(options, passes):
+def test_a_guided_step_costs_two_passes(options, calls, passes):
     """The four steps are 0, 333, 666 and 999."""
-    assert generate.count_passes(PROCESS, dataclasses.replace(SAMPLING, **options)) == passes
+    sampling = dataclasses.replace(SAMPLING, **options)
+    assert generate.count_calls(PROCESS, sampling) == calls
+    assert generate.count_passes(PROCESS, sampling) == passes
+
+
+@pytest.mark.parametrize("sampler", ["dpm2m", "unipc"])
+def test_multistep_samplers_start_anew_where_guidance_begins_and_ends(sampler):
+    options = {"sampler": sampler, "num_steps": "5", "cfg_interval": (300, 790)}
+    plan = generate.make_plan(PROCESS, dataclasses.replace(SAMPLING, **options))
+    np.testing.assert_array_equal(plan.scales, [1, 1, 2, 2, 1])  # t = 999, 799, 599, 399, 199
+
+    def predict(x, i):
+        return Prediction(np.float32(0.5) * x**2 - x, None)
+
+    def sample(sampler):
+        return samplers.run(sampler, predict, np.linspace(-1, 1, 6, dtype=np.float32)[:, None])
+
+    restarts = np.array([False, False, True, False, True])
+    expected = sample(solvers.SAMPLERS[sampler](plan.levels, restarts=restarts))
+    np.testing.assert_array_equal(sample(plan.sampler), expected)
+    assert np.abs(expected - sample(solvers.SAMPLERS[sampler](plan.levels))).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options, times",
+    [
+        ({"sampler": "ddim"}, [999, 666, 333, 0]),
+        ({"sampler": "dpm2m"}, [999, 749, 499, 249]),
+        ({"sampler": "dpm2m", "spacing": "linspace"}, [999, 666, 333, 0]),
+        ({"sampler": "unipc", "num_steps": "ddim4"}, [750, 500, 250, 0]),
+        ({"sampler": "heun", "num_steps": "999,9"}, [999, 9]),
+    ],
+)
+def test_a_sampler_has_a_spacing_of_its_own(options, times):
+    levels = generate.make_levels(PROCESS, dataclasses.replace(SAMPLING, **options))
+    assert levels.time[:-1].tolist() == times
+
+
+def test_the_last_step_of_sde_is_that_of_its_option():
+    path = flow.Flow("linear")
+    for sampler, last, expected in [("sde", 0.04, 0.04), ("sde", 0.0, 0.25), ("ddim", 0.04, 0.25)]:
+        options = {"sampler": sampler, "sde_last": last, "cfg_interval": (0, 1)}
+        levels = generate.make_levels(path, dataclasses.replace(SAMPLING, **options))
+        assert levels.time[-2] == expected and levels.num_steps == 4
 
 
 def test_weights_go_from_class_to_class():

@@ -99,6 +99,122 @@ def test_given_noise_is_where_sampling_starts(run, sampler):
     assert np.array_equal(later, drawn()) == (sampler == "ddim")  # ddpm draws in every step
 
 
+NEW = [
+    {"sampler": "sde"},
+    *(
+        pytest.param(options, marks=pytest.mark.slow)
+        for options in (
+            {"sampler": "euler"},
+            {"sampler": "heun"},
+            {"sampler": "dpm2m"},
+            {"sampler": "unipc"},
+            {"spacing": "trailing"},
+            {"num_steps": "999,600,300,20"},
+            {"cfg_schedule": "linear"},
+        )
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return dit_jax.load(run[0])
+
+
+@pytest.mark.parametrize("options", NEW)
+def test_samplers_spacings_and_schedules_reach_the_samples(model, options):
+    usual = {"clip_x0": False, "num_steps": 4, "sampler": "ddpm"}
+    images = model.sample([3, 1], **usual | options)
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
+    assert not np.array_equal(images, model.sample([3, 1], **usual))
+    alone = model.sample([1], **usual | options, first=1)
+    np.testing.assert_allclose(alone[0].astype(int), images[1], atol=1)  # a pixel at a rounding
+
+
+@pytest.fixture(scope="module")
+def path_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("path")
+    shape = random_run.MODEL | {"learn_sigma": False}
+    sampling = random_run.CONFIG["sampling"] | {"cfg_interval": [0, 1]}
+    config = {"model": shape, "diffusion": {"process": "linear"}, "sampling": sampling}
+    random_run.save(path, random_run.CONFIG | config, model=dit.configure(**shape))
+    return dit_jax.load(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "unipc", "shift": 3.0, "cfg_interval": (0.2, 0.7)},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"sampler": "sde", "sde_noise": "decreasing", "sde_last": 0.1},
+                {"sampler": "heun", "num_steps": "1,0.8,0.3"},
+                {"sampler": "dpm2m", "spacing": "log_snr"},
+            )
+        ),
+    ],
+)
+def test_a_path_has_samplers_and_times_of_its_own(path_model, options):
+    images = path_model.sample([3, 1], **options)
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
+    assert not np.array_equal(images, path_model.sample([3, 1]))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cfg_interval": (0, 500)}, "cfg_interval must be first <= last in 0 .. 1, got"),
+        ({"spacing": "leading"}, "spacing must be auto, linspace, trailing or log_snr for a path"),
+        ({"num_steps": "1,0"}, "num_steps must be times above 0 and at most 1, got 1,0"),
+        ({"num_steps": 1}, "num_steps must be in 2 .. 100000, got '1'"),
+        (
+            {"sampler": "sde", "sde_last": 0.1, "num_steps": "1,0.5"},
+            "sde_last must be 0.04 unless a",
+        ),
+        (
+            {"sampler": "sde", "sde_noise": "sbdm"},
+            "sde_noise must be finite where sampling begins, got sbdm at alpha 0",
+        ),
+    ],
+)
+def test_what_a_path_has_not_is_named(path_model, options, message):
+    with pytest.raises(UserError, match=message):
+        path_model.sample([3], **options)
+
+
+def test_an_inversion_leads_to_noise_from_which_ddim_makes_the_images(model):
+    """The random network is no denoiser, but DDIM has an inverse."""
+    steps = {"num_steps": 8, "spacing": "log_snr"}
+    back = {"sampler": "ddim", "cfg_scale": 1.0, "clip_x0": False} | steps
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
+    noise = model.invert(images, [3, 1, 4], iterations=8, **steps)
+    assert noise.shape == (3, 8, 8, 1) and noise.dtype == np.float32
+    again = model.sample([3, 1, 4], noise=noise, **back)
+    np.testing.assert_allclose(again.astype(int), images, atol=1)
+    edited = model.sample([5, 5, 5], noise=noise, **back)
+    assert np.abs(edited.astype(int) - images).max() > 5
+    x0 = np.asarray(pixels.to_unit(images))
+    np.testing.assert_array_equal(model.invert(x0, [3, 1, 4], iterations=8, **steps), noise)
+
+
+@pytest.mark.parametrize(
+    "images, options, message",
+    [
+        (X[:1], {"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+        (X[:1], {"cfg_scale": 2}, "option of an inversion must be num_steps, .*, got cfg_scale"),
+        (X[:1], {"num_steps": 1}, "num_steps must be in 2 .. 1000, got '1'"),
+        (X[:1] * np.nan, {}, "images must be finite, got nan"),
+        (X, {}, r"images must have shape \(1, 8, 8, 1\), got \(2, 8, 8, 1\)"),
+        (np.zeros((1, 9, 8, 1), np.uint8), {}, r"images must have shape \(1, 8, 8, 1\), got"),
+        ("cat", {}, "images must be an array of numbers, got 'cat'"),
+    ],
+)
+def test_invert_names_bad_arguments(model, images, options, message):
+    with pytest.raises(UserError, match=message):
+        model.invert(images, [3], **options)
+
+
 def test_a_trajectory_ends_with_the_sample(run):
     model = dit_jax.load(run[0])
     images = model.sample([3, 1, 4])
@@ -229,7 +345,7 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"num_steps": None}, "num_steps must be a number, as .*, got None"),
         ([3], {"cfg_interval": None}, "cfg_interval must be a list, got None"),
         ([3], {"cfg_interval": [[0], [1]]}, "cfg_interval must be two numbers"),
-        ([3], {"sampler": ["ddim"]}, "sampler must be one of ddpm, ddim, got"),
+        ([3], {"sampler": ["ddim"]}, "sampler must be one of ddpm, ddim, euler, .*, got"),
         ([3], {"clip_x0": "no"}, "clip_x0 must be true or false, got 'no'"),
         ([3], {"scale": 2}, "a sampling option must be one of sampler, .*, got scale"),
         ([3], {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
@@ -241,7 +357,11 @@ def test_repr_names_size_design_step_and_weights(run):
         ([3], {"levels": [1]}, r"levels must be None without trajectory, got \[1\]"),
         ([3], {"levels": [5], "trajectory": True}, "levels must be in 0 .. 4, got 5"),
         ([3], {"levels": [0.5], "trajectory": True}, "levels must be a list of whole numbers, got"),
-        ([3], {"sampler": "heun"}, "sampler must be one of ddpm, ddim, got 'heun'"),
+        ([3], {"sampler": "plms"}, "sampler must be one of ddpm, ddim, .*, unipc, got 'plms'"),
+        ([3], {"spacing": "even"}, "spacing must be one of auto, linspace, .*, got 'even'"),
+        ([3], {"num_steps": "9,7,x"}, "num_steps must be a number, as .*, got '9,7,x'"),
+        ([3], {"num_steps": "9,12"}, "num_steps must be times that descend, got 9,12"),
+        ([3], {"shift": 2}, "shift must be 0 for process ddpm, which counts steps, got 2.0"),
     ],
 )
 def test_sample_names_bad_arguments(run, labels, options, message):

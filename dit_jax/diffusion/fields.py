@@ -1,0 +1,80 @@
+"""Checks of a `settings.Diffusion` without jax: which fields and steps fit together."""
+
+from dit_jax import settings
+from dit_jax.diffusion import schedules
+from dit_jax.errors import UserError
+
+PREDICTIONS = {  # of each process, the usual one first
+    "ddpm": ("noise", "v", "x0"),
+    "linear": ("velocity", "noise", "v", "x0"),
+    "gvp": ("velocity", "noise", "v", "x0"),
+}
+ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # values for DDPM
+UNUSED = {  # {field: (another field, its value with which the first has no effect, the default)}
+    "time_mean": ("time", "uniform", 0.0),
+    "time_std": ("time", "uniform", 1.0),
+    "weight_gamma": ("weight", "constant", 0.0),
+}
+MAX_STEPS = 100_000  # of a path
+
+
+def is_path(diffusion):
+    """Whether the process is a path with real times in 0 .. 1, without steps."""
+    return diffusion.process != "ddpm"
+
+
+def check(diffusion):
+    """UserError if there is no process of a `settings.Diffusion`."""
+    name, predictions = diffusion.process, PREDICTIONS[diffusion.process]
+    if diffusion.prediction not in predictions:
+        raise UserError(
+            f"prediction must be one of {', '.join(predictions)} for process {name}, "
+            f"got {diffusion.prediction}"
+        )
+    for field, (choice, chosen, value) in UNUSED.items():
+        given = getattr(diffusion, field)
+        if getattr(diffusion, choice) == chosen and given != value:
+            raise UserError(
+                f"{field} must be {value} for {choice} {chosen}, which has none, got {given}"
+            )
+    if is_path(diffusion):
+        return
+    for field, value in ONLY_PATHS.items():
+        if (given := getattr(diffusion, field)) != value:
+            raise UserError(
+                f"{field} must be {value} for process ddpm, which counts steps, got {given}"
+            )
+    if diffusion.time != "uniform":
+        raise UserError(f"time must be uniform for process ddpm, got {diffusion.time}")
+    schedules.make(diffusion.schedule, diffusion.num_steps)
+
+
+def last_time(diffusion):
+    """`process.Process.last_time` of a `settings.Diffusion`."""
+    return 1 if is_path(diffusion) else diffusion.num_steps - 1
+
+
+def check_num_steps(diffusion, num_steps):
+    """UserError if the process has no `levels(num_steps)`."""
+    if is_path(diffusion):
+        path_steps(num_steps)
+    else:
+        schedules.keep_steps(diffusion.num_steps, num_steps)
+
+
+def path_steps(num_steps):
+    """How many steps "50" or "ddim50" means on a path: the same; UserError for anything else."""
+    text = str(num_steps)
+    if not settings.SPACING.fullmatch(text):
+        raise UserError(f"num_steps must be {settings.SPACING_RULE}, got {num_steps!r}")
+    count = int(text.removeprefix("ddim"))
+    if not 2 <= count <= MAX_STEPS:
+        raise UserError(f"num_steps must be in 2 .. {MAX_STEPS}, got {num_steps!r}")
+    return count
+
+
+def shown(diffusion):
+    """{field: value} of the process that a checkpoint is sampled with, without its training."""
+    path = ("process", "prediction", "shift", "time_scale", "reverse_time")
+    names = path if is_path(diffusion) else ("process", "schedule", "num_steps", "prediction")
+    return {name: getattr(diffusion, name) for name in names}
