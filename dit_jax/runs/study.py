@@ -134,8 +134,8 @@ def shown_fields(settings):
 def design(settings, shown):
     """The name of a run's design: the values of the shown fields that are not the default ones."""
     if len(shown) > 1:
-        return _name(settings, _said(settings, shown), shown) or DEFAULT
-    return _name(settings, shown or [CONDITIONING], shown)
+        return _name(settings, _said(settings, shown)) or DEFAULT
+    return _name(settings, shown or [CONDITIONING])
 
 
 def _said(settings, names):
@@ -158,13 +158,14 @@ def _said(settings, names):
     return said
 
 
-def _name(settings, names, shown):
-    """FIELD=VALUE of some fields; with the topic where two of the shown fields have one name."""
-    fields, texts = [name.rpartition(".")[2] for name in shown], []
+def _name(settings, names):
+    """FIELD=VALUE of some fields; with its topic if a field of another topic has the same name."""
+    values, texts = settings_lib.flat(settings), []
+    fields = [name.rpartition(".")[2] for name in values]
     for name in names:
-        value, field = settings_lib.flat(settings)[name], name.rpartition(".")[2]
-        field = name if fields.count(field) > 1 else field
-        texts.append(value if name == CONDITIONING else f"{field}={value}")
+        field = name.rpartition(".")[2]
+        short = name if fields.count(field) > 1 else field
+        texts.append(values[name] if name == CONDITIONING else f"{short}={values[name]}")
     return ", ".join(texts)
 
 
@@ -269,7 +270,7 @@ def _remarks(trend, found):
     lines, shown = [], found.shown
     default = [each for each in found.settings if design(each, shown) == DEFAULT]
     if default:
-        lines.append(f"{DEFAULT}: {_name(default[0], shown, shown)}")
+        lines.append(f"{DEFAULT}: {_name(default[0], shown)}")
     if trend:
         lines.append(f"correlation of log Gflops and score: {trend.correlation:.2f}")
         if trend.exponent is not None:
