@@ -286,17 +286,17 @@ def race_table(rows):
     """The text of a table of `races`."""
     width = max(16, *(len(row["design"]) for row in rows))
     unit, size = time_unit([row["seconds"] for row in rows])
-    heads = {unit: ".3g", "until step": ",.0f", f"until {unit}": ".3g", AGREEMENT: ".1%"}
-    lines = [f"{'design':{width}}  {'  '.join(heads)}"]
+    specs = {unit: ".3g", "until step": ",.0f", f"until {unit}": ".3g", AGREEMENT: ".1%"}
+    lines = [[f"{'design':{width}}", *(f"{head:>8}" for head in specs)]]
     for row in rows:
         times = [row[name] and row[name] / size for name in ("seconds", "until_seconds")]
         cells = (times[0], row["until_step"], times[1], row["agreement"])
         texts = [
-            f"{'-' if cell is None else format(cell, spec):>{len(head)}}"
-            for cell, (head, spec) in zip(cells, heads.items(), strict=True)
+            "-" if x is None else format(x, y) for x, y in zip(cells, specs.values(), strict=True)
         ]
-        lines.append(f"{row['design']:{width}}  {'  '.join(texts)}")
-    return "\n".join(lines)
+        texts = [f"{text:>{len(head)}}" for text, head in zip(texts, lines[0][1:], strict=True)]
+        lines.append([f"{row['design']:{width}}", *texts])
+    return "\n".join(map("  ".join, lines))
 
 
 def time_unit(seconds):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from receipts import FID, PAPER, receipt, run, runs_of_paper
@@ -185,10 +186,10 @@ def test_designs_of_several_seeds_have_bands_over_steps_and_time(tmp_path, drawn
         "training steps",
         "minutes of training",
     )
-    assert list(by_time.containers[0][0].get_xdata()) == [30, 60, 120]
+    assert list(by_time.containers[0][0].get_xdata()) == pytest.approx([30, 60, 120])
     for axes in (by_steps, by_time):
         assert texts(axes) == ["noise", "v"]
-        (band,) = (each for each in axes.collections if "FillBetween" in type(each).__name__)
+        (band,) = (each for each in axes.collections if isinstance(each, PolyCollection))
         top = band.get_paths()[0].vertices[:, 1].max()
         first = runs[1].receipts[0]["scores"][FID]
         assert top == pytest.approx(first["value"] + first["deviation"])
