@@ -150,8 +150,7 @@ def designs(path, runs, *, score, over_time=False):
             if run.seeds > 1:
                 curves[i] = _draw_band(axes, curves[i], styles[names[i]]["color"])
         drawing.draw(axes, curves, styles, start=0)
-        if not over_time:
-            drawing.step_axis(axes, curves, 6)
+        drawing.step_axis(axes, curves, 6)
         drawing.name_ends(axes, curves, styles)
 
 

@@ -16,8 +16,10 @@ from dit_jax.runs import averages, evaluate, snapshots
 
 
 def run(request, paths, swept, out, command):
-    """Judges every run with every choice; writes OUT/sweep.json, OUT/sweep.png, and for numbers of
-    steps OUT/sampling_compute.png, or OUT/sampling_calls.png beside another option.
+    """Judges every run with every choice; writes OUT/sweep.json and pictures.
+
+    These are OUT/sweep.png and, for numbers of steps, OUT/sampling_compute.png; for numbers of
+    steps and another option OUT/sampling_calls.png.
 
     swept: dicts of the same options, of sampling or ema_width. OUT/RUN/NAME=VALUE, or
     NAME=VALUE,NAME=VALUE, has the receipt and the features of each, which are not computed again;
@@ -42,15 +44,16 @@ def _draw(results, names, out):
     disk.write_text(out / "sweep.json", json.dumps(results, indent=2) + "\n")
     score = next(iter(results[0]["receipt"]["scores"]))  # the Frechet distance
     entries = [each | {"run": "/".join([each["run"], *_others(each, axis)])} for each in results]
-    plots.sweep(out / "sweep.png", entries, field=axis, score=score)
     if len(names) > 1:
         print(table(entries, axis, score))
-    if axis == "num_steps" and len(names) > 1:
+    if len(names) > 1 and axis == "num_steps":
         plots.sampling_calls(out / "sampling_calls.png", entries, score=score)
-    elif axis == "num_steps":  # fig. 10 of the paper
+    else:
+        plots.sweep(out / "sweep.png", entries, field=axis, score=score)
+    if names == ["num_steps"]:  # fig. 10 of the paper
         receipts = [each["receipt"] for each in results]
         plots.sampling_compute(out / "sampling_compute.png", receipts, score=score)
-    logging.info("%s", out / "sweep.png")
+    logging.info("pictures: %s", out)
 
 
 def _others(result, axis):
