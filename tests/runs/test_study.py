@@ -182,22 +182,24 @@ def test_designs_are_named_by_the_values_that_are_not_the_default_ones():
     assert others == ["b1=0.5", "adaln, diffusion.num_steps=500, b1=0.5"]  # sampling has one too
 
 
-def test_a_value_that_follows_from_another_is_no_part_of_a_name(monkeypatch):
-    read = settings_lib.read
-
-    def squared_cosine_predicts_velocity(fields):
-        diffusion = fields["diffusion"]
-        usual = "velocity" if diffusion.get("schedule") == "squared_cosine" else "noise"
-        return read(fields | {"diffusion": {"prediction": usual} | diffusion})
-
-    monkeypatch.setattr(settings_lib, "read", squared_cosine_predicts_velocity)
-    settings = [
-        make_settings(diffusion_prediction="noise"),
-        make_settings(diffusion_schedule="squared_cosine", diffusion_prediction="velocity"),
+def test_a_value_that_follows_from_another_is_no_part_of_a_name():
+    """A path predicts the velocity and learns no variance unless a config says so."""
+    objectives = [
+        {},
+        {"prediction": "v"},
+        {"prediction": "x0", "weight": "min_snr"},
+        {"process": "linear"},
+        {"process": "linear", "time": "logit_normal", "prediction": "noise"},
     ]
+    settings = [settings_lib.read({"diffusion": fields}) for fields in objectives]
     shown = study.shown_fields(settings)
-    names = [study.design(each, shown) for each in settings]
-    assert names == ["schedule=linear", "schedule=squared_cosine"]
+    assert [study.design(each, shown) for each in settings] == [
+        study.DEFAULT,
+        "prediction=v",
+        "prediction=x0, weight=min_snr",
+        "process=linear",
+        "prediction=noise, process=linear, time=logit_normal",
+    ]
 
 
 @pytest.mark.parametrize(
