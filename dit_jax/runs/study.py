@@ -258,7 +258,7 @@ def _say_races(races, found):
     lines = []
     for rows in filter(None, races):
         first = rows[0]
-        goal = f"until the score is {first['target']:.4g}, as of {first['reference']}"
+        goal = f"until the score is {first['target']:.4g}, that of {first['reference']}"
         lines += [f"{first['model']}, {goal} at step {found.step}:", scaling.race_table(rows)]
     if lines and len(found.machines) > 1:
         lines.append(f"times do not compare: trained on {', '.join(found.machines)}")

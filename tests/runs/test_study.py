@@ -143,7 +143,7 @@ def test_designs_are_timed_until_they_are_as_good_as_the_reference(repeated):
     # At steps 1000 and 2000 its means are 24 and 12, and the reference ends with 22.
     assert fast["until_step"] == pytest.approx(1000 + 1000 / 6)
     assert fast["until_seconds"] == pytest.approx(fast["until_step"] / 2)
-    assert "XL/2, until the score is 22, as of weight_decay=0.0 at step 2000:" in text
+    assert "XL/2, until the score is 22, that of weight_decay=0.0 at step 2000:" in text
     row = next(line for line in text.splitlines() if line.startswith("weight_decay=0.1"))
     assert row.split()[1:] == ["16.7", "1,167", "9.72", "-"]  # minutes, steps, minutes, agreement
 
@@ -151,7 +151,7 @@ def test_designs_are_timed_until_they_are_as_good_as_the_reference(repeated):
 def test_the_reference_is_chosen_by_its_name(call, repeated):
     flags = [f"--study={repeated}", f"--out={repeated}/plots"]
     code, text, errors = call(evaluate, *flags, "--reference=weight_decay=0.1")
-    assert (code, errors) == (0, "") and "until the score is 12, as of weight_decay=0.1" in text
+    assert (code, errors) == (0, "") and "until the score is 12, that of weight_decay=0.1" in text
     slow = next(line for line in text.splitlines() if line.startswith("weight_decay=0.0"))
     assert slow.split()[2:4] == ["-", "-"]  # it never is
     code, _, errors = call(evaluate, *flags, "--reference=adaln")
