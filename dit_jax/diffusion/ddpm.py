@@ -45,7 +45,7 @@ class DDPM(NamedTuple):
         return gaussian.q_sample(self.schedule, x0, t, noise)
 
     def losses(self, network, x0, t, noise):
-        """ "loss", "mse" and, if the variance is learned, "vb": see `losses.objective`."""
+        """The terms of `losses.objective`: loss, mse and, if the variance is learned, vb."""
         x_t = self.corrupt(x0, t, noise)
         known = self._known(*self.alpha_sigma(slice(None)))
         weight = None if self.weight.kind == "constant" else losses.loss_weight(self.weight, known)

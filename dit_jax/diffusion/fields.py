@@ -1,4 +1,4 @@
-"""Checks of a `settings.Diffusion` that need no jax: pairs that have no meaning, and spacings."""
+"""Checks of a `settings.Diffusion` without jax: which fields and steps fit together."""
 
 from dit_jax import settings
 from dit_jax.diffusion import schedules
@@ -9,8 +9,8 @@ PREDICTIONS = {  # of each process, the usual one first
     "linear": ("velocity", "noise", "v", "x0"),
     "gvp": ("velocity", "noise", "v", "x0"),
 }
-ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # and what DDPM has
-UNUSED = {  # {field: (the choice and its value that has none, the field's value then)}
+ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # values for DDPM
+UNUSED = {  # {field: (another field, its value with which the first has no effect, the default)}
     "time_mean": ("time", "uniform", 0.0),
     "time_std": ("time", "uniform", 1.0),
     "weight_gamma": ("weight", "constant", 0.0),
@@ -63,7 +63,7 @@ def check_num_steps(diffusion, num_steps):
 
 
 def path_steps(num_steps):
-    """The number of steps along a path, of "50" or "ddim50": both are equal; else UserError."""
+    """How many steps "50" or "ddim50" means on a path: the same; UserError for anything else."""
     text = str(num_steps)
     if not settings.SPACING.fullmatch(text):
         raise UserError(f"num_steps must be {settings.SPACING_RULE}, got {num_steps!r}")
@@ -74,7 +74,7 @@ def path_steps(num_steps):
 
 
 def shown(diffusion):
-    """{field: value} of what a checkpoint's process is, without how it was trained."""
+    """{field: value} of the process that a checkpoint is sampled with, without its training."""
     path = ("process", "prediction", "shift", "time_scale", "reverse_time")
     names = path if is_path(diffusion) else ("process", "schedule", "num_steps", "prediction")
     return {name: getattr(diffusion, name) for name in names}

@@ -71,7 +71,7 @@ class Flow(NamedTuple):
         return known.alpha * x0 + known.sigma * noise
 
     def losses(self, network, x0, t, noise):
-        """ "loss", weighted, and "mse", not weighted, of the prediction in squared model units."""
+        """{"loss", "mse"}: squared errors of the prediction, with and without the weight."""
         known = self._known(_beside(t, x0))
         x_t = known.alpha * x0 + known.sigma * noise
         out = network(x_t, t)[..., : x0.shape[-1]]

@@ -25,9 +25,8 @@ def guide(model, given, *, nulls, channels):
     """network(x, t, scale) with the conditions `given`, guided by a scale (Ho & Salimans 2022).
 
     nulls: {name: null value} of the conditions that can be left out. Only the first `channels`
-    channels of the prediction are guided. The variance code is the one of `given`. At a scale of 1,
-    which changes nothing, only the conditions `given` are evaluated: `scales` has it where a
-    sampling is not guided.
+    channels of the prediction are guided. The variance code is the one of `given`. A scale of 1
+    means no guidance: only the conditions `given` are evaluated then.
     """
 
     def null_like(name, values):
@@ -64,7 +63,7 @@ def scales(levels, *, scale, interval, schedule="constant"):
     return np.where((first <= time) & (time <= last), scale * ramp + (1 - ramp), 1.0)
 
 
-SCHEDULES = {  # what part of the guidance is there at u, from 0 for noise to 1 for data
+SCHEDULES = {  # the fraction of the guidance at u, from 0 for noise to 1 for data
     "constant": np.ones_like,
     "linear": lambda u: u,
     "cosine": lambda u: (1 - np.cos(np.pi * u)) / 2,

@@ -38,9 +38,9 @@ def loss_weight(weight, known, xp=np):
     """The Weight's factors, for `predictions.Coefficients` (N,); xp: the NumPy to compute with.
 
     The papers give the weight w of an error of the noise: min(SNR, gamma) / SNR, gamma / (SNR +
-    gamma) and (1 + SNR)^-gamma. The same error of x_0, and so of the output, is another number:
-    that of the output is sigma / d times as large in x_0, which is alpha / d times in the noise. So
-    the factor is w (alpha / d)^2, and one guess has one loss, whatever is predicted.
+    gamma) and (1 + SNR)^-gamma. An error of 1 in the output is one of alpha / d in the noise, see
+    `predictions`. So the factor is w (alpha / d)^2, and a guess of x_0 has the same loss whatever
+    is predicted.
     """
     if weight.kind == "constant":
         return xp.ones_like(known.alpha)

@@ -1,4 +1,4 @@
-"""What a network can predict of x = alpha x_0 + sigma noise, and how one reads x_0 and noise of it.
+"""What a network can predict at x = alpha x_0 + sigma noise, and how it gives x_0 and noise.
 
 Every prediction is p x_0 + q noise with known p and q; so is x. Two equations give x_0 and noise:
 
@@ -26,7 +26,7 @@ class Coefficients(NamedTuple):
 
     @property
     def determinant(self):
-        """d; its sign is the prediction's, and it is 0 where the output says nothing of one."""
+        """d; 0 where x and the output do not determine both x_0 and the noise."""
         return self.alpha * self.q - self.sigma * self.p
 
 
@@ -56,7 +56,7 @@ def read(known, out, x):
 def tables(known):
     """`read` as tables: (x_0 of x, x_0 of out, noise of x, noise of out) for Coefficients (S,).
 
-    Where the output says nothing of x_0, or nothing of the noise, that is 0.
+    Where d is 0, the one that the output does not determine is 0.
     """
     d = known.determinant
     rows = (known.q, -known.sigma, -known.p, known.alpha)

@@ -100,7 +100,7 @@ class Process(Protocol):
         """
 
     def levels(self, num_steps):
-        """The Levels of the process's own spacing, as "250"; UserError if it has no such one."""
+        """The Levels of so many steps, as "250", in the process's own spacing; else UserError."""
 
     def levels_at(self, time):
         """The Levels that pass the times (S,), descending, and then the data.

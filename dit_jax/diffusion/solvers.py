@@ -1,8 +1,8 @@
 """Solvers: samplers that follow the process's differential equation, for few network calls.
 
 euler, heun and sde step in `Levels.rates`. dpm2m and unipc step in log(alpha / sigma) and remember
-earlier predictions of x0. All coefficients are float64 tables, made before the first step; those
-that would be infinite where alpha or sigma is 0 have their limits. Shapes: S steps.
+earlier predictions of x0. All coefficients are float64 tables, made before the first step. Where
+alpha or sigma is 0 they are the limits. Shapes: S steps.
 """
 
 import jax
@@ -78,7 +78,7 @@ def _diffusion(levels):
         return sigma * rates.d_sigma - rates.d_alpha / alpha * sigma**2
 
 
-WEIGHTS = {  # w of `sde` at all levels; but for the first two, of a path whose time is t
+WEIGHTS = {  # w of `sde` at all levels; all but the first two need a path
     "sigma": lambda levels: levels.sigma / levels.rates.scale,
     "sbdm": _diffusion,
     "constant": lambda levels: np.ones_like(levels.sigma),

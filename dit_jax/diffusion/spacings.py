@@ -49,7 +49,7 @@ def _times(num_steps):
 
 
 def choose(sampler):
-    """The spacing that a sampler takes if it is left to it: its name.
+    """The name of the spacing that "auto" means for a sampler.
 
     linspace ends with two very unequal steps in log(alpha / sigma), which samplers of order 2 and 3
     cannot use.

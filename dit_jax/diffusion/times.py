@@ -12,8 +12,8 @@ import jax.numpy as jnp
 class Draw(NamedTuple):
     """law: "uniform", or "logit_normal": the logit of t is normal with this mean and std.
 
-    stratified: of N examples, one is drawn from each N-th of the probability. The law of each is
-    the same, and that of the mean over a batch is narrower.
+    stratified: example i of N is drawn from the i-th of N equally likely intervals. A batch as a
+    whole has the same law, and its mean varies less.
     """
 
     law: str = "uniform"
@@ -23,7 +23,7 @@ class Draw(NamedTuple):
 
 
 def draw(how, key, shape):
-    """Random times of the shape (N,), float32 in [0, 1)."""
+    """Random times of the shape (N,), float32 in [0, 1]."""
     if how.law == "logit_normal" and not how.stratified:
         return logit_normal(jax.random.normal(key, shape, jnp.float32), how.mean, how.std)
     uniform = jax.random.uniform(key, shape, jnp.float32)

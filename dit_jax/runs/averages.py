@@ -33,7 +33,7 @@ class Saver:
             self._keeper = keep.Keeper(self._directory, newest=None, verify=verify)
 
     def begin(self, state):
-        """Deletes snapshots of later steps, which come again, and saves a missing one."""
+        """Deletes snapshots of later steps, which will be repeated; saves a missing one of this."""
         step, missing = int(state.step), False
         with cluster.together():
             if jax.process_index() == 0:

@@ -30,11 +30,6 @@ def exponent_of(width):
     return float(np.roots([1, 7, 16 - ratio, 12 - ratio]).real.max())
 
 
-def width_of(exponent):
-    """The width of an exponent above 0."""
-    return (exponent + 1) ** 0.5 / ((exponent + 2) * (exponent + 3) ** 0.5)
-
-
 def reconstruct(snapshots, step, width):
     """(coefficients, error) of the average of a width after update `step`.
 

@@ -17,6 +17,7 @@ from dit_jax.convert import native
 from dit_jax.models import dit
 from dit_jax.runs import averages, build, run, sweeps
 from dit_jax.train import power_ema
+from dit_jax.train.state import TrainState
 
 LAST = 24
 WIDTHS = (0.05, 0.1, 0.15)
@@ -48,6 +49,14 @@ def digests(directory):
     return {step: store.read_meta(directory, step)["digests"] for step in steps.saved(directory)}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_pictures():
+    """Runs draw no samples and write no report, which would take half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.hooks, "make", lambda *_: [])
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("averages") / "run"
@@ -67,6 +76,7 @@ def test_every_snapshot_stays_and_checkpoints_have_the_averages(trained):
     assert wide.keys() == narrow.keys() == found["params"].keys() and wide != narrow
 
 
+@pytest.mark.slow  # a fast test of the same: train/test_muon.py
 def test_the_run_without_averages_learns_the_same(trained, tmp_path):
     train(tmp_path / "plain", ema_snapshot_every=0)
     plain, found = (digests(path / "checkpoints")[LAST] for path in (tmp_path / "plain", trained))
@@ -75,6 +85,32 @@ def test_the_run_without_averages_learns_the_same(trained, tmp_path):
     assert not (tmp_path / "plain" / "averages").exists()
 
 
+def test_a_resumed_run_saves_what_is_missing_and_deletes_what_comes_later(tmp_path):
+    def state(step):
+        average = {"x": jax.numpy.full(3, step, jax.numpy.float32)}
+        return TrainState(np.int32(step), None, None, None, (average,))
+
+    def open_saver():
+        return averages.Saver(settings(), {"model": {}}, tmp_path)
+
+    with open_saver() as saver:
+        saver.begin(state(0))
+        for step in (3, 6, 9):
+            saver.save(step, state(step))
+        saver.complete(12, state(12))
+        assert steps.saved(tmp_path / "averages") == [3, 6, 9, 12]  # nothing is under way
+    before = digests(tmp_path / "averages")
+    steps.delete(tmp_path / "averages", 6)  # as if the disk had been full
+    with open_saver() as saver:
+        saver.begin(state(6))
+        saver.save(6, state(6))  # a second time: does nothing
+        saver.complete(8, state(8))  # no step of a snapshot
+    found = digests(tmp_path / "averages")
+    assert found == {step: before[step] for step in (3, 6)}
+    assert store.read_meta(tmp_path / "averages", 6)["ema_widths"] == [0.05, 0.1]
+
+
+@pytest.mark.slow  # the test before does the same without training
 @pytest.mark.parametrize("stop_after", [12, 13])  # at a snapshot, and between two
 def test_a_stopped_run_resumes_to_the_same_snapshots(trained, tmp_path, stop_after):
     with pytest.raises(run.Stopped):
@@ -109,7 +145,7 @@ def walk(tmp_path_factory):
             for i, exponent in enumerate(exponents):
                 weight = 1 - (1 - 1 / k) ** (exponent + 1)
                 averages[i] = jax.tree.map(lambda a, x, w=weight: a + w * (x - a), averages[i], x)
-            if k % 3 == 0:
+            if k % 6 == 0:
                 items = {"averages": (single(averages[0]), single(averages[1]))}
                 store.save(writer, path / "averages", k, items, about)
         store.save(writer, path / "checkpoints", LAST, {"ema": single(x)}, about)
@@ -133,7 +169,7 @@ def test_widths_are_reconstructed(call, walk, tmp_path):
     lines = [line.split(": expected error ") for line in said.splitlines()]
     assert [name for name, _ in lines] == [f"{tmp_path}/{width}" for width in WIDTHS]
     errors = [float(error) for _, error in lines]
-    assert max(errors[:2]) < 1e-6 and 1e-3 < errors[2] < 0.02
+    assert max(errors[:2]) < 1e-6 and 0.04 < errors[2] < 0.05
     for width, error in zip(WIDTHS, errors, strict=True):
         made = dit_jax.load(tmp_path / f"{width}").params
         off = distance(made, known[width]) / distance(known[width], known["last"])
@@ -153,18 +189,18 @@ def test_what_was_made_opens_as_every_checkpoint(walk, tmp_path):
     before = (path / str(LAST)).stat().st_mtime_ns
     averages.write(run, [0.15], tmp_path)  # it is there already
     assert (path / str(LAST)).stat().st_mtime_ns == before
-    averages.write(run, [0.15], tmp_path, step=21)
-    assert steps.saved(path) == [21, LAST]
+    averages.write(run, [0.1], tmp_path, step=12)
+    assert steps.saved(tmp_path / "0.1") == [12]
 
 
 def test_verify_reads_the_snapshots(call, walk, tmp_path):
     shutil.copytree(walk[0], tmp_path / "run")
     code, said, _ = call(verify, tmp_path / "run")
-    assert "averages/3 " in said and "arrays of averages" in said and "averages/9" in said
-    largest = max((tmp_path / "run/averages/9").rglob("*"), key=lambda path: path.stat().st_size)
+    assert "averages/6 " in said and "arrays of averages" in said and "averages/12" in said
+    largest = max((tmp_path / "run/averages/12").rglob("*"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:50])
     code, said, _ = call(verify, tmp_path / "run")
-    (line,) = [line for line in said.splitlines() if line.startswith("averages/9 ")]
+    (line,) = [line for line in said.splitlines() if line.startswith("averages/12 ")]
     assert code == 1 and "DAMAGED" in line
 
 
@@ -177,12 +213,12 @@ def test_verify_reads_the_snapshots(call, walk, tmp_path):
         (["{run}", "--width=0.1,0.10"], "width must be given once each, got 0.1, 0.1"),
         (
             ["{run}", "--width=0.1,0.01"],
-            "width must be one that snapshots of 8 steps can give, got 0.01: the result would be "
-            "off by 105% of its distance to the last parameters",
+            "width must be one that snapshots of 4 steps can give, got 0.01: the result would be "
+            "off by 346% of its distance to the last parameters",
         ),
         (
             ["{run}", "--width=0.1", "--step=20"],
-            "step must be one of the snapshots' 3, 6, 9, 12, 15, 18, 21, 24, got 20",
+            "step must be one of the snapshots' 6, 12, 18, 24, got 20",
         ),
         (
             ["{run}/checkpoints", "--width=0.1"],
@@ -236,7 +272,7 @@ def test_a_sweep_of_widths_judges_each_average(call, walk, tmp_path, monkeypatch
     code, _, errors = call(evaluate, "--sweep=ema_width=0.5", f"--out={tmp_path}", path)
     assert code == 2 and "ema_width must be above 0 and below 0.2887, got 0.5" in errors
     code, _, errors = call(evaluate, "--sweep=ema_width=0.01", f"--out={tmp_path}", path)
-    assert code == 2 and "width must be one that snapshots of 8 steps" in errors
+    assert code == 2 and "width must be one that snapshots of 4 steps" in errors
 
 
 def test_the_snapshots_of_a_run_are_found_without_jax(walk):

@@ -18,6 +18,8 @@ from dit_jax.diffusion.process import Levels, Prediction, Rates, at
 
 BOUND = 1e-5  # float32
 SPACINGS = ("linspace", "leading", "trailing")
+TENS = pytest.mark.parametrize("count", [10, pytest.param(20, marks=pytest.mark.slow)])
+ELEVENS = pytest.mark.parametrize("count", [11, pytest.param(21, marks=pytest.mark.slow)])
 SOLVERS = {
     "dpm1": solvers.euler,
     "ddim": samplers.ddim,
@@ -67,7 +69,7 @@ def run(sampler, predict, x):
     return jax.jit(functools.partial(samplers.run, sampler, predict))(x)
 
 
-@pytest.mark.parametrize("count", [10, 20])
+@TENS
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(
     "solver, spacing",
@@ -122,7 +124,7 @@ def test_other_grids_and_predictions(golden, check_close, name, kind, grid):
     check_close(name, actual, golden[name], BOUND)
 
 
-@pytest.mark.parametrize("count", [10, 20])
+@TENS
 @pytest.mark.parametrize("shift", ["1.0", "3.0"])
 @pytest.mark.parametrize("solver, grid", [("dpm2", "dpm"), ("unipc2", "unipc")])
 def test_multistep_solvers_on_the_linear_path(golden, check_close, solver, grid, shift, count):
@@ -134,7 +136,7 @@ def test_multistep_solvers_on_the_linear_path(golden, check_close, solver, grid,
     )
 
 
-@pytest.mark.parametrize("count", [10, 20])
+@TENS
 def test_one_iteration_of_the_inversion_is_that_of_diffusers(golden, check_close, count):
     """For noise; what predicts v is read there at the step's end, though asked at its start."""
     time = golden[f"ddim.{count}.timesteps"]
@@ -183,7 +185,7 @@ def first_and_last(prediction):
     return (1.0, 0.0) if prediction == "velocity" else (0.999, 0.001)
 
 
-@pytest.mark.parametrize("count", [11, 21])
+@ELEVENS
 @pytest.mark.parametrize("prediction", ["velocity", "noise"])
 @pytest.mark.parametrize("path", ["linear", "gvp"])
 @pytest.mark.parametrize("method, solver", [("euler", solvers.euler), ("heun2", solvers.heun)])
@@ -195,7 +197,7 @@ def test_the_ode_of_sit(golden, check_close, path, prediction, method, solver, c
     check_close(name, run(sampler, predict, golden[f"sit.ode{count}.x"]), golden[name], BOUND)
 
 
-@pytest.mark.parametrize("count", [11, 21])
+@ELEVENS
 @pytest.mark.parametrize(
     "path, prediction, form",
     [
@@ -250,7 +252,7 @@ def test_the_bias_of_the_sde(golden, row):
     np.testing.assert_allclose([found, variance**0.5], [mean, std], atol=2e-6)  # float32
 
 
-@pytest.mark.parametrize("count", [10, 20])
+@TENS
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.25, 0.75), (0.0, 0.7)])
 @pytest.mark.parametrize(
     "name, solver", [("euler", solvers.euler), ("heun", solvers.heun), ("em", solvers.sde)]

@@ -53,7 +53,6 @@ def of_golden(numbers):
 def test_exponents_are_those_of_the_public_code(numbers):
     for width, exponent in zip(numbers["std"], numbers["gamma"], strict=True):
         assert power_ema.exponent_of(float(width)) == pytest.approx(exponent, rel=1e-12)
-        assert power_ema.width_of(exponent) == pytest.approx(width, rel=1e-12)
 
 
 def test_weights_of_updates_are_those_of_the_public_code(numbers):
