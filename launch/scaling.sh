@@ -45,55 +45,24 @@ design='in_context|cross_attention|adaln|adaln_zero'
 must_match MODELS " *$model( +$model)* *" 'models such as Ti/4, separated by spaces'
 must_match DESIGN_MODEL "$model" 'a model such as Ti/4'
 must_match DESIGNS " *|( *($design))( +($design))* *" "of ${design//|/, }, separated by spaces"
-for setting in STEPS EVERY SAMPLES; do
-  must_match "$setting" '[1-9][0-9]*' 'a whole number of at least 1'
-done
-[ $((STEPS % EVERY)) = 0 ] || fail "STEPS must be divisible by EVERY $EVERY, got $STEPS"
+source "$root/launch/study.sh"
+check_steps
 source "$root/launch/environment.sh"
 source "$root/launch/fashion_data.sh"
 workdir=$(path_of WORKDIR runs/scaling)
 data=$(path_of DATA runs/fashion-mnist)
 download_fashion "$data"
-SECONDS=0  # bash adds one each second
-
-train() {  # MODEL DESIGN FLAG...
-  local model=$1 design=$2
-  shift 2
-  [ -d "$run/checkpoints/$STEPS" ] || dit-train "configs/scaling.py:$model" "$run" \
-    --config.data.path="$data" --config.model.conditioning="$design" \
-    --config.run.total_steps="$STEPS" --config.run.checkpoint_every="$EVERY" "$@"
-}
-
-# All runs are judged by the classifier that dit-evaluate fitted for the first one.
-share_classifier() {
-  local kept target=$run/evaluation/classifier
-  for kept in "$workdir"/*/evaluation/classifier; do
-    if [ -e "$target" ] || [ ! -e "$kept" ]; then return; fi
-    mkdir -p "$run/evaluation"
-    rm -rf "$target.partial"
-    cp -r "$kept" "$target.partial"
-    mv "$target.partial" "$target"
-  done
-}
-
-score() {
-  local step
-  for ((step = EVERY; step <= STEPS; step += EVERY)); do
-    [ -d "$run/checkpoints/$step" ] || continue  # it was damaged and set aside
-    [ -e "$run/scores/$step/receipt.json" ] \
-      || dit-evaluate "$run/checkpoints/$step" "$run/scores/$step" --num_samples="$SAMPLES"
-  done
-}
 
 study() {  # MODEL DESIGN FLAG...
-  run=$workdir/${1/\//-}
-  [ "$2" = adaln_zero ] || run+=-$2
-  train "$@"
-  share_classifier
-  score
+  local model=$1 design=$2
+  shift 2
+  run=$workdir/${model/\//-}
+  [ "$design" = adaln_zero ] || run+=-$design
+  train_and_score "configs/scaling.py:$model" \
+    --config.data.path="$data" --config.model.conditioning="$design" "${steps[@]}" "$@"
 }
 
 for model in $MODELS; do study "$model" adaln_zero "$@"; done
 for design in $DESIGNS; do study "$DESIGN_MODEL" "$design" "$@"; done
-dit-evaluate --study="$workdir" --out="$workdir/plots"
-printf 'the study took %d min %02d s\n' $((SECONDS / 60)) $((SECONDS % 60))
+plot_study
+print_time

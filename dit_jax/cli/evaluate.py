@@ -10,6 +10,7 @@
     dit-evaluate --compare runs/fid runs/again
     dit-evaluate --sweep=cfg_scale=1,1.5,2,4 --out=runs/sweep runs/fashion runs/other
     dit-evaluate --sweep=ema_width=0.05,0.1,0.15 --out=runs/sweep runs/fashion
+    dit-evaluate --sweep=sampler=ddpm,ddim --sweep=num_steps=10,20,50 --out=runs/sweep runs/fashion
     dit-evaluate --study=runs/scaling --out=runs/scaling/plots
 
 CHECKPOINT is what is judged, and OUT a folder; they can also be given as --checkpoint and --out.
@@ -22,6 +23,7 @@ OUT holds receipt.json and the features of all images. A killed evaluation goes 
 dit_jax/evals/README.md defines the scores.
 """
 
+import itertools
 import sys
 
 from absl import flags
@@ -39,7 +41,7 @@ OF_REFERENCES = ("size", "split")
 MODES = {  # the other flags that mean something with each of these
     "compare": (),
     "sweep": (*request.FLAGS, *arguments.SAMPLING, "out"),
-    "study": ("out",),
+    "study": ("out", "reference"),
     "repeat": ("checkpoint", "out"),
     "make_reference": ("checkpoint", "out", "inception", *OF_REFERENCES),
 }
@@ -52,7 +54,10 @@ def define(values):
     flags.DEFINE_string("out", None, "A folder; default: evaluation in the run.", **options)
     text = "Inception, from dit-convert inception; default: a classifier of the run's data."
     flags.DEFINE_string("inception", None, text, **options)
-    text = "An .npz of ADM's format; default, without --inception: the run's own data."
+    text = (
+        "An .npz of ADM's format; default, without --inception: the run's own data. With --study: "
+    )
+    text += "the design with which the others are compared; default: the one of default values."
     flags.DEFINE_string("reference", None, text, **options)
     text = "Settings of a table of the paper: paper-256, paper-256-nocfg, paper-512, scaling-400k."
     flags.DEFINE_string("preset", None, text, **options)
@@ -78,8 +83,9 @@ def define(values):
     flags.DEFINE_string("split", "train", "Of the prepared data.", **options)
     flags.DEFINE_string("repeat", None, "A receipt: judge again and compare.", **options)
     flags.DEFINE_boolean("compare", False, "Print receipts side by side.", **options)
-    flags.DEFINE_string("sweep", None, "OPTION=VALUE,...: judge with each, and plot.", **options)
-    text = "A folder of runs with scores/STEP: print a table and plot the scaling study."
+    text = "OPTION=VALUE,...: judge with each value, and plot; given twice: with every pair."
+    flags.DEFINE_multi_string("sweep", None, text, **options)
+    text = "A folder of runs with scores/STEP: compare models, objectives or optimizers; plot."
     flags.DEFINE_string("study", None, text, **options)
     command.define_cluster(values)
 
@@ -129,8 +135,9 @@ def _check_flags(values):
             raise UserError(f"--{wrong[0]} must be given with --make_reference only")
         return
     allowed = {modes[0], *MODES[modes[0]], *command.CLUSTER}
-    if values["sweep"].present > 1:
-        raise UserError(f"--sweep must be given once, got it {values['sweep'].present} times")
+    if values["sweep"].present > 2:
+        count = values["sweep"].present
+        raise UserError(f"--sweep must be given once or twice, got it {count} times")
     if wrong := [name for name in given if name not in allowed]:
         raise UserError(f"--{wrong[0]} must not be given with --{modes[0]}")
 
@@ -152,21 +159,21 @@ def _check_batch_size(values):
 
 
 def _check_sweep(values, inputs):
-    name, swept = fields.read_sweep(values.sweep, kinds=SWEPT)
+    swept = read_sweeps(values)
     command.output_folder(_require(values, "out", "--sweep"))
     if not inputs:
         raise UserError("--sweep takes one run or more, got none")
-    if name in arguments.sampling(values):
-        raise UserError(f"--{name} must be left out with --sweep={values.sweep}, got both")
+    for name, text in zip(swept[0], values.sweep, strict=True):
+        if name in arguments.sampling(values):
+            raise UserError(f"--{name} must be left out with --sweep={text}, got both")
     for path in inputs:
-        if name == "ema_width":
+        for chosen in swept:
+            sampling = {name: value for name, value in chosen.items() if name != "ema_width"}
+            read_request(values, path, sampling).check()
+        if "ema_width" in swept[0]:
             from dit_jax.runs import snapshots  # needs NumPy
 
-            read_request(values, path).check()
-            snapshots.check(path, swept)
-        else:
-            for value in swept:
-                read_request(values, path, {name: value}).check()
+            snapshots.check(path, list(dict.fromkeys(each["ema_width"] for each in swept)))
     if not values.inception:
         _check_alike(inputs)
 
@@ -190,6 +197,17 @@ def _require(values, name, flag):
     if not values[name].value:
         raise UserError(f"--{name} must be given with {flag}")
     return values[name].value
+
+
+def read_sweeps(values):
+    """[{option: value}] of --sweep: a dict for each value, or for each pair of values of two."""
+    swept = {}
+    for text in values.sweep:
+        name, given = fields.read_sweep(text, kinds=SWEPT)
+        if name in swept:
+            raise UserError(f"--sweep must be over two different options, got {name} twice")
+        swept[name] = given
+    return [dict(zip(swept, chosen, strict=True)) for chosen in itertools.product(*swept.values())]
 
 
 def read_request(values, path, swept=()):
@@ -230,14 +248,13 @@ def main(values, *inputs):
     elif values.sweep:
         from dit_jax.runs import sweeps
 
-        asked = read_request(values, inputs[0])
-        name, swept = fields.read_sweep(values.sweep, kinds=SWEPT)
-        out = command.output_folder(values.out)
-        sweeps.run(asked, inputs, name, swept, out, sys.argv)
+        asked, out = read_request(values, inputs[0]), command.output_folder(values.out)
+        sweeps.run(asked, inputs, read_sweeps(values), out, sys.argv)
     elif values.study:
         from dit_jax.runs import study
 
-        print(study.report(command.expand(values.study), command.output_folder(values.out)))
+        workdir, out = command.expand(values.study), command.output_folder(values.out)
+        print(study.report(workdir, out, reference=values.reference))
     elif values.repeat:
         return repeat(values)
     elif values.make_reference:

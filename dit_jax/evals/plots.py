@@ -34,13 +34,7 @@ def sweep(path, entries, *, field, score):
     def place(entry):
         return texts.index(entry["value"]) if texts else _number(entry["value"])
 
-    groups = {}
-    for entry in sorted(entries, key=place):
-        groups.setdefault(entry["run"], []).append(entry)
-    curves = [
-        _curve(name, map(place, group), [entry["receipt"] for entry in group], score)
-        for name, group in zip(words.ends(groups), groups.values(), strict=True)
-    ]
+    curves = _curves_of_runs(entries, place, score)
     styles = drawing.styles_of([curve.name for curve in curves])
     if texts:  # nothing is between them
         styles = {name: style | {"linestyle": "none"} for name, style in styles.items()}
@@ -55,6 +49,12 @@ def sweep(path, entries, *, field, score):
         for curve in curves:
             _mark_best(axes, curve, styles[curve.name]["color"], scaling.lower_is_better(score))
         drawing.name_ends(axes, curves, styles)
+
+
+def sampling_calls(path, entries, *, score):
+    """Score against the network calls for a sample, a curve for each run of `sweep`'s entries."""
+    curves = _curves_of_runs(entries, lambda entry: scaling.calls(entry["receipt"]), score)
+    _draw_compute(path, "network calls for a sample", curves, score)
 
 
 def sampling_compute(path, receipts, *, score):
@@ -130,16 +130,28 @@ def training(path, runs, *, score):
             drawing.name_ends(*each)
 
 
-def designs(path, runs, *, score):
-    """Fig. 5: score over the steps of the designs of a block, for one model."""
-    names = [DESIGNS.get(run.conditioning, run.conditioning) for run in runs]
+def designs(path, runs, *, score, over_time=False):
+    """Fig. 5: score over the steps, or the time, of training, for the designs of one model.
+
+    The mean of several seeds has a band of one standard deviation.
+    """
+    names = [DESIGNS.get(run.design, run.design) for run in runs]
     curves = [_over_steps(name, run, score) for name, run in zip(names, runs, strict=True)]
+    styles, label = drawing.styles_of(names), "training steps"
+    if over_time:
+        unit, size = scaling.time_unit([run.seconds_at(run.steps[-1]) for run in runs])
+        times = [[run.seconds_at(step) / size for step in run.steps] for run in runs]
+        curves = [curve._replace(x=x) for curve, x in zip(curves, times, strict=True)]
+        label = f"{unit} of training"
     with drawing.picture(path, height=3.6) as figure:
-        axes = _axes(figure, "training steps", score, curves)
+        axes = _axes(figure, label, score, curves)
         axes.set_title(runs[0].model)
-        drawing.draw(axes, curves, drawing.styles_of(names), start=0)
+        for i, run in enumerate(runs):
+            if run.seeds > 1:
+                curves[i] = _draw_band(axes, curves[i], styles[names[i]]["color"])
+        drawing.draw(axes, curves, styles, start=0)
         drawing.step_axis(axes, curves, 6)
-        drawing.name_ends(axes, curves, drawing.styles_of(names))
+        drawing.name_ends(axes, curves, styles)
 
 
 def losses(path, losses, *, name="training loss"):
@@ -161,6 +173,13 @@ def losses(path, losses, *, name="training loss"):
 def _late(curve):
     """The values of a curve without its first twentieth, whose fall would hide the rest."""
     return [y for x, y in zip(curve.x, curve.y, strict=True) if x >= 0.05 * curve.x[-1]]
+
+
+def _draw_band(axes, curve, color):
+    """A band of one deviation around a curve; returns the curve without error bars."""
+    y, deviations = np.array(curve.y), np.array(curve.deviations)
+    axes.fill_between(curve.x, y - deviations, y + deviations, color=color, alpha=0.2, linewidth=0)
+    return curve._replace(deviations=[None] * len(curve.y))
 
 
 def _draw_compute(path, label, curves, score):
@@ -226,6 +245,17 @@ def _axes(figure, label, score, curves):
 def _curve(name, x, receipts, score):
     y = [scaling.value(receipt, score) for receipt in receipts]
     return Curve(name, list(x), y, [scaling.deviation(receipt, score) for receipt in receipts])
+
+
+def _curves_of_runs(entries, place, score):
+    """A curve for each run of a sweep's entries, through the points at place(entry)."""
+    groups = {}
+    for entry in sorted(entries, key=place):
+        groups.setdefault(entry["run"], []).append(entry)
+    return [
+        _curve(name, map(place, group), [entry["receipt"] for entry in group], score)
+        for name, group in zip(words.ends(groups), groups.values(), strict=True)
+    ]
 
 
 def _over_steps(name, run, score):

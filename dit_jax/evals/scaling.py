@@ -1,4 +1,4 @@
-"""The scaling study (Peebles & Xie 2023, sec. 5) in numbers: scores against Gflops and steps.
+"""Studies of runs in numbers: scores against Gflops (Peebles & Xie 2023, sec. 5), steps and time.
 
 A receipt is the content of a receipt.json of dit-evaluate. Gflops are multiply-adds, as in the
 paper.
@@ -14,17 +14,27 @@ from dit_jax.errors import UserError
 
 LOWER_IS_BETTER = ("fid", "sfid", "frechet", "kid")  # how the names of such scores begin
 BACKWARD = 3  # a training step costs three forward passes, as the paper counts
+GUIDANCE = ("cfg_channels", "cfg_interval", "cfg_schedule")
+AGREEMENT = "agreement with the label"
+TIMES = {"hours": 3600, "minutes": 60, "seconds": 1}  # in seconds
 
 
 class Run(NamedTuple):
-    """A trained model: its size and design, and its receipts, one a step, ascending."""
+    """A trained model, or the mean of its repetitions with several seeds: see `pool`.
+
+    design: what tells it from other runs of the same size and patch. receipts: one a step,
+    ascending. losses: (steps, smoothed losses). times: (steps, seconds of training until then),
+    None if the record has no speed.
+    """
 
     size: str
     patch_size: int
-    conditioning: str
+    design: str
     batch_size: int
     receipts: list
-    losses: tuple  # (steps, smoothed losses)
+    losses: tuple
+    times: tuple | None = None
+    seeds: int = 1
 
     @property
     def model(self):
@@ -54,6 +64,44 @@ class Run(NamedTuple):
     def loss_at(self, step):
         """The smoothed loss at a step, interpolated."""
         return float(np.interp(step, *self.losses))
+
+    def seconds_at(self, step):
+        """The seconds of training until a step, interpolated; None if they are not known."""
+        return None if self.times is None else float(np.interp(step, *self.times))
+
+
+def pool(runs):
+    """The mean of repetitions, as one Run, at the steps at which all of them have a receipt.
+
+    The deviation of a score is the one between the repetitions. A single run stays as it is.
+    """
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    steps = set.intersection(*(set(run.steps) for run in runs))
+    return first._replace(
+        receipts=[_pool_receipts([run.receipt_at(step) for run in runs]) for step in sorted(steps)],
+        losses=_pool_curves([run.losses for run in runs]),
+        times=_pool_curves([run.times for run in runs]) if all(run.times for run in runs) else None,
+        seeds=len(runs),
+    )
+
+
+def _pool_receipts(receipts):
+    """The first receipt, with the means and the deviations of the scores that all have."""
+    scores = {}
+    for name in receipts[0]["scores"]:
+        if all(name in receipt["scores"] for receipt in receipts):
+            values = [value(receipt, name) for receipt in receipts]
+            deviation = float(np.std(values, ddof=1))
+            scores[name] = {"value": float(np.mean(values)), "deviation": deviation}
+    return receipts[0] | {"scores": scores}
+
+
+def _pool_curves(curves):
+    """The mean of curves (x, y) at the x of the first."""
+    x = curves[0][0]
+    return x, np.mean([np.interp(x, *curve) for curve in curves], axis=0).tolist()
 
 
 class Trend(NamedTuple):
@@ -123,7 +171,7 @@ def common_step(runs):
     """The last step at which all runs have a receipt; UserError if there is none."""
     steps = set.intersection(*(set(run.steps) for run in runs))
     if not steps:
-        found = "; ".join(f"{run.model} {run.conditioning}: {run.steps}" for run in runs)
+        found = "; ".join(f"{run.model} {run.design}: {run.steps}" for run in runs)
         raise UserError(f"runs must be scored at one common step, got {found}")
     return max(steps)
 
@@ -156,6 +204,8 @@ def _circumstances(receipt, free):
     """{name: value} of what decides whether scores can be compared."""
     samples = receipt["samples"]
     sampling = {k: v for k, v in (samples.get("sampling") or {}).items() if k not in free}
+    if sampling.get("cfg_scale") == 1:  # the other fields of guidance mean nothing
+        sampling = {k: v for k, v in sampling.items() if k not in GUIDANCE}
     fields = {name: samples.get(name) for name in ("count", "weights", "labels", "vae")}
     fields |= {"network": receipt.get("network"), "reference": receipt.get("reference")}
     return fields | {f"sampling.{name}": value for name, value in sampling.items()}
@@ -163,30 +213,99 @@ def _circumstances(receipt, free):
 
 def rows(runs, step, score):
     """[{column: value}] of a table: a row for each run at a step."""
-    result = []
-    for run in runs:
-        receipt = run.receipt_at(step)
-        result.append(
-            {
-                "model": run.model,
-                "design": run.conditioning,
-                "num_params": run.num_params,
-                "gflops": run.gflops,
-                "loss": run.loss_at(step),
-                "score": value(receipt, score),
-                "deviation": deviation(receipt, score),
-            }
-        )
-    return result
+    return [
+        {
+            "model": run.model,
+            "design": run.design,
+            "num_params": run.num_params,
+            "gflops": run.gflops,
+            "loss": run.loss_at(step),
+            "score": value(run.receipt_at(step), score),
+            "deviation": deviation(run.receipt_at(step), score),
+            "seeds": run.seeds,
+        }
+        for run in runs
+    ]
 
 
 def table(rows, score):
     """The text of a table of `rows`."""
-    lines = [f"{'model':6} {'design':16} {'parameters':>12} {'Gflops':>8} {'loss':>7}  {score}"]
+    width = max(16, *(len(row["design"]) for row in rows))
+    lines = [
+        f"{'model':6} {'design':{width}} {'parameters':>12} {'Gflops':>8} {'loss':>7}  {score}"
+    ]
     for row in rows:
         spread = f" +- {row['deviation']:.2g}" if row["deviation"] else ""
+        seeds = f" of {row['seeds']} seeds" if row["seeds"] > 1 else ""
         lines.append(
-            f"{row['model']:6} {row['design']:16} {row['num_params']:12,} {row['gflops']:8.4g} "
-            f"{row['loss']:7.4f}  {row['score']:.4g}{spread}"
+            f"{row['model']:6} {row['design']:{width}} {row['num_params']:12,} "
+            f"{row['gflops']:8.4g} {row['loss']:7.4f}  {row['score']:.4g}{spread}{seeds}"
         )
     return "\n".join(lines)
+
+
+def steps_until(run, score, target):
+    """The step at which a run's score first is as good as a target; None if it never is.
+
+    Interpolated between the steps with scores. The first of them if its score is good enough.
+    """
+    sign = 1 if lower_is_better(score) else -1
+    missing = [sign * (value(receipt, score) - target) for receipt in run.receipts]
+    i = next((i for i, each in enumerate(missing) if each <= 0), None)
+    if not i:
+        return None if i is None else run.steps[0]
+    share = missing[i - 1] / (missing[i - 1] - missing[i])
+    return run.steps[i - 1] + share * (run.steps[i] - run.steps[i - 1])
+
+
+def races(runs, step, score, reference):
+    """[{column: value}]: when each run was as good as the reference is at a step; None if never.
+
+    runs: the designs of one model. reference: one of them.
+    """
+    target = value(reference.receipt_at(step), score)
+    found = []
+    for run in runs:
+        until, receipt = steps_until(run, score, target), run.receipt_at(step)
+        found.append(
+            {
+                "model": run.model,
+                "design": run.design,
+                "reference": reference.design,
+                "target": target,
+                "seconds": run.seconds_at(step),
+                "until_step": until,
+                "until_seconds": None if until is None else run.seconds_at(until),
+                "agreement": receipt["scores"].get(AGREEMENT, {}).get("value"),
+            }
+        )
+    return found
+
+
+def race_table(rows):
+    """The text of a table of `races`."""
+    width = max(16, *(len(row["design"]) for row in rows))
+    unit, size = time_unit([row["seconds"] for row in rows])
+    specs = {unit: ".3g", "until step": ",.0f", f"until {unit}": ".3g", AGREEMENT: ".1%"}
+    lines = [[f"{'design':{width}}", *(f"{head:>8}" for head in specs)]]
+    for row in rows:
+        times = [row[name] and row[name] / size for name in ("seconds", "until_seconds")]
+        cells = (times[0], row["until_step"], times[1], row["agreement"])
+        texts = [
+            "-" if x is None else format(x, y) for x, y in zip(cells, specs.values(), strict=True)
+        ]
+        texts = [f"{text:>{len(head)}}" for text, head in zip(texts, lines[0][1:], strict=True)]
+        lines.append([f"{row['design']:{width}}", *texts])
+    return "\n".join(map("  ".join, lines))
+
+
+def time_unit(seconds):
+    """(name of the unit in which the longest of some times is at least 3, its seconds)."""
+    longest = max((each for each in seconds if each is not None), default=0)
+    return next((each for each in TIMES.items() if longest >= 3 * each[1]), ("seconds", 1))
+
+
+def calls(receipt):
+    """How often the network was called for a sample: in each step once, unless the receipt says."""
+    steps = str(receipt["samples"]["sampling"]["num_steps"])
+    return receipt["model"].get("calls") or int(steps.removeprefix("ddim"))

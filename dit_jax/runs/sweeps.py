@@ -1,4 +1,4 @@
-"""Judges runs with each of several values of a sampling option, and plots their scores.
+"""Judges runs with several values of one or two options of sampling, and plots their scores.
 
 The option ema_width is the width of an average of the run's parameters.
 """
@@ -10,46 +10,90 @@ import jax
 from absl import logging
 
 from dit_jax.errors import UserError
-from dit_jax.evals import plots
+from dit_jax.evals import plots, scaling
 from dit_jax.machine import cluster, disk
 from dit_jax.runs import averages, evaluate, snapshots
 
 
-def run(request, paths, name, values, out, command):
-    """Judges every run with every value; writes OUT/sweep.json, OUT/sweep.png, and for numbers of
-    steps OUT/sampling_compute.png.
+def run(request, paths, swept, out, command):
+    """Judges every run with every choice; writes OUT/sweep.json and pictures.
 
-    name: a sampling option, or ema_width. OUT/RUN/NAME=VALUE has the receipt and the features of
-    each, which are not computed again; OUT/RUN/averages has the averages.
+    These are OUT/sweep.png and, for numbers of steps, OUT/sampling_compute.png; for numbers of
+    steps and another option OUT/sampling_calls.png.
+
+    swept: dicts of the same options, of sampling or ema_width. OUT/RUN/NAME=VALUE, or
+    NAME=VALUE,NAME=VALUE, has the receipt and the features of each, which are not computed again;
+    OUT/RUN/averages has the averages.
     """
     results = []
     for label, path in zip(labels(paths), paths, strict=True):
         each = dataclasses.replace(request, samples=str(path))
-        for value, asked in zip(values, _requests(each, name, values, out / label), strict=True):
-            folder = out / label / f"{name}={value}"
-            logging.info("%s with %s %s", path, name, value)
-            found = evaluate.run(asked, folder, command, kept_in=path)
-            results.append({"run": label, "value": value, "receipt": found})
+        for chosen, asked in zip(swept, _requests(each, swept, out / label), strict=True):
+            text = ",".join(f"{name}={value}" for name, value in chosen.items())
+            logging.info("%s with %s", path, text)
+            found = evaluate.run(asked, out / label / text, command, kept_in=path)
+            results.append({"run": label, "options": chosen, "receipt": found})
     if jax.process_index() == 0:
-        disk.write_text(out / "sweep.json", json.dumps(results, indent=2) + "\n")
-        score = next(iter(results[0]["receipt"]["scores"]))  # the Frechet distance
-        plots.sweep(out / "sweep.png", results, field=name, score=score)
-        if name == "num_steps":  # fig. 10 of the paper
-            receipts = [result["receipt"] for result in results]
-            plots.sampling_compute(out / "sampling_compute.png", receipts, score=score)
-        logging.info("%s", out / "sweep.png")
+        _draw(results, list(swept[0]), out)
 
 
-def _requests(request, name, values, out):
-    """The Request of each value."""
-    if name != "ema_width":
-        options = [request.sampling | {name: value} for value in values]
-        return [dataclasses.replace(request, sampling=each) for each in options]
-    with cluster.together():
-        if jax.process_index() == 0:
-            averages.write(request.samples, values, out / snapshots.FOLDER)
-    paths = [averages.path_of(out / snapshots.FOLDER, value) for value in values]
-    return [dataclasses.replace(request, samples=str(path)) for path in paths]
+def _draw(results, names, out):
+    """Writes the table and the pictures of judged choices of one or two options."""
+    axis = "num_steps" if "num_steps" in names else names[-1]
+    results = [each | {"value": each["options"][axis]} for each in results]
+    disk.write_text(out / "sweep.json", json.dumps(results, indent=2) + "\n")
+    score = next(iter(results[0]["receipt"]["scores"]))  # the Frechet distance
+    entries = [each | {"run": "/".join([each["run"], *_others(each, axis)])} for each in results]
+    if len(names) > 1:
+        print(table(entries, axis, score))
+    if len(names) > 1 and axis == "num_steps":
+        plots.sampling_calls(out / "sampling_calls.png", entries, score=score)
+    else:
+        plots.sweep(out / "sweep.png", entries, field=axis, score=score)
+    if names == ["num_steps"]:  # fig. 10 of the paper
+        receipts = [each["receipt"] for each in results]
+        plots.sampling_compute(out / "sampling_compute.png", receipts, score=score)
+    logging.info("pictures: %s", out)
+
+
+def _others(result, axis):
+    """The options that are not on the axis, as texts: words alone, numbers with their option."""
+    options = {name: value for name, value in result["options"].items() if name != axis}
+    return [v if isinstance(v, str) else f"{name}={v}" for name, v in options.items()]
+
+
+def table(entries, axis, score):
+    """The text of a table of scores: a row for each run and other option, a column for a value."""
+    found = {}
+    for each in entries:
+        cells = found.setdefault(each["run"], {})
+        cells[str(each["value"])] = f"{scaling.value(each['receipt'], score):.4g}"
+    heads = list(dict.fromkeys(str(each["value"]) for each in entries))
+    width = max(map(len, [axis, *found]))
+    rows = {axis: dict(zip(heads, heads, strict=True))} | found
+    lines = [
+        "  ".join([f"{name:{width}}", *(f"{cells[head]:>8}" for head in heads)])
+        for name, cells in rows.items()
+    ]
+    return "\n".join([score, *lines])
+
+
+def _requests(request, swept, out):
+    """The Request of each choice, after the averages that they need are written."""
+    widths = list(dict.fromkeys(each["ema_width"] for each in swept if "ema_width" in each))
+    if widths:
+        with cluster.together():
+            if jax.process_index() == 0:
+                averages.write(request.samples, widths, out / snapshots.FOLDER)
+    requests = []
+    for chosen in swept:
+        options = {name: value for name, value in chosen.items() if name != "ema_width"}
+        each = dataclasses.replace(request, sampling=request.sampling | options)
+        if widths:
+            path = averages.path_of(out / snapshots.FOLDER, chosen["ema_width"])
+            each = dataclasses.replace(each, samples=str(path))
+        requests.append(each)
+    return requests
 
 
 def labels(paths):

@@ -278,6 +278,32 @@ def test_a_sweep_of_widths_judges_each_average(call, walk, tmp_path, monkeypatch
     assert code == 2 and "width must be one that snapshots of 4 steps" in errors
 
 
+def test_widths_are_judged_with_each_value_of_another_option(call, walk, tmp_path, monkeypatch):
+    asked = []
+
+    def judge(request, out, command, *, kept_in):
+        asked.append((request.samples, request.sampling, out.name))
+        scores = {"Frechet distance": {"value": 2.0 - len(asked), "deviation": None}}
+        return {"scores": scores, "samples": {"path": request.samples}}
+
+    monkeypatch.setattr(sweeps.evaluate, "run", judge)
+    flags = ["--sweep=cfg_scale=1,2", "--sweep=ema_width=0.05,0.1", f"--out={tmp_path}"]
+    code, text, errors = call(evaluate, *flags, walk[0])
+    assert code == 0, errors
+    assert asked == [
+        (
+            f"{tmp_path}/run/averages/{width}",
+            {"cfg_scale": scale},
+            f"cfg_scale={scale},ema_width={width}",
+        )
+        for scale in (1.0, 2.0)
+        for width in (0.05, 0.1)
+    ]
+    rows = [line.split() for line in text.splitlines()[-2:]]
+    assert rows == [["run/cfg_scale=1.0", "1", "0"], ["run/cfg_scale=2.0", "-1", "-2"]]
+    assert (tmp_path / "sweep.png").exists()
+
+
 def test_the_snapshots_of_a_run_are_found_without_jax(walk):
     code = f"""if True:
         import sys

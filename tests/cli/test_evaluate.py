@@ -69,7 +69,19 @@ def test_judgments_are_printed_and_written(call, tmp_path):
         (["--sweep=eta=0,0", "{run}"], "sweep must have each value once, got 'eta=0,0'"),
         (
             ["--sweep=eta=0,1", "--sweep=eta=1", "{run}"],
-            "--sweep must be given once, got it 2 times",
+            "--sweep must be over two different options, got eta twice",
+        ),
+        (
+            ["--sweep=eta=0,1", "--sweep=num_steps=4", "--sweep=sampler=ddim", "{run}"],
+            "--sweep must be given once or twice, got it 3 times",
+        ),
+        (
+            ["--sweep=sampler=ddim,ddpm", "--sweep=eta=0,1", "{run}", "--out={run}/new"],
+            "eta must be 0 for ddpm, which has none, got 1.0",
+        ),
+        (
+            ["--sweep=sampler=ddim", "--sweep=eta=0,1", "{run}", "--out={run}/new", "--eta=1"],
+            "--eta must be left out with --sweep=eta=0,1, got both",
         ),
         (
             ["--sweep=eta=0,1", "{run}", "--out={run}/new", "--eta=1"],

@@ -187,6 +187,29 @@ def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
         assert image.width > 600
 
 
+def test_a_sweep_over_pairs_is_a_table_and_a_plot_of_network_calls(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
+    random_run.save(tmp_path / "run")
+    flags = ["--sweep=num_steps=2,4", "--sweep=sampler=ddpm,ddim", "--num_samples=40"]
+    code, text, errors = call(evaluate, *flags, f"--out={tmp_path}/sweep", tmp_path / "run")
+    assert code == 0, errors
+    results = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    pairs = [(each["options"]["sampler"], each["value"]) for each in results]
+    assert pairs == [("ddpm", "2"), ("ddim", "2"), ("ddpm", "4"), ("ddim", "4")]
+    folders = {path.name for path in (tmp_path / "sweep/run").iterdir()}
+    assert folders == {f"num_steps={steps},sampler={name}" for name, steps in pairs}
+    head, first, second = text.splitlines()[-3:]
+    assert head.split() == ["num_steps", "2", "4"]
+    score = "Frechet distance (classifier features)"
+    for line, name in ((first, "ddpm"), (second, "ddim")):
+        found = [each for each in results if each["options"]["sampler"] == name]
+        values = [f"{each['receipt']['scores'][score]['value']:.4g}" for each in found]
+        assert line.split() == [f"run/{name}", *values]
+    assert not (tmp_path / "sweep/sweep.png").exists()
+    with Image.open(tmp_path / "sweep/sampling_calls.png") as image:
+        assert image.width > 600
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from receipts import FID, PAPER, receipt, run, runs_of_paper
@@ -171,6 +172,42 @@ def test_the_designs_are_named_as_in_the_paper(tmp_path, drawn):
     check_file(tmp_path / "a.png")
     names = ["in-context", "cross-attention", "adaLN", "adaLN-Zero"]
     assert texts(drawn[0].axes[0]) == names and drawn[0].axes[0].get_title() == "XL/2"
+
+
+def test_designs_of_several_seeds_have_bands_over_steps_and_time(tmp_path, drawn):
+    runs = [run("Ti/2", name, gflops=1, value=y) for name, y in (("noise", 9.0), ("v", 8.0))]
+    runs = [each._replace(times=([0, 400_000], [0, 7200])) for each in runs]
+    runs[1] = runs[1]._replace(seeds=3)
+    plots.designs(tmp_path / "a.png", runs, score=FID)
+    plots.designs(tmp_path / "b.png", runs, score=FID, over_time=True)
+    check_file(tmp_path / "b.png")
+    by_steps, by_time = (figure.axes[0] for figure in drawn)
+    assert (by_steps.get_xlabel(), by_time.get_xlabel()) == (
+        "training steps",
+        "minutes of training",
+    )
+    assert list(by_time.containers[0][0].get_xdata()) == pytest.approx([30, 60, 120])
+    for axes in (by_steps, by_time):
+        assert texts(axes) == ["noise", "v"]
+        (band,) = (each for each in axes.collections if isinstance(each, PolyCollection))
+        top = band.get_paths()[0].vertices[:, 1].max()
+        first = runs[1].receipts[0]["scores"][FID]
+        assert top == pytest.approx(first["value"] + first["deviation"])
+        assert [each.has_yerr for each in axes.containers] == [True, False]
+
+
+def test_scores_against_network_calls_have_a_curve_for_each_sampler(tmp_path, drawn):
+    given = entries("num_steps", ["50", "10", "20"], runs=("digits/heun", "digits/ddim"))
+    for entry in given:
+        steps = int(entry["value"])
+        entry["receipt"]["model"]["calls"] = 2 * steps - 1 if "heun" in entry["run"] else steps
+    plots.sampling_calls(tmp_path / "a.png", given, score=FID)
+    check_file(tmp_path / "a.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_xlabel() == "network calls for a sample" and axes.get_xscale() == "log"
+    curves = [list(each[0].get_xdata()) for each in axes.containers]
+    assert sorted(curves) == [[10, 20, 50], [19, 39, 99]]
+    assert sorted(texts(axes)) == ["ddim", "heun"]
 
 
 def test_the_losses_of_runs_without_their_first_fall(tmp_path, drawn):

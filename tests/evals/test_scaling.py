@@ -110,6 +110,75 @@ def test_runs_are_compared_at_the_last_step_that_all_have():
         scaling.common_step(runs)
 
 
+def test_without_guidance_its_other_fields_may_differ():
+    """A path's interval ends at 1, that of DDPM at 999."""
+    plain = {"sampler": "ddim", "num_steps": "50", "cfg_scale": 1.0}
+    given = [
+        receipt(sampling=plain | {"cfg_interval": interval}) for interval in ([0, 999], [0, 1])
+    ]
+    scaling.check_comparable(given)
+    for each in given:
+        each["samples"]["sampling"]["cfg_scale"] = 2.0
+    with pytest.raises(UserError, match="^receipts must have the same sampling.cfg_interval"):
+        scaling.check_comparable(given)
+
+
+def test_repetitions_are_pooled_at_the_steps_that_all_have():
+    runs = [run("Ti/4", gflops=1, value=y, steps=(100, 200)) for y in (1.0, 2.0)]
+    runs[0] = runs[0]._replace(times=([0, 200], [0, 10]))
+    runs[1] = runs[1]._replace(times=([0, 100, 200], [0, 20, 30]), receipts=runs[1].receipts[1:])
+    pooled = scaling.pool(runs)
+    assert pooled.steps == [200] and pooled.seeds == 2
+    found = pooled.receipt_at(200)
+    assert (
+        scaling.value(found, FID) == 1.5
+        and scaling.deviation(found, FID) == np.std([1, 2]) * 2**0.5
+    )
+    assert pooled.seconds_at(200) == 20 and pooled.losses == runs[0].losses
+    assert scaling.pool(runs[:1]) is runs[0]
+    assert scaling.pool([runs[0], runs[1]._replace(times=None)]).seconds_at(200) is None
+
+
+@pytest.mark.parametrize(
+    "score, values, target, step",
+    [
+        (FID, (9, 7, 3), 5, 250),
+        (FID, (9, 7, 3), 7, 200),
+        (FID, (9, 7, 3), 20, 100),  # not later than the first score
+        (FID, (9, 7, 3), 2, None),
+        (FID, (9, 4, 8), 5, 180),  # the first time
+        ("recall", (0.1, 0.2, 0.6), 0.3, 225),
+    ],
+)
+def test_the_step_at_which_a_score_is_reached(score, values, target, step):
+    receipts = [
+        receipt(value=value, step=at, score=score)
+        for value, at in zip(values, (100, 200, 300), strict=True)
+    ]
+    each = run("Ti/4", gflops=1, value=1)._replace(receipts=receipts)
+    found = scaling.steps_until(each, score, target)
+    assert found == step or found == pytest.approx(step)
+
+
+@pytest.mark.parametrize(
+    "seconds, unit",
+    [
+        *(([None, 5.0], "seconds"), ([100, 179], "seconds"), ([100, 180], "minutes")),
+        *(([4 * 3600], "hours"), ([None], "seconds")),
+    ],
+)
+def test_times_have_a_unit_of_their_size(seconds, unit):
+    name, size = scaling.time_unit(seconds)
+    assert name == unit and size == scaling.TIMES[unit]
+
+
+def test_the_network_is_called_once_a_step_unless_the_receipt_counts_its_calls():
+    each = receipt()
+    assert scaling.calls(each) == 25
+    each["model"]["calls"] = 49
+    assert scaling.calls(each) == 49
+
+
 def test_the_table_has_a_line_for_each_run():
     rows = scaling.rows(runs_of_paper(), 400_000, FID)
     lines = scaling.table(rows, FID).splitlines()

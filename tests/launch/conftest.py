@@ -13,6 +13,14 @@ TOOLS = (
     *("mkdir", "mktemp", "mv", "nohup", "realpath", "rm", "sh", "sleep", "sort", "tail"),
     *("git", "grep", "gzip", "sed", "tar", "touch", "wc"),
 )
+# `-m venv` makes .venv with programs that write down their calls, as this one does.
+PYTHON = r"""
+echo "${NNX_GRAPH_MODE:+NNX_GRAPH_MODE=$NNX_GRAPH_MODE }${0##*/} $*" >> "$FAKE/calls"
+if [ "$*" = "-m venv .venv" ]; then
+  mkdir -p .venv/bin
+  for name in python ruff dit-train dit-sample dit-evaluate; do cp "$0" ".venv/bin/$name"; done
+fi
+"""
 
 
 @pytest.fixture
@@ -26,6 +34,21 @@ def put(tmp_path):
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     return write
+
+
+@pytest.fixture
+def put_python(put):
+    """put_python(more): a python3 that installs nothing; more: what its programs do too."""
+    return lambda more="": put("python3", PYTHON + more)
+
+
+@pytest.fixture
+def clone(put_python, tmp_path):
+    """A clone with nothing but launch/ and setup.py, and the python3 of `put_python`."""
+    put_python()
+    shutil.copytree(LAUNCH, tmp_path / "clone" / "launch")
+    shutil.copy(LAUNCH.parent / "setup.py", tmp_path / "clone")
+    return tmp_path / "clone"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """All scripts of launch/: lint and help.
 
-quickstart.sh, fashion.sh, scaling.sh and test.sh with a Python of the tests, and without a network.
+quickstart.sh, fashion.sh and test.sh with a Python of the tests, and without a network.
 """
 
 import shutil
@@ -14,17 +14,23 @@ from dit_jax import settings
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
+TRAINING = ["quickstart.sh", "fashion.sh", "scaling.sh", "objectives.sh"]
 SETTINGS_OF = {
     "common.sh": [],
     "environment.sh": ["EXTRAS", "PYTHON"],
     "fashion.sh": ["DATA", "WORKDIR", "PYTHON"],
     "fashion_data.sh": ["DATA"],
+    "objectives.sh": [
+        *("DATA_SET", "DATA", "WORKDIR", "OBJECTIVES", "SEEDS", "STEPS", "EVERY", "SAMPLES"),
+        *("SAMPLERS", "NUM_STEPS", "PYTHON"),
+    ],
     "quickstart.sh": ["WORKDIR", "PYTHON"],
     "scaling.sh": [
         *("DATA", "WORKDIR", "MODELS", "DESIGNS", "DESIGN_MODEL"),
         *("STEPS", "EVERY", "SAMPLES", "PYTHON"),
     ],
     "slurm/train.sh": ["EXTRAS", "PYTHON"],
+    "study.sh": [],
     "test.sh": ["PYTHON"],
     "tpu.sh": [
         *("NAME", "ZONE", "PROJECT", "TYPE", "WORKDIR"),
@@ -36,23 +42,6 @@ SETTINGS_OF = {
         *("MAX_RESTARTS", "GRACE", "BASE_IMAGE", "COMMIT"),
     ],
 }
-# `-m venv` makes .venv with programs that write down their calls, as this one does.
-PYTHON = r"""
-echo "${NNX_GRAPH_MODE:+NNX_GRAPH_MODE=$NNX_GRAPH_MODE }${0##*/} $*" >> "$FAKE/calls"
-if [ "$*" = "-m venv .venv" ]; then
-  mkdir -p .venv/bin
-  for name in python ruff dit-train dit-sample dit-evaluate; do cp "$0" ".venv/bin/$name"; done
-fi
-"""
-
-
-@pytest.fixture
-def clone(put, tmp_path):
-    """A clone with nothing but launch/ and setup.py, and a python3 that installs nothing."""
-    put("python3", PYTHON)
-    shutil.copytree(LAUNCH, tmp_path / "clone" / "launch")
-    shutil.copy(LAUNCH.parent / "setup.py", tmp_path / "clone")
-    return tmp_path / "clone"
 
 
 def read_calls(tmp_path):
@@ -110,6 +99,8 @@ def test_help_prints_the_settings_and_does_nothing_else(clone, environment, tmp_
         ("quickstart.sh", "quickstart.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
         ("fashion.sh", "fashion.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
         ("scaling.sh", "scaling.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
+        ("objectives.sh", "objectives.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
+        ("study.sh", "study.sh: is for other scripts, which source it: see --help"),
         ("fashion_data.sh", "fashion_data.sh: takes no arguments, got 'runs'"),
         ("tpu.sh", "tpu.sh: the command must be one of create, setup, "),
         ("tpu_worker.sh", "tpu_worker.sh: the command must be install, start, state or stop, "),
@@ -128,7 +119,7 @@ def test_an_unknown_argument_is_one_line_and_does_nothing(clone, run, tmp_path, 
 @pytest.mark.parametrize(
     "word", ["--config.", "--config.x y=1", "--config=x", "--noconfig.a=1", ""]
 )
-@pytest.mark.parametrize("name", ["quickstart.sh", "fashion.sh", "scaling.sh"])
+@pytest.mark.parametrize("name", TRAINING)
 def test_only_fields_of_the_config_go_to_dit_train(clone, run, tmp_path, name, word):
     before = sorted(tmp_path.rglob("*"))
     done = run(clone / "launch" / name, "--config.seed=3", word)
@@ -137,7 +128,7 @@ def test_only_fields_of_the_config_go_to_dit_train(clone, run, tmp_path, name, w
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "fashion.sh", "scaling.sh"])
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_field_that_no_config_has_is_told_before_anything_is_installed(
     clone, put, run, tmp_path, name
 ):
@@ -160,7 +151,7 @@ def test_the_scripts_know_every_field():
     assert (done.stdout, done.stderr) == ("known\n", "")
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "fashion.sh", "scaling.sh", "test.sh"])
+@pytest.mark.parametrize("name", [*TRAINING, "test.sh"])
 def test_an_old_or_missing_python_is_reported(tmp_path, name):
     old = tmp_path / "python3"
     version = '[ "$1" = --version ] && echo "Python 3.8.1" && echo "of 2019" && exit 0'
@@ -276,117 +267,6 @@ def test_fashion_data_only_downloads(clone, put, run, tmp_path):
         FILES
     )
     assert not (clone / ".venv").exists()
-
-
-# As PYTHON; dit-train saves steps 2 and 4, dit-evaluate writes a receipt, STOP ends the second run.
-SCALING = (
-    PYTHON
-    + r"""
-case "${0##*/} $1" in
-  dit-train*) [ "${STOP:-}" != "${2##*/}" ] || exit 42
-    mkdir -p "$2/checkpoints/2" "$2/checkpoints/4" ;;
-  dit-evaluate\ --study*) echo "the table" ;;
-  dit-evaluate*) mkdir -p "$2" && touch "$2/receipt.json"
-    kept=${2%/scores/*}/evaluation/classifier
-    [ -e "$kept" ] || { mkdir -p "$kept" && echo "of $2" > "$kept/weights"; } ;;
-esac
-"""
-)
-
-
-@pytest.fixture
-def study(clone, put, run, tmp_path):
-    """study(*flags, **settings): runs scaling.sh, and returns the ended process and its calls."""
-    put("python3", SCALING)
-    for name in FILES:
-        (tmp_path / name).touch()
-    base = {"DATA": str(tmp_path), "WORKDIR": str(tmp_path / "study"), "STEPS": "4", "EVERY": "2"}
-
-    def call(*flags, **settings):
-        done = run(clone / "launch" / "scaling.sh", *flags, **base | settings)
-        calls = read_calls(tmp_path) if (tmp_path / "calls").exists() else []
-        return done, [line for line in calls if line.startswith("dit-")]
-
-    return call
-
-
-def test_scaling_trains_and_scores_each_model_and_design_then_plots(study, tmp_path):
-    settings = {"MODELS": " Ti/4 Pi/2", "DESIGNS": "adaln adaln_zero", "SAMPLES": "30"}
-    done, calls = study("--config.seed=1", **settings)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "the table\nthe study took 0 min" in done.stdout
-    expected = []
-    for model, design, name in [
-        *(("Ti/4", "adaln_zero", "Ti-4"), ("Pi/2", "adaln_zero", "Pi-2")),
-        ("Ti/4", "adaln", "Ti-4-adaln"),
-    ]:
-        path = tmp_path / "study" / name
-        expected += [
-            f"dit-train configs/scaling.py:{model} {path} --config.data.path={tmp_path} "
-            f"--config.model.conditioning={design} --config.run.total_steps=4 "
-            "--config.run.checkpoint_every=2 --config.seed=1",
-            f"dit-evaluate {path}/checkpoints/2 {path}/scores/2 --num_samples=30",
-            f"dit-evaluate {path}/checkpoints/4 {path}/scores/4 --num_samples=30",
-        ]
-    workdir = tmp_path / "study"
-    assert calls == [*expected, f"dit-evaluate --study={workdir} --out={workdir}/plots"]
-
-
-def test_all_runs_of_scaling_are_judged_by_one_classifier(study, tmp_path):
-    study(MODELS="Ti/4 Pi/2 Pi/7", DESIGNS="adaln")
-    files = list((tmp_path / "study").glob("*/evaluation/*/*"))
-    assert {path.read_text() for path in files} == {f"of {tmp_path}/study/Ti-4/scores/2\n"}
-    assert {path.parts[-2] for path in files} == {"classifier"} and len(files) == 4
-
-
-def test_scaling_skips_what_is_done(study, tmp_path):
-    settings = {"MODELS": "Ti/4", "DESIGNS": ""}
-    assert len(study(**settings)[1]) == 4
-    assert [line.split()[1] for line in study(**settings)[1]] == [f"--study={tmp_path}/study"]
-    run = tmp_path / "study" / "Ti-4"
-    (run / "scores" / "2" / "receipt.json").unlink()
-    _, calls = study(**settings)
-    assert calls[0].startswith(f"dit-evaluate {run}/checkpoints/2 ") and len(calls) == 2
-
-
-def test_scaling_trains_again_without_the_last_step_and_leaves_out_damaged_ones(study, tmp_path):
-    settings = {"MODELS": "Ti/4", "DESIGNS": ""}
-    study(**settings)
-    run = tmp_path / "study" / "Ti-4"
-    shutil.rmtree(run / "scores")
-    shutil.rmtree(run / "checkpoints" / "2")
-    assert [line.split()[1] for line in study(**settings)[1][:-1]] == [f"{run}/checkpoints/4"]
-    shutil.rmtree(run / "checkpoints" / "4")
-    assert study(**settings)[1][0].startswith("dit-train configs/scaling.py:Ti/4 ")
-
-
-def test_scaling_ends_with_the_code_of_a_stopped_run(study):
-    done, calls = study(MODELS="Ti/4 Ti/7", STOP="Ti-7")
-    assert done.returncode == 42
-    words = [line.split()[0] for line in calls]
-    assert words == ["dit-train", "dit-evaluate", "dit-evaluate", "dit-train"]
-
-
-@pytest.mark.parametrize(
-    "settings, rule",
-    [
-        ({"MODELS": "Ti4"}, "MODELS must be models such as Ti/4, separated by spaces, got 'Ti4'"),
-        ({"MODELS": "Ti/4,Ti/2"}, "MODELS must be models such as Ti/4, "),
-        ({"DESIGN_MODEL": "Ti/0"}, "DESIGN_MODEL must be a model such as Ti/4, got 'Ti/0'"),
-        (
-            {"DESIGNS": "film"},
-            "DESIGNS must be of in_context, cross_attention, adaln, adaln_zero, ",
-        ),
-        ({"STEPS": "0"}, "STEPS must be a whole number of at least 1, got '0'"),
-        ({"EVERY": "3"}, "STEPS must be divisible by EVERY 3, got 4"),
-        ({"WORKDIR": "gs://a/b"}, "WORKDIR must be on a local disk, got gs://a/b"),
-    ],
-)
-def test_a_wrong_setting_of_scaling_is_one_line(study, tmp_path, settings, rule):
-    done, calls = study(**settings)
-    assert (done.returncode, done.stdout, calls) == (2, "", [])
-    assert done.stderr.startswith(f"scaling.sh: {rule}") and done.stderr.count("\n") == 1
-    assert not (tmp_path / "study").exists()
 
 
 def test_package_is_installed_again_only_if_setup_py_changed(clone, run, tmp_path):
