@@ -201,7 +201,10 @@ def log_cost(values, dit):
     for options in read_grid(values):
         calls, passes = dit.cost(**arguments.sampling(values) | options)
         row = "".join(f" with {name} {value}" for name, value in options.items())
-        found = words.count(calls, "network call"), words.count(passes, "forward pass", "passes")
+        found = (
+            words.count(calls, "network call"),
+            words.count(passes, "forward pass", "forward passes"),
+        )
         logging.info("an image%s takes %s, %s", row, *found)
 
 

@@ -75,7 +75,7 @@ def test_a_sit_is_sampled_as_a_sit(call, tmp_path, weights, path_type, process, 
     np.testing.assert_allclose(samples, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("end", [".pt", ".safetensors"])
+@pytest.mark.parametrize("end", [".pt", pytest.param(".safetensors", marks=pytest.mark.slow)])
 def test_a_sit_comes_back_bit_for_bit(call, tmp_path, weights, end):
     file, out, back = save(tmp_path / "x.pt", weights), tmp_path / "out", tmp_path / f"back{end}"
     for step in (("from-torch", file, out), ("to-torch", out, back)):

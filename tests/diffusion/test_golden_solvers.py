@@ -18,6 +18,18 @@ from dit_jax.diffusion.process import Levels, Prediction, Rates, at
 
 BOUND = 1e-5  # float32
 SPACINGS = ("linspace", "leading", "trailing")
+
+
+def few(cases, fast):
+    """pytest's parameters of the cases, of which all but those that are `fast(*case)` are slow."""
+    return [
+        pytest.param(
+            *case, marks=() if fast(*case) else pytest.mark.slow, id=".".join(map(str, case))
+        )
+        for case in cases
+    ]
+
+
 TENS = pytest.mark.parametrize("count", [10, pytest.param(20, marks=pytest.mark.slow)])
 ELEVENS = pytest.mark.parametrize("count", [11, pytest.param(21, marks=pytest.mark.slow)])
 SOLVERS = {
@@ -73,10 +85,13 @@ def run(sampler, predict, x, **options):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(
     "solver, spacing",
-    [
-        *((name, spacing) for name in ("dpm1", "dpm2", "euler", "heun") for spacing in SPACINGS),
-        *(("unipc2", ""), ("ddim", "")),
-    ],
+    few(
+        [
+            *((name, each) for name in ("dpm1", "dpm2", "euler", "heun") for each in SPACINGS),
+            *(("unipc2", ""), ("ddim", "")),
+        ],
+        lambda solver, spacing: spacing in ("trailing", ""),
+    ),
 )
 def test_diffusers(golden, check_close, solver, spacing, kind, count):
     """euler and heun of diffusers begin at x = alpha y, where y is noise of their own scale."""
@@ -204,12 +219,19 @@ def test_the_ode_of_sit(golden, check_close, path, prediction, method, solver, c
 @ELEVENS
 @pytest.mark.parametrize(
     "path, prediction, form",
-    [
-        *((path, kind, "sigma") for path in ("Linear", "GVP") for kind in ("velocity", "noise")),
-        *(("Linear", "noise", "SBDM"), ("GVP", "noise", "SBDM")),
-        *(("Linear", "velocity", form) for form in ("constant", "linear", "decreasing")),
-        ("Linear", "velocity", "increasing-decreasing"),
-    ],
+    few(
+        [
+            *(
+                (path, each, "sigma")
+                for path in ("Linear", "GVP")
+                for each in ("velocity", "noise")
+            ),
+            *(("Linear", "noise", "SBDM"), ("GVP", "noise", "SBDM")),
+            *(("Linear", "velocity", form) for form in ("constant", "linear", "decreasing")),
+            ("Linear", "velocity", "increasing-decreasing"),
+        ],
+        lambda path, prediction, form: path == "GVP",
+    ),
 )
 def test_the_sde_of_sit(golden, check_close, path, prediction, form, count):
     """With its last step, the mean of one that is 0.04 wide."""
@@ -258,7 +280,9 @@ def test_the_bias_of_the_sde(golden, row):
 
 
 @TENS
-@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.25, 0.75), (0.0, 0.7)])
+@pytest.mark.parametrize(
+    "low, high", few([(0.0, 1.0), (0.25, 0.75), (0.0, 0.7)], lambda low, high: low)
+)
 @pytest.mark.parametrize(
     "name, solver", [("euler", solvers.euler), ("heun", solvers.heun), ("em", solvers.sde)]
 )
