@@ -37,7 +37,8 @@ def synonyms():
 
 def named(class_names):
     """names() if these are the ids of ImageNet's classes; else what is given, as a tuple."""
-    digest = hashlib.sha256(" ".join(class_names).encode()).hexdigest()
+    text = " ".join(class_names).encode(errors="surrogatepass")
+    digest = hashlib.sha256(text).hexdigest()
     return names() if digest == IDS_SHA256 else tuple(class_names)
 
 
