@@ -6,7 +6,8 @@ titles. All images of a picture have the same noise, so that they differ in what
 
 import numpy as np
 
-from dit_jax.sampling import pictures
+from dit_jax.diffusion import samplers
+from dit_jax.sampling import generate, pictures
 
 NUM_COLUMNS = 8  # levels in a strip
 NUM_FRAMES = 60  # levels in an animation, at most
@@ -58,7 +59,17 @@ def _follow(dit, labels, count, options):
 
 def grid(dit, labels, names, *, option, values, **options):
     """A row of images for each value of an option of `dit.sample`: a PIL image."""
-    images = [dit.sample(labels, same_noise=True, **options | {option: x}) for x in values]
+    same = {"same_noise": True}
+    if option == "num_steps":  # the noise of a seed depends on it
+        same = {"noise": _noise(dit, len(labels), options.get("seed", 0))}
+    images = [dit.sample(labels, **same, **options | {option: x}) for x in values]
     scale = pictures.grid_scale(images[0].shape[1:3])
     rows = [f"{option} {x:g}" if isinstance(x, float) else f"{option} {x}" for x in values]
     return pictures.table(np.stack(images), rows=rows, columns=names, scale=scale)
+
+
+def _noise(dit, count, seed):
+    """The noise with which 1,000 steps would begin, the same for M images: (M, H, W, C)."""
+    shape = (*dit.config.input_size, dit.config.in_channels)
+    keys = generate.image_keys(np.uint32(seed), 1)
+    return np.repeat(samplers.make_noise(keys, shape, 1000)(-1), count, axis=0)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,6 +17,7 @@ class Fake:
     """Stands for a LoadedDiT of 8 x 8 pixels: level i of image m is 10 m + i, its x0 100 more."""
 
     sampling = {"num_steps": "250"}
+    config = SimpleNamespace(input_size=(8, 8), in_channels=1)
     process = processes.make(Diffusion())
 
     def __init__(self):
@@ -85,3 +87,18 @@ def test_a_grid_has_a_row_for_each_value():
     picture = figures.grid(dit, [3, 1, 4], ["three", "one", "four"], **options)
     assert shades(picture, 2, 3) == [[1, 11, 21], [4, 14, 24]]
     assert dit.calls == [{"same_noise": True, "seed": 4, "cfg_scale": x} for x in (1.0, 4.0)]
+
+
+def test_rows_of_other_numbers_of_steps_begin_with_the_same_noise():
+    """That of a seed depends on the number of steps."""
+    dit = Fake()
+    options = {"option": "num_steps", "values": ["250", "ddim50"], "cfg_scale": 2, "seed": 4}
+    figures.grid(dit, [3, 1], ["three", "one"], **options)
+    noises = [call.pop("noise") for call in dit.calls]
+    assert dit.calls == [{"cfg_scale": 2, "seed": 4, "num_steps": x} for x in ("250", "ddim50")]
+    for noise in noises:
+        assert noise.shape == (2, 8, 8, 1) and 0.8 < noise.std() < 1.2
+        np.testing.assert_array_equal(noise, np.broadcast_to(noises[0][0], noise.shape))
+    other = Fake()
+    figures.grid(other, [3, 1], ["three", "one"], **options | {"seed": 5})
+    assert not np.array_equal(other.calls[0]["noise"], noises[0])
