@@ -58,6 +58,7 @@ def train_to(call, caplog, monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_from_a_bucket_resumes_and_moves_like_one_from_a_disk(
     call, data, remote, storage, tmp_path, train_to
 ):

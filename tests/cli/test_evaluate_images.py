@@ -43,6 +43,7 @@ def judged(files, inception_path, tmp_path_factory):
     return [f"--inception={inception_path}", f"--reference={reference}"], samples, out
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_adm(call, judged, golden_eval):
     given, samples, out = judged
     code, text, errors = call(evaluate, samples, out, *given)

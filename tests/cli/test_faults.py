@@ -106,6 +106,7 @@ def test_a_run_that_is_stopped_at_a_rollback_ends_in_the_same_way(
     assert store.read_meta(run / "checkpoints", LAST)["rollbacks"] == meta["rollbacks"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_a_full_disk_bit_identically(reference, tmp_path):
     """A limit on the size of files simulates it: the system refuses to write in the same way."""
     process, directory = start(tmp_path / "run"), tmp_path / "run" / "checkpoints"
@@ -119,6 +120,7 @@ def test_a_run_goes_through_a_full_disk_bit_identically(reference, tmp_path):
     assert_same_end(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
 def test_a_deleted_folder_of_samples_is_made_again(tmp_path):
     """Also, the first samples come before the first log, when there is no loss to draw."""
     options = ("--config.run.sample_every=20", "--config.run.log_every=30")

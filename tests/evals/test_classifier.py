@@ -53,6 +53,7 @@ def test_distances_see_noise_and_missing_classes(network, train):
         assert min(far) > 4 * near, (distance, near, far)
 
 
+@pytest.mark.slow
 def test_drawn_shapes_are_recognised():
     rng = np.random.default_rng(3)
     names, label = list(pictures.SHAPES), np.arange(300) % 3
