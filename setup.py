@@ -41,7 +41,7 @@ setup(
         "ml_collections>=1.0",
         "absl-py",
         "numpy",
-        "scipy",
+        "scipy>=1.12",
         "scikit-learn",
         "matplotlib",
         "pillow>=10.3",  # opens 16-bit grey PNGs as such

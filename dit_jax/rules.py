@@ -4,7 +4,7 @@ import re
 from dataclasses import field
 
 MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
-MAX_WIDTH = 12**-0.5  # of a power-function average: that of the plain mean of all steps
+MAX_WIDTH = 12**-0.5  # the width of the plain mean of all steps; see `train.power_ema`
 WIDTH = f"above 0 and below {MAX_WIDTH:.4f}"
 
 

@@ -83,7 +83,7 @@ class DDPM(NamedTuple):
     def levels_at(self, time):
         """time: steps, descending and at least two."""
         kept = schedules.check_steps(self.schedule.num_steps, time)[::-1]
-        # From its betas, so that every bit is that of a respaced schedule.
+        # Computed like a schedule of fewer steps, so that both are equal to the last bit.
         alpha_bar = schedules.from_alpha_bar(self.schedule.alpha_bar[kept], kept).alpha_bar[::-1]
         alpha = np.append(np.sqrt(alpha_bar), 1.0)
         sigma = np.append(np.sqrt(1 - alpha_bar), 0.0)

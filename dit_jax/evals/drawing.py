@@ -1,7 +1,7 @@
 """How pictures of scores look: PNG files, 6 inches wide, with names beside the curves.
 
-The colours are told apart by the colour-blind, and in grey by their markers. matplotlib is imported
-inside, since it takes half a second.
+The colours are told apart by the colour-blind, and in grey by their markers. matplotlib
+and scipy.optimize are imported inside, since that takes half a second.
 """
 
 import contextlib
@@ -195,18 +195,14 @@ def box_of(note):
 def spread(places, *, gap, low, high):
     """Moves places until neighbours are at least `gap` apart.
 
-    The sum of the squared moves is the smallest possible: place[i] - i * gap must not fall, which
-    is isotonic regression, done by pooling neighbours that fall. Then all places are moved into
-    low .. high, if there is room.
+    The order stays, and the sum of the squared moves is as small as it can be. Then all places are
+    moved into low .. high, if there is room.
     """
+    from scipy import optimize
+
     order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
-    pools = []  # (mean, count)
-    for place in np.asarray(places, float)[order] - steps:
-        pools.append((place, 1))
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (a, m), (b, n) = pools[-2:]
-            pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
-    means = np.repeat([mean for mean, _ in pools], [count for _, count in pools])
+    # Neighbours are far enough apart where place[i] - i * gap does not fall.
+    means = optimize.isotonic_regression(np.asarray(places, float)[order] - steps).x
     moved = np.maximum(np.minimum(means, high - steps[-1]), low) + steps
     result = np.empty(len(places))
     result[order] = moved

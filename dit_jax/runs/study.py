@@ -170,7 +170,7 @@ def _name(settings, names):
 
 
 def _find_reference(found, name):
-    """The design with a name; without one, that of the fewest values that are not the default."""
+    """The design of this name. None: the one with the fewest values that are not the default."""
     shown = found.shown
     counts = {design(each, shown): len(_said(each, shown)) for each in found.settings}
     if name is None:
