@@ -6,8 +6,7 @@ Shapes: N, M images, D features, L logits. Arithmetic is float64.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
-import scipy.special
+import scipy  # loads scipy.linalg and scipy.special on first use, for half a second
 
 from dit_jax.errors import UserError
 from dit_jax.evals import moments
