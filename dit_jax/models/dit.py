@@ -33,11 +33,13 @@ class DiTConfig(NamedTuple):
     null_label: bool  # whether label `num_classes` exists and means "no label"
     learn_sigma: bool
     conditioning: str  # a name in `BLOCKS`
+    conditions: tuple[str, ...] = ("t", "y")  # names in `conditions.of`
 
     @classmethod
     def from_json(cls, fields):
         """The config of an `_asdict()` that went through JSON, which has no tuples."""
-        return cls(**fields | {"input_size": tuple(fields["input_size"])})
+        names = ("input_size", "conditions")
+        return cls(**fields | {name: tuple(fields[name]) for name in names if name in fields})
 
     @property
     def token_grid(self):
@@ -74,6 +76,7 @@ def configure(
     null_label=True,
     learn_sigma=True,
     conditioning="adaln_zero",
+    conditions=("t", "y"),
 ):
     """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together."""
     fields.check(
@@ -85,9 +88,12 @@ def configure(
         null_label=null_label,
         learn_sigma=learn_sigma,
         conditioning=conditioning,
+        conditions=conditions,
     )
     image = tuple(input_size), patch_size, in_channels
-    return DiTConfig(*image, *SIZES[size], num_classes, null_label, learn_sigma, conditioning)
+    labels = num_classes, null_label
+    design = learn_sigma, conditioning, tuple(conditions)
+    return DiTConfig(*image, *SIZES[size], *labels, *design)
 
 
 class Watched(NamedTuple):

@@ -9,25 +9,40 @@ SIZES = {  # depth, hidden size, heads: table 1 of the paper; Pi to XS are ours,
     "XS": (6, 192, 6),
     "S": (12, 384, 6),
     "B": (12, 768, 12),
+    "M": (16, 1024, 16),  # of MeanFlow
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
 }
+CONDITIONS = ("t", "h", "omega", "t_min", "t_max", "y")  # as `conditions.of`
 DESIGNS = ("in_context", "cross_attention", "adaln", "adaln_zero")  # as `blocks.BLOCKS`
 ARITHMETIC = {  # as `layers.DTYPES`, `attention.ATTENTIONS` and `layers.REMAT_POLICIES`
     "dtype": ("float32", "bfloat16"),
-    "attention": ("xla", "cudnn"),
+    "attention": ("xla", "xla_jvp", "cudnn"),
     "remat": ("none", "dots", "full"),
 }
 
 
 def check(
-    *, size, patch_size, input_size, in_channels, num_classes, null_label, learn_sigma, conditioning
+    *,
+    size,
+    patch_size,
+    input_size,
+    in_channels,
+    num_classes,
+    null_label,
+    learn_sigma,
+    conditioning,
+    conditions,
 ):
     """UserError if the fields of a `settings.Model` do not fit together."""
     if size not in SIZES:
         raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
     if conditioning not in DESIGNS:
         raise UserError(f"conditioning must be one of {', '.join(DESIGNS)}, got {conditioning!r}")
+    if not set(conditions) <= set(CONDITIONS) or len(set(conditions)) < len(conditions):
+        raise UserError(
+            f"conditions must be different names of {', '.join(CONDITIONS)}, got {conditions}"
+        )
     if patch_size < 1:
         raise UserError(f"patch_size must be at least 1, got {patch_size}")
     if not _is_size(input_size):

@@ -37,6 +37,21 @@ def test_multiply_adds_of_other_designs_of_xl(options, gmacs):
     assert count / 1e9 == pytest.approx(gmacs, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "size, patch_size, parameters, gmacs",
+    [
+        *(("B", 4, 131_165_248, 5.56), ("B", 2, 131_091_472, 23.00)),
+        *(("M", 2, 308_019_216, 53.80), ("L", 2, 459_137_040, 80.69)),
+        ("XL", 2, 676_440_592, 118.62),
+    ],
+)
+def test_parameters_and_multiply_adds_of_mean_flow(size, patch_size, parameters, gmacs):
+    config = dit.configure(size, patch_size, learn_sigma=False, conditions=("t", "h", "y"))
+    params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    assert sum(x.size for x in jax.tree.leaves(params)) == parameters
+    assert flops.multiply_adds(config) / 1e9 == pytest.approx(gmacs, rel=1e-3)
+
+
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize(
     "options",
