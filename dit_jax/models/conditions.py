@@ -1,8 +1,8 @@
 """What a DiT is conditioned on: an embedder for each condition, and its null value.
 
-To add one, write its embedder here and list it in `of`, and its name in `fields.CONDITIONS`: the
-model and guidance take their conditions from the names in a DiTConfig. Shapes: N batch, S tokens of a condition, D hidden size, L labels with
-the null label, if there is one.
+To add one, write its embedder here and list it in `of`, and its name in `fields.CONDITIONS`. The
+model and guidance take their conditions from the names in a DiTConfig. Shapes: N batch, S tokens of
+a condition, D hidden size, L labels with the null label, if there is one.
 """
 
 import functools

@@ -34,6 +34,7 @@ class DiTConfig(NamedTuple):
     learn_sigma: bool
     conditioning: str  # a name in `BLOCKS`
     conditions: tuple[str, ...] = ("t", "y")  # names in `conditions.of`
+    velocity_head: bool = False  # whether it gives a velocity beside the average velocity
 
     @classmethod
     def from_json(cls, fields):
@@ -57,8 +58,8 @@ class DiTConfig(NamedTuple):
 
     @property
     def out_channels(self):
-        """The channels of the prediction and, if the variance is learned, as many of its code."""
-        return (1 + self.learn_sigma) * self.in_channels
+        """Of the prediction and, if there is one, of the variance's code or the velocity head."""
+        return (1 + self.learn_sigma + self.velocity_head) * self.in_channels
 
     @property
     def adaptive(self):
@@ -77,6 +78,7 @@ def configure(
     learn_sigma=True,
     conditioning="adaln_zero",
     conditions=("t", "y"),
+    velocity_head=False,
 ):
     """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together."""
     fields.check(
@@ -89,11 +91,11 @@ def configure(
         learn_sigma=learn_sigma,
         conditioning=conditioning,
         conditions=conditions,
+        velocity_head=velocity_head,
     )
     image = tuple(input_size), patch_size, in_channels
-    labels = num_classes, null_label
-    design = learn_sigma, conditioning, tuple(conditions)
-    return DiTConfig(*image, *SIZES[size], *labels, *design)
+    rest = num_classes, null_label, learn_sigma, conditioning, tuple(conditions), velocity_head
+    return DiTConfig(*image, *SIZES[size], *rest)
 
 
 class Watched(NamedTuple):
@@ -219,17 +221,20 @@ def make_apply(
     unroll=False,
     gather=None,
     watch=False,
+    forward=False,
 ):
     """apply(params, x, t=..., y=...), the pure function of a `DiT` with these options.
 
     gather: None where no parameter is sharded, else as in `DiT`. watch: apply returns its result
-    and a `Watched`. UserError for an unknown name.
+    and a `Watched`. forward: a loss may take a jvp of it. UserError for an unknown name.
     """
     fields.check_arithmetic(dtype=dtype, attention=attention, remat=remat)
+    if forward:
+        fields.check_forward(attention)
+        attention = "xla_jvp"
     gather = gather or _keep
-    options = {"attention": attention, "remat": remat, "unroll": unroll, "gather": gather}
-    options["watch"] = watch
-    make = functools.partial(DiT, config, dtype=DTYPES[dtype], **options)
+    options = {"attention": attention, "remat": remat, "unroll": unroll, "watch": watch}
+    make = functools.partial(DiT, config, dtype=DTYPES[dtype], gather=gather, **options)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(prng.key(0)))))
 
     def apply(params, x, **given):

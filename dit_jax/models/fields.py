@@ -17,7 +17,7 @@ CONDITIONS = ("t", "h", "omega", "t_min", "t_max", "y")  # as `conditions.of`
 DESIGNS = ("in_context", "cross_attention", "adaln", "adaln_zero")  # as `blocks.BLOCKS`
 ARITHMETIC = {  # as `layers.DTYPES`, `attention.ATTENTIONS` and `layers.REMAT_POLICIES`
     "dtype": ("float32", "bfloat16"),
-    "attention": ("xla", "xla_jvp", "cudnn"),
+    "attention": ("xla", "cudnn"),
     "remat": ("none", "dots", "full"),
 }
 
@@ -33,6 +33,7 @@ def check(
     learn_sigma,
     conditioning,
     conditions,
+    velocity_head,
 ):
     """UserError if the fields of a `settings.Model` do not fit together."""
     if size not in SIZES:
@@ -42,6 +43,10 @@ def check(
     if not set(conditions) <= set(CONDITIONS) or len(set(conditions)) < len(conditions):
         raise UserError(
             f"conditions must be different names of {', '.join(CONDITIONS)}, got {conditions}"
+        )
+    if velocity_head and learn_sigma:
+        raise UserError(
+            "velocity_head must be false for a model that learns the variance, got true"
         )
     if patch_size < 1:
         raise UserError(f"patch_size must be at least 1, got {patch_size}")
@@ -67,6 +72,12 @@ def check_arithmetic(*, automatic=(), **chosen):
         names = (*(["auto"] if name in automatic else []), *ARITHMETIC[name])
         if value not in names:
             raise UserError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+
+
+def check_forward(attention):
+    """UserError if a network with this attention cannot be differentiated forward."""
+    if attention == "cudnn":
+        raise UserError("attention must be auto or xla for a loss with a jvp, got cudnn")
 
 
 def check_heads(size, tensor):
