@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dit_jax import settings
 from dit_jax.machine import prng
 from dit_jax.models import conditions, fields, layers
 from dit_jax.models.blocks import BLOCKS
@@ -42,6 +43,12 @@ class DiTConfig(NamedTuple):
         names = ("input_size", "conditions")
         return cls(**fields | {name: tuple(fields[name]) for name in names if name in fields})
 
+    def to_json(self):
+        """The fields without those that have their default, so that older code can read them."""
+        defaults = self._field_defaults
+        fields = self._asdict().items()
+        return {name: x for name, x in fields if name not in defaults or x != defaults[name]}
+
     @property
     def token_grid(self):
         """How many tokens there are along each axis."""
@@ -67,35 +74,15 @@ class DiTConfig(NamedTuple):
         return self.conditioning.startswith("adaln")
 
 
-def configure(
-    size,
-    patch_size,
-    *,
-    input_size=(32, 32),
-    in_channels=4,
-    num_classes=1000,
-    null_label=True,
-    learn_sigma=True,
-    conditioning="adaln_zero",
-    conditions=("t", "y"),
-    velocity_head=False,
-):
-    """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together."""
-    fields.check(
-        size=size,
-        patch_size=patch_size,
-        input_size=input_size,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        null_label=null_label,
-        learn_sigma=learn_sigma,
-        conditioning=conditioning,
-        conditions=conditions,
-        velocity_head=velocity_head,
-    )
-    image = tuple(input_size), patch_size, in_channels
-    rest = num_classes, null_label, learn_sigma, conditioning, tuple(conditions), velocity_head
-    return DiTConfig(*image, *SIZES[size], *rest)
+def configure(size, patch_size, **more):
+    """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together.
+
+    more: other fields of `settings.Model`, which has their defaults.
+    """
+    given = dict(vars(settings.Model(size=size, patch_size=patch_size, **more)))
+    fields.check(**given)
+    names = ("depth", "hidden_size", "num_heads")
+    return DiTConfig.from_json(given | dict(zip(names, SIZES[given.pop("size")], strict=True)))
 
 
 class Watched(NamedTuple):

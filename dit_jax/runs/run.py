@@ -253,7 +253,7 @@ def _describe(settings, parts, fed, past):
     }
     about = {name: value for name, value in about.items() if value}
     config = settings_lib.to_json(settings)
-    return {"model": parts.model._asdict(), "config": config} | about
+    return {"model": parts.model.to_json(), "config": config} | about
 
 
 def _score_missed(settings, scorer, state, workdir):
