@@ -151,8 +151,8 @@ def test_times_outside_a_path_are_one_line():
         (
             "sampling",
             {"sampler": "heun"},
-            "^sampling.sampler must be euler or ddim for process mean_flow, which learns whole steps, "
-            "got heun$",
+            "^sampling.sampler must be euler or ddim for process mean_flow, which learns whole "
+            "steps, got heun$",
         ),
         ("sampling", {"eta": 0.5}, "^sampling.eta must be 0 for process mean_flow, got 0.5$"),
         (
