@@ -13,7 +13,7 @@ def get_config():
     config.seed = 0
 
     config.model = ConfigDict()  # the architecture: everything that the parameters depend on
-    config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, L or XL
+    config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, M, L or XL
     config.model.patch_size = 2
     config.model.input_size = (32, 32)  # H, W of a latent: 256 / 8; any number of axes
     config.model.in_channels = 4
@@ -21,6 +21,8 @@ def get_config():
     config.model.null_label = True  # needed for class dropout and for guidance
     config.model.learn_sigma = placeholder(bool)  # learn the variance too; None: of ddpm
     config.model.conditioning = "adaln_zero"  # in_context, cross_attention, adaln or adaln_zero
+    config.model.conditions = placeholder(tuple)  # what the network is given; None: by the process
+    config.model.velocity_head = False  # of improved_mean_flow: a second output, the velocity
 
     config.compute = ConfigDict()  # how; all but dtype may change when a run is resumed
     config.compute.dtype = "bfloat16"  # of the arithmetic; parameters stay float32
@@ -35,7 +37,8 @@ def get_config():
     config.mesh.shard_optimizer = True  # shards EMA and optimizer over mesh.data too (ZeRO-1)
 
     config.diffusion = ConfigDict()
-    config.diffusion.process = "ddpm"  # or a path: linear (flow matching) or gvp, without steps
+    config.diffusion.process = "ddpm"  # or a path: linear (flow matching) or gvp, without steps;
+    # or mean_flow or improved_mean_flow, which sample in one step
     config.diffusion.schedule = "linear"  # of ddpm: linear or squared_cosine
     config.diffusion.num_steps = 1000  # of ddpm
     config.diffusion.prediction = "auto"  # noise, v, x0, velocity; auto: noise, velocity of a path
@@ -44,10 +47,19 @@ def get_config():
     config.diffusion.time_std = 1.0
     config.diffusion.stratified = False  # one t from each of batch_size equal parts: less variance
     config.diffusion.shift = 1.0  # of a path, above 1: more noise, in training and sampling
-    config.diffusion.time_scale = 1000.0  # of a path: the network gets t, in 0 .. 1, times this
+    config.diffusion.time_scale = placeholder(float)  # of a path: the network gets t, in 0 .. 1,
+    # times this; None: 1,000, and 1 for the mean flows
     config.diffusion.reverse_time = False  # of a path: the network gets 1 - t; with scale 1, as SiT
     config.diffusion.weight = "constant"  # of the loss: min_snr, soft_min_snr or p2; logs plain mse
     config.diffusion.weight_gamma = 0.0  # of that weight; 0: 5, for p2 1
+    config.diffusion.same_times = 0.75  # of mean flows: share of examples that learn the velocity
+    config.diffusion.adaptive_power = 1.0  # of mean flows: divides the squared error by its power
+    config.diffusion.adaptive_eps = 0.01  # added to that divisor
+    config.diffusion.omega = 1.0  # of mean_flow: guidance inside training, with the scale
+    config.diffusion.kappa = 0.5  # omega / (1 - kappa); 1 and 0: none
+    config.diffusion.omega_interval = (0, 1)  # guide at first <= t <= last
+    config.diffusion.omega_max = 8.0  # of improved_mean_flow: the largest scale that it learns
+    config.diffusion.omega_decay = 1.0  # above 0: more of the small scales
 
     config.data = ConfigDict()
     config.data.source = "images"  # digits, images, latents or synthetic
@@ -92,6 +104,8 @@ def get_config():
     config.sampling.cfg_schedule = "constant"  # linear or cosine: rises from 1 to cfg_scale
     config.sampling.cfg_channels = 3  # guide the first 3 channels, as the paper; 0: all
     config.sampling.cfg_interval = placeholder(tuple)  # guide at first <= t <= last; None: always
+    config.sampling.omega = 1.0  # guidance that improved_mean_flow takes as a condition; 1: none
+    config.sampling.omega_interval = (0, 1)  # the times that it is for
 
     config.run = ConfigDict()  # may change when a run is resumed
     config.run.total_steps = 400_000  # 80 epochs: 80 * 1,281,167 / 256

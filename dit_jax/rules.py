@@ -1,11 +1,19 @@
 """Rules that the values of settings keep: each gives a field a default, a test and its words."""
 
+import dataclasses
 import re
 from dataclasses import field
+
+from dit_jax.errors import UserError
 
 MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
 MAX_WIDTH = 12**-0.5  # the width of the plain mean of all steps; see `train.power_ema`
 WIDTH = f"above 0 and below {MAX_WIDTH:.4f}"
+
+CONDITIONS = {  # of a model by the process, if not t and y; as models.conditions, which needs jax
+    "mean_flow": ("t", "h", "y"),
+    "improved_mean_flow": ("t", "h", "omega", "t_min", "t_max", "y"),
+}
 
 
 def keeps(rule, fits, default, **more):
@@ -27,12 +35,16 @@ def steps(least, default):
     return keeps(f"in {least} .. {MAX_STEPS}", lambda x: least <= x <= MAX_STEPS, default)
 
 
-def above(bound, default):
-    return keeps(f"above {bound}", lambda x: x > bound, default)
+def above(bound, default, **more):
+    return keeps(f"above {bound}", lambda x: x > bound, default, **more)
 
 
 def fraction(default):
     return keeps("in [0, 1)", lambda x: 0 <= x < 1, default)
+
+
+def share(default):
+    return keeps("in 0 .. 1", lambda x: 0 <= x <= 1, default)
 
 
 def one_of(names, default):
@@ -72,3 +84,48 @@ def is_pattern(value):
         return bool(value) and bool(re.compile(value))
     except (re.error, TypeError):
         return False
+
+
+def fit_process(settings, fields):
+    """Settings with values for the process wherever the fields leave them to it, as None."""
+    diffusion, model, sampling = settings.diffusion, settings.model, settings.sampling
+    is_path = diffusion.process != "ddpm"
+    # A SiT that was converted when there were no paths has the other fields of DDPM.
+    is_older = is_path and "process" not in fields["diffusion"]
+
+    def is_left(topic, name):
+        return is_older or fields.get(topic, {}).get(name) is None
+
+    if is_left("model", "learn_sigma"):
+        model = dataclasses.replace(model, learn_sigma=not is_path)
+    elif is_path and model.learn_sigma:
+        raise UserError(
+            f"model.learn_sigma must be false for process {diffusion.process}, which learns no "
+            "variance, got true"
+        )
+    conditions = CONDITIONS.get(diffusion.process, ("t", "y"))
+    if is_left("model", "conditions"):
+        model = dataclasses.replace(model, conditions=conditions)
+    elif model.conditions != conditions:
+        raise UserError(
+            f"model.conditions must be {', '.join(conditions)} for process {diffusion.process}, "
+            f"got {', '.join(map(str, model.conditions))}"
+        )
+    if is_left("diffusion", "time_scale") and diffusion.process in CONDITIONS:
+        diffusion = dataclasses.replace(diffusion, time_scale=1.0)
+    if is_left("sampling", "cfg_interval"):
+        last = 1 if is_path else diffusion.num_steps - 1
+        sampling = dataclasses.replace(sampling, cfg_interval=(0, last))
+    fitted = {"model": model, "diffusion": diffusion, "sampling": sampling}
+    return dataclasses.replace(settings, **fitted)
+
+
+def check_best(run):
+    """UserError if steps are kept by a score that they do not have."""
+    if run.keep_best_by == "score" and not run.score_every:
+        raise UserError("run.keep_best_by must be loss if run.score_every is 0, got 'score'")
+    if run.keep_best_by == "score" and run.checkpoint_every % run.score_every:
+        raise UserError(
+            f"run.checkpoint_every must be a multiple of run.score_every {run.score_every} if "
+            f"run.keep_best_by is score, got {run.checkpoint_every}"
+        )

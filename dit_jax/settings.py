@@ -17,6 +17,7 @@ SAMPLERS = ("ddpm", "ddim", "euler", "heun", "sde", "dpm2m", "unipc")  # as diff
 SPACINGS = ("auto", "linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
 SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
 CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
+PROCESSES = ("ddpm", "linear", "gvp", "mean_flow", "improved_mean_flow")  # as diffusion.fields
 OPTIMIZERS = ("adamw", "muon")  # as train.optimizer, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
@@ -44,6 +45,8 @@ class Model:
     null_label: bool = True
     learn_sigma: bool = rules.by_process(True)
     conditioning: str = "adaln_zero"
+    conditions: tuple = rules.by_process(("t", "y"))
+    velocity_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,24 @@ class Diffusion:
     schedule: str = "linear"
     num_steps: int = 1000
     prediction: str = rules.one_of(("auto", "noise", "velocity", "v", "x0"), "auto")
-    process: str = rules.one_of(("ddpm", "linear", "gvp"), "ddpm")
+    process: str = rules.one_of(PROCESSES, "ddpm")
     time: str = rules.one_of(("uniform", "logit_normal"), "uniform")
     time_mean: float = 0.0
     time_std: float = rules.above(0, 1.0)
     stratified: bool = False
     shift: float = rules.above(0, 1.0)
-    time_scale: float = rules.above(0, 1000.0)
+    time_scale: float = rules.above(0, 1000.0, by_process=True)
     reverse_time: bool = False
     weight: str = rules.one_of(("constant", "min_snr", "soft_min_snr", "p2"), "constant")
     weight_gamma: float = rules.at_least(0, 0.0)
+    same_times: float = rules.share(0.75)
+    adaptive_power: float = rules.at_least(0, 1.0)
+    adaptive_eps: float = rules.above(0, 0.01)
+    omega: float = rules.above(0, 1.0)
+    kappa: float = rules.fraction(0.5)
+    omega_interval: tuple = rules.interval((0, 1))
+    omega_max: float = rules.above(1, 8.0)
+    omega_decay: float = rules.at_least(0, 1.0)
 
     def __post_init__(self):
         if self.prediction == "auto":  # so that every Diffusion says what it predicts
@@ -147,7 +158,7 @@ class Sampling:
     num_steps: str = rules.keeps(NUM_STEPS_RULE, NUM_STEPS.fullmatch, "250")
     spacing: str = rules.one_of(SPACINGS, "auto")
     shift: float = rules.at_least(0, 0.0)
-    eta: float = rules.keeps("in 0 .. 1", lambda x: 0 <= x <= 1, 0.0)
+    eta: float = rules.share(0.0)
     sde_noise: str = rules.one_of(SDE_NOISES, "sigma")
     sde_last: float = rules.fraction(0.04)
     clip_x0: bool = False
@@ -155,6 +166,8 @@ class Sampling:
     cfg_schedule: str = rules.one_of(CFG_SCHEDULES, "constant")
     cfg_channels: int = rules.at_least(0, 3)
     cfg_interval: tuple = rules.interval((0, 999))
+    omega: float = rules.at_least(1, 1.0)
+    omega_interval: tuple = rules.interval((0, 1))
 
 
 @dataclass(frozen=True)
@@ -199,48 +212,14 @@ def read(fields):
 
     UserError for a field that does not exist, is of another type, or is out of its range.
     """
-    settings = _fit_process(_read(Settings, fields, ""), fields)
+    settings = rules.fit_process(_read(Settings, fields, ""), fields)
     if settings.train.class_dropout_prob and not settings.model.null_label:
         raise UserError(
             "train.class_dropout_prob must be 0 without model.null_label, "
             f"got {settings.train.class_dropout_prob}"
         )
-    _check_best(settings.run)
+    rules.check_best(settings.run)
     return settings
-
-
-def _fit_process(settings, fields):
-    """Settings with values for the process wherever the fields leave them to it, as None."""
-    diffusion, model, sampling = settings.diffusion, settings.model, settings.sampling
-    is_path = diffusion.process != "ddpm"
-    # A SiT that was converted when there were no paths has the other fields of DDPM.
-    is_older = is_path and "process" not in fields["diffusion"]
-
-    def is_left(topic, name):
-        return is_older or fields.get(topic, {}).get(name) is None
-
-    if is_left("model", "learn_sigma"):
-        model = dataclasses.replace(model, learn_sigma=not is_path)
-    elif is_path and model.learn_sigma:
-        raise UserError(
-            f"model.learn_sigma must be false for process {diffusion.process}, which learns no "
-            "variance, got true"
-        )
-    if is_left("sampling", "cfg_interval"):
-        last = 1 if is_path else diffusion.num_steps - 1
-        sampling = dataclasses.replace(sampling, cfg_interval=(0, last))
-    return dataclasses.replace(settings, model=model, sampling=sampling)
-
-
-def _check_best(run):
-    """UserError if steps are kept by a score that they do not have."""
-    if run.keep_best_by == "score" and not run.score_every:
-        raise UserError("run.keep_best_by must be loss if run.score_every is 0, got 'score'")
-    if run.keep_best_by == "score" and run.checkpoint_every % run.score_every:
-        raise UserError(
-            f"run.checkpoint_every must be a multiple of run.score_every {run.score_every} if "
-            f"run.keep_best_by is score, got {run.checkpoint_every}"
-        )
 
 
 def check_mesh(**sizes):

@@ -1,4 +1,6 @@
-"""NumPy references for the layers of a DiT, in float64."""
+"""NumPy references for the layers of a DiT, in float64, and the arithmetic of a program."""
+
+import math
 
 import jax
 import numpy as np
@@ -20,3 +22,20 @@ def with_bias(module):
     state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     state = jax.tree.map(lambda x: x + 0.1 * normal(x.size, x.shape), state)
     return nnx.merge(nnx.graphdef(module), state)
+
+
+def count_products(jaxpr):
+    """Multiply-adds of the dot_generals of a jaxpr, those of a loop as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(
+                shape[axis] for axis in contracted
+            )
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += count_products(inner) * equation.params.get("length", 1)  # of a scan
+    return total

@@ -55,22 +55,27 @@ def define_sampling(values):
     flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
     text = "FIRST,LAST: guide at these times only; 0 is the cleanest."
     flags.DEFINE_list("cfg_interval", None, text, **options)
+    text = "Scale of guidance of a model that takes it as a condition; 1: none."
+    flags.DEFINE_float("omega", None, text, **options)
+    text = "FIRST,LAST: the times that this scale is for, in 0 .. 1."
+    flags.DEFINE_list("omega_interval", None, text, **options)
 
 
 def sampling(values):
     """{option: value} of the flags of SAMPLING that were given."""
     given = {name: values[name].value for name in SAMPLING if values[name].value is not None}
-    if "cfg_interval" in given:
-        given["cfg_interval"] = _parse_interval(given["cfg_interval"])
+    for name in ("cfg_interval", "omega_interval"):
+        if name in given:
+            given[name] = _parse_interval(name, given[name])
     return given
 
 
-def _parse_interval(texts):
+def _parse_interval(name, texts):
     try:
         return [float(text) for text in texts]
     except ValueError:
-        text = ",".join(texts)
-        raise UserError(f"cfg_interval must be two numbers, as 0,500, got {text!r}") from None
+        text, example = ",".join(texts), "0,500" if name == "cfg_interval" else "0.1,0.7"
+        raise UserError(f"{name} must be two numbers, as {example}, got {text!r}") from None
 
 
 def settings(values):

@@ -83,7 +83,7 @@ def read_class_names(path):
 def make_config(model, settings, class_names=()):
     """Returns the config.json of a bundle: architecture, sampling, data, names of the labels."""
     return {
-        "model": model._asdict(),
+        "model": model.to_json(),
         "diffusion": {name: getattr(settings.diffusion, name) for name in DIFFUSION},
         "sampling": _sampling(settings),
         "space": settings.data.space,

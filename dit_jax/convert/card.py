@@ -194,7 +194,8 @@ def _describe_model(subject):
 
 def _name_process(diffusion):
     if diffusion_fields.is_path(diffusion):
-        return f"{diffusion.process} path of flow matching"
+        names = {"mean_flow": "MeanFlow", "improved_mean_flow": "improved MeanFlow"}
+        return names.get(diffusion.process, f"{diffusion.process} path of flow matching")
     return f"{diffusion.schedule} schedule of {diffusion.num_steps:,} steps"
 
 

@@ -89,7 +89,7 @@ def write(path, model, settings, params, **meta):
     for name in flat:
         flat[name] = jax.device_put(flat[name])
     config = {topic: settings_lib.to_json(getattr(settings, topic)) for topic in TOPICS}
-    meta |= {"model": model._asdict(), "config": config}
+    meta |= {"model": model.to_json(), "config": config}
     with store.open_writer(background=False) as writer:
         store.save(writer, path, 0, {"ema": traverse_util.unflatten_dict(flat)}, meta)
 

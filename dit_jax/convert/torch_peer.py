@@ -126,7 +126,7 @@ def _at(table, t):
 
 def _on_device(model):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device, torch_model.DiT(**model._asdict()).to(device)
+    return device, torch_model.DiT(**model.to_json()).to(device)
 
 
 def _autocast(device, dtype):

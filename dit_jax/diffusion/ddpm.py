@@ -62,6 +62,9 @@ class DDPM(NamedTuple):
     def network_time(self, t):
         return t
 
+    def inputs(self, t, end):
+        return {}
+
     def read(self, out, x, t):
         """(x0, noise) of the network's output at x and steps t (N,)."""
         tables = predictions.tables(self._known(*self.alpha_sigma(slice(None))))

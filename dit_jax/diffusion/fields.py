@@ -8,19 +8,44 @@ PREDICTIONS = {  # of each process, the usual one first
     "ddpm": ("noise", "v", "x0"),
     "linear": ("velocity", "noise", "v", "x0"),
     "gvp": ("velocity", "noise", "v", "x0"),
+    "mean_flow": ("velocity",),
+    "improved_mean_flow": ("velocity",),
 }
+MEAN_FLOWS = ("mean_flow", "improved_mean_flow")  # of `mean_flow.AverageVelocity`
 ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # values for DDPM
 UNUSED = {  # {field: (another field, its value with which the first has no effect, the default)}
     "time_mean": ("time", "uniform", 0.0),
     "time_std": ("time", "uniform", 1.0),
     "weight_gamma": ("weight", "constant", 0.0),
 }
+ONLY_OF = {  # {field: the processes that have it}; the others keep its default
+    **dict.fromkeys(("same_times", "adaptive_power", "adaptive_eps"), MEAN_FLOWS),
+    **dict.fromkeys(("omega", "kappa", "omega_interval"), ("mean_flow",)),
+    **dict.fromkeys(("omega_max", "omega_decay"), ("improved_mean_flow",)),
+}
+NOT_OF_MEAN_FLOWS = {"weight": "constant", "stratified": False, "shift": 1.0}  # their values
 MAX_STEPS = 100_000  # of a path
 
 
 def is_path(diffusion):
     """Whether the process is a path with real times in 0 .. 1, without steps."""
     return diffusion.process != "ddpm"
+
+
+def is_mean_flow(diffusion):
+    """Whether the network learns average velocities, for which its loss takes a jvp of it."""
+    return diffusion.process in MEAN_FLOWS
+
+
+def needs_null(diffusion):
+    """Whether the loss guides by the network without a label."""
+    is_guided = (diffusion.omega, diffusion.kappa) != (1, 0)
+    return {"mean_flow": is_guided, "improved_mean_flow": True}.get(diffusion.process, False)
+
+
+def watched(diffusion):
+    """The metric that says how well a network has learned: not the loss where it is always 1."""
+    return "mse" if is_mean_flow(diffusion) else "loss"
 
 
 def check(diffusion):
@@ -37,6 +62,7 @@ def check(diffusion):
             raise UserError(
                 f"{field} must be {value} for {choice} {chosen}, which has none, got {given}"
             )
+    _check_mean_flow(diffusion)
     if is_path(diffusion):
         return
     for field, value in ONLY_PATHS.items():
@@ -49,6 +75,23 @@ def check(diffusion):
     schedules.make(diffusion.schedule, diffusion.num_steps)
 
 
+def _check_mean_flow(diffusion):
+    """UserError for fields of the mean flows with another process, and the other way round."""
+    name, usual = diffusion.process, settings.Diffusion()
+    fixed = {
+        field: getattr(usual, field) for field, owners in ONLY_OF.items() if name not in owners
+    }
+    fixed |= NOT_OF_MEAN_FLOWS if is_mean_flow(diffusion) else {}
+    for field, value in fixed.items():
+        if (given := getattr(diffusion, field)) != value:
+            raise UserError(
+                f"{field} must be {value} for process {name}, which has none, got {given}"
+            )
+    first, last = diffusion.omega_interval
+    if first < 0 or last > 1:
+        raise UserError(f"omega_interval must be first <= last in 0 .. 1, got {(first, last)}")
+
+
 def last_time(diffusion):
     """`process.Process.last_time` of a `settings.Diffusion`."""
     return 1 if is_path(diffusion) else diffusion.num_steps - 1
@@ -57,19 +100,19 @@ def last_time(diffusion):
 def check_num_steps(diffusion, num_steps):
     """UserError if the process has no `levels(num_steps)`."""
     if is_path(diffusion):
-        path_steps(num_steps)
+        path_steps(num_steps, 1 if is_mean_flow(diffusion) else 2)
     else:
         schedules.keep_steps(diffusion.num_steps, num_steps)
 
 
-def path_steps(num_steps):
+def path_steps(num_steps, least):
     """How many steps "50" or "ddim50" means on a path: the same; UserError for anything else."""
     text = str(num_steps)
     if not settings.SPACING.fullmatch(text):
         raise UserError(f"num_steps must be {settings.SPACING_RULE}, got {num_steps!r}")
     count = int(text.removeprefix("ddim"))
-    if not 2 <= count <= MAX_STEPS:
-        raise UserError(f"num_steps must be in 2 .. {MAX_STEPS}, got {num_steps!r}")
+    if not least <= count <= MAX_STEPS:
+        raise UserError(f"num_steps must be in {least} .. {MAX_STEPS}, got {num_steps!r}")
     return count
 
 

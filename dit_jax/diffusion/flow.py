@@ -5,7 +5,8 @@ Lipman et al. 2023 (https://arxiv.org/abs/2210.02747) and SiT, Ma et al. 2024
 calls the noise x_0. Shapes: N batch, S steps.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,8 @@ def gvp(t, xp):
 PATHS = {"linear": linear, "gvp": gvp}
 
 
-class Flow(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Flow:
     """A `process.Process` along a path.
 
     prediction: "velocity", dx / dt, or "noise", "v", "x0". The network gets time_scale t; with
@@ -48,6 +50,7 @@ class Flow(NamedTuple):
     time_scale: float = 1000.0
     reverse_time: bool = False
     weight: losses.Weight = losses.Weight()
+    least_steps: ClassVar[int] = 2  # of a sampling
 
     @property
     def last_time(self):
@@ -65,6 +68,9 @@ class Flow(NamedTuple):
 
     def network_time(self, t):
         return self.time_scale * (1 - t if self.reverse_time else t)
+
+    def inputs(self, t, end):
+        return {}
 
     def corrupt(self, x0, t, noise):
         known = self._known(_beside(t, x0))
@@ -95,7 +101,7 @@ class Flow(NamedTuple):
     def levels(self, num_steps):
         """num_steps: as "50": so many equal steps of t, before the shift."""
         first = self.edges[1]
-        time = np.linspace(first, 0, fields.path_steps(num_steps) + 1)[:-1]
+        time = np.linspace(first, 0, fields.path_steps(num_steps, self.least_steps) + 1)[:-1]
         return self.levels_at(np.minimum(times.shift(time, self.shift), first))
 
     def levels_at(self, time):

@@ -10,13 +10,15 @@ import numpy as np
 
 
 def condition(model, given):
-    """network(x, t) with the conditions `given`, {name: (N, ...)}, without guidance.
+    """network(x, t, **inputs) with the conditions `given`, {name: (N, ...)}, without guidance.
 
-    model(x, t=..., **given) -> (N, ..., out) is the function of a DiT.
+    model(x, t=..., **given) -> (N, ..., out) is the function of a DiT. inputs: scalars, the same
+    for all; `given` comes before them.
     """
 
-    def network(x, t):
-        return model(x, t=jnp.broadcast_to(t, x.shape[:1]), **given)
+    def network(x, t, **inputs):
+        inputs = {name: jnp.broadcast_to(each, x.shape[:1]) for name, each in inputs.items()}
+        return model(x, t=jnp.broadcast_to(t, x.shape[:1]), **inputs | given)
 
     return network
 

@@ -7,6 +7,7 @@ To add a process, write a class with the methods of `Process` (see `ddpm.DDPM`),
 of axes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -76,16 +77,25 @@ class Process(Protocol):
         """The factor of `times.shift` of a path; None if t are whole steps."""
 
     def draw_time(self, key, shape):
-        """Random t of the given shape, (N,) for the global batch."""
+        """Random t of the given shape, (N,) for the global batch.
+
+        A process may draw a dict with more numbers of each example; its `losses` then take that.
+        """
 
     def network_time(self, t):
         """What the network's embedder gets at t."""
+
+    def inputs(self, t, end):
+        """{name: like t}: what the network takes beside t and an example's own conditions.
+
+        It is for a step from t to `end`; a call that is no step has end = t.
+        """
 
     def corrupt(self, x0, t, noise):
         """x_t of x0 and its noise."""
 
     def losses(self, network, x0, t, noise):
-        """{"loss": (N,), other terms: (N,)}, where network(x_t, t) is the network's output."""
+        """{"loss": (N,), other terms: (N,)}. network: a `Network`; t: of `draw_time`."""
 
     def read(self, out, x, t):
         """(x0, noise) of the network's output at x and t (N,), finite in value and gradient."""
@@ -113,10 +123,34 @@ class Process(Protocol):
         """read(out, x, i) -> Prediction from the network's output at level i. See `predictor`."""
 
 
+class Network(NamedTuple):
+    """A DiT as a loss sees it: network(x, t) is its output for the conditions of the examples.
+
+    apply(x, t=..., **given): of the DiT, with t in the process's time. given: {name: (N, ...)}.
+    nulls: {name: null value} of the conditions that can be left out. dropped: the examples that go
+    without these, (N,) or one bool for all. A call may give or replace conditions by name.
+    """
+
+    apply: Callable
+    given: dict
+    nulls: dict
+    dropped: jax.Array | bool = False
+
+    def __call__(self, x, t, **more):
+        given = self.given
+        if self.dropped is not False:
+            given = {name: self._drop(name, values) for name, values in given.items()}
+        return self.apply(x, t=t, **given | more)
+
+    def _drop(self, name, values):
+        return jnp.where(self.dropped, self.nulls[name], values) if name in self.nulls else values
+
+
 def timed(apply, process):
     """apply(params, x, t=..., **given) with t in the process's time, of a DiT's own function."""
 
     def at_time(params, x, *, t, **given):
+        given = process.inputs(t, t) | given
         return apply(params, x, t=process.network_time(t), **given)
 
     return at_time
@@ -125,17 +159,21 @@ def timed(apply, process):
 def predictor(network, process, levels, *, clip_x0=False, scales=None):
     """predict(x, i, step=i) -> Prediction at level i of x (N, ..., C).
 
-    network(x, t) with scalar t; with scales (S,), those of the guidance of each step, network(x, t,
-    scale). step: the one that asks; a sampler that looks ahead asks at level i for an earlier step.
+    network(x, t, **inputs) with scalar t and `Process.inputs` of the step from level i; with scales
+    (S,), those of the guidance of each step, network(x, t, scale, **inputs). step: the one that
+    asks; a sampler that looks ahead asks at level i for an earlier step.
     clip_x0: clips x0 to [-1, 1] and makes the noise consistent with it. That is right for pixels
     and wrong for latents, which have no bounds.
     """
     read, time = process.reader(levels, clip_x0=clip_x0), jnp.asarray(levels.time, jnp.float32)
     table = None if scales is None else jnp.asarray(scales, jnp.float32)
+    inputs = process.inputs(levels.time[:-1], levels.time[1:])
+    inputs = {name: jnp.asarray(values, jnp.float32) for name, values in inputs.items()}
 
     def predict(x, i, step=None):
         scale = () if table is None else (table[i if step is None else step],)
-        return read(network(x, time[i], *scale), x, i)
+        given = {name: values[i] for name, values in inputs.items()}
+        return read(network(x, time[i], *scale, **given), x, i)
 
     return predict
 

@@ -1,6 +1,6 @@
 """The processes by name: `settings.Diffusion` -> `process.Process`."""
 
-from dit_jax.diffusion import ddpm, fields, flow, losses, schedules, times
+from dit_jax.diffusion import ddpm, fields, flow, losses, mean_flow, schedules, times
 
 
 def make(diffusion):
@@ -11,9 +11,21 @@ def make(diffusion):
         schedule = schedules.make(diffusion.schedule, diffusion.num_steps)
         return ddpm.DDPM(schedule, diffusion.prediction, weight, diffusion.stratified)
     draw = times.Draw(diffusion.time, diffusion.time_mean, diffusion.time_std, diffusion.stratified)
+    if fields.is_mean_flow(diffusion):
+        return _mean_flow(diffusion, draw)
     return flow.Flow(
         *(diffusion.process, diffusion.prediction, draw, diffusion.shift),
         time_scale=diffusion.time_scale,
         reverse_time=diffusion.reverse_time,
         weight=weight,
     )
+
+
+def _mean_flow(diffusion, draw):
+    kind = mean_flow.MeanFlow
+    names = ("time_scale", "reverse_time", "same_times", "adaptive_power", "adaptive_eps")
+    if diffusion.process == "improved_mean_flow":
+        kind, names = mean_flow.ImprovedMeanFlow, (*names, "omega_max", "omega_decay")
+    else:
+        names = (*names, "omega", "kappa", "omega_interval")
+    return kind(draw=draw, **{name: getattr(diffusion, name) for name in names})

@@ -79,7 +79,7 @@ def levels(process, num_steps, *, spacing="linspace", shift=0.0, last_step=0.0):
     if "," in num_steps:
         return process.levels_at(_times(num_steps))
     if process.shift is not None:
-        count = fields.path_steps(num_steps)
+        count = fields.path_steps(num_steps, process.least_steps)
         return process.levels_at(_along_path(process, count, spacing, shift, last_step))
     if spacing == "linspace" or num_steps.startswith("ddim"):
         return process.levels(num_steps)

@@ -51,15 +51,16 @@ def describe():
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-def resolve_attention(name, dtype):
+def resolve_attention(name, dtype, *, forward=False):
     """The attention to use on these devices; UserError if "cudnn" cannot run here.
 
     "auto" is "cudnn" if that can run, which is on a GPU in bfloat16, and otherwise "xla". Any other
-    name is returned: `models.dit.make_apply` checks it.
+    name is returned: `models.dit.make_apply` checks it. forward: a loss takes a jvp, which cuDNN
+    has not.
     """
     fits_cudnn = jax.default_backend() == "gpu" and dtype == "bfloat16"
     if name == "auto":
-        return "cudnn" if fits_cudnn else "xla"
+        return "cudnn" if fits_cudnn and not forward else "xla"
     if name == "cudnn" and not fits_cudnn:
         raise UserError(
             "attention can be 'cudnn' only on a GPU in bfloat16, "

@@ -55,6 +55,28 @@ def _attend_backward(kept, d_x):
 attend.defvjp(_attend, _attend_backward)
 
 
+@jax.custom_jvp
+def attend_forward(q, k, v):
+    """`attend` for a network that a loss differentiates forward, which has no rule for that.
+
+    A jvp takes `_attend_forward`. A gradient of a loss that has a jvp inside still takes the
+    backward pass of `attend`; a gradient without a jvp stores the weights, (N, K, T, T).
+    """
+    return attend(q, k, v)
+
+
+@attend_forward.defjvp
+def _attend_forward(primals, tangents):
+    (q, k, v), (d_q, d_k, d_v) = primals, tangents
+    weights = jax.nn.softmax(_logits(q, k))  # (N, K, T, T)
+    d_logits = _logits(d_q, k) + _logits(q, d_k)
+    d_weights = weights * (d_logits - (weights * d_logits).sum(-1, keepdims=True))
+    parts = (d_weights, v), (weights, d_v)
+    d_x = sum(jnp.einsum("nkts,nskd->ntkd", w.astype(v.dtype), values) for w, values in parts)
+    # No stop_gradient: a loss that does not stop the derivative has right gradients too.
+    return attend(q, k, v), d_x  # both (N, T, K, D/K)
+
+
 def attend_fused(q, k, v, *, implementation):
     """The same by one of `jax.nn.dot_product_attention`'s implementations, "xla" or "cudnn"."""
     return checkpoint_name(
@@ -62,7 +84,11 @@ def attend_fused(q, k, v, *, implementation):
     )
 
 
-ATTENTIONS = {"xla": attend, "cudnn": functools.partial(attend_fused, implementation="cudnn")}
+ATTENTIONS = {
+    "xla": attend,
+    "xla_jvp": attend_forward,
+    "cudnn": functools.partial(attend_fused, implementation="cudnn"),
+}
 
 
 class Attention(nnx.Module):

@@ -1,8 +1,8 @@
 """What a DiT is conditioned on: an embedder for each condition, and its null value.
 
-To add one, write its embedder here and list it in `of`: the model and guidance take their
-conditions from that list. Shapes: N batch, S tokens of a condition, D hidden size, L labels with
-the null label, if there is one.
+To add one, write its embedder here and list it in `of`, and its name in `fields.CONDITIONS`. The
+model and guidance take their conditions from the names in a DiTConfig. Shapes: N batch, S tokens of
+a condition, D hidden size, L labels with the null label, if there is one.
 """
 
 import functools
@@ -33,10 +33,22 @@ class Condition(NamedTuple):
 
 
 def of(config):
-    """The conditions of a DiTConfig, in the order of their tokens."""
+    """The conditions of a DiTConfig, in the order of their tokens.
+
+    t: the time. y: the label. Of one-step models, all in 0 .. 1 but omega: h, how far below t the
+    velocity is averaged; omega, the scale of the guidance in t_min <= t <= t_max.
+    """
     label = functools.partial(LabelEmbedder, config.num_classes + config.null_label)
     null = config.num_classes if config.null_label else None
-    return Condition("t", TimestepEmbedder, None), Condition("y", label, null)
+    known = [
+        Condition("t", TimestepEmbedder, None),
+        Condition("h", TimestepEmbedder, None),
+        Condition("omega", ScaleEmbedder, None),
+        Condition("t_min", TimestepEmbedder, None),
+        Condition("t_max", TimestepEmbedder, None),
+        Condition("y", label, null),
+    ]
+    return tuple(each for each in known if each.name in config.conditions)
 
 
 def nulls(config, *, mixed=False):
@@ -68,6 +80,13 @@ class TimestepEmbedder(nnx.Module):
 
     def __call__(self, t):
         return self.fc2(nnx.silu(self.fc1(timestep_embedding(t))))  # (N, D)
+
+
+class ScaleEmbedder(TimestepEmbedder):
+    """A TimestepEmbedder of 1 - 1 / omega, for scales omega (N,) of at least 1."""
+
+    def __call__(self, omega):
+        return super().__call__(1 - 1 / omega)
 
 
 class LabelEmbedder(nnx.Module):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dit_jax import settings
 from dit_jax.machine import prng
 from dit_jax.models import conditions, fields, layers
 from dit_jax.models.blocks import BLOCKS
@@ -33,11 +34,20 @@ class DiTConfig(NamedTuple):
     null_label: bool  # whether label `num_classes` exists and means "no label"
     learn_sigma: bool
     conditioning: str  # a name in `BLOCKS`
+    conditions: tuple[str, ...] = ("t", "y")  # names in `conditions.of`
+    velocity_head: bool = False  # whether it gives a velocity beside the average velocity
 
     @classmethod
     def from_json(cls, fields):
         """The config of an `_asdict()` that went through JSON, which has no tuples."""
-        return cls(**fields | {"input_size": tuple(fields["input_size"])})
+        names = ("input_size", "conditions")
+        return cls(**fields | {name: tuple(fields[name]) for name in names if name in fields})
+
+    def to_json(self):
+        """The fields without those that have their default, so that older code can read them."""
+        defaults = self._field_defaults
+        fields = self._asdict().items()
+        return {name: x for name, x in fields if name not in defaults or x != defaults[name]}
 
     @property
     def token_grid(self):
@@ -55,8 +65,8 @@ class DiTConfig(NamedTuple):
 
     @property
     def out_channels(self):
-        """The channels of the prediction and, if the variance is learned, as many of its code."""
-        return (1 + self.learn_sigma) * self.in_channels
+        """Of the prediction and, if there is one, of the variance's code or the velocity head."""
+        return (1 + self.learn_sigma + self.velocity_head) * self.in_channels
 
     @property
     def adaptive(self):
@@ -64,30 +74,15 @@ class DiTConfig(NamedTuple):
         return self.conditioning.startswith("adaln")
 
 
-def configure(
-    size,
-    patch_size,
-    *,
-    input_size=(32, 32),
-    in_channels=4,
-    num_classes=1000,
-    null_label=True,
-    learn_sigma=True,
-    conditioning="adaln_zero",
-):
-    """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together."""
-    fields.check(
-        size=size,
-        patch_size=patch_size,
-        input_size=input_size,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        null_label=null_label,
-        learn_sigma=learn_sigma,
-        conditioning=conditioning,
-    )
-    image = tuple(input_size), patch_size, in_channels
-    return DiTConfig(*image, *SIZES[size], num_classes, null_label, learn_sigma, conditioning)
+def configure(size, patch_size, **more):
+    """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together.
+
+    more: other fields of `settings.Model`, which has their defaults.
+    """
+    given = dict(vars(settings.Model(size=size, patch_size=patch_size, **more)))
+    fields.check(**given)
+    names = ("depth", "hidden_size", "num_heads")
+    return DiTConfig.from_json(given | dict(zip(names, SIZES[given.pop("size")], strict=True)))
 
 
 class Watched(NamedTuple):
@@ -213,17 +208,20 @@ def make_apply(
     unroll=False,
     gather=None,
     watch=False,
+    forward=False,
 ):
     """apply(params, x, t=..., y=...), the pure function of a `DiT` with these options.
 
     gather: None where no parameter is sharded, else as in `DiT`. watch: apply returns its result
-    and a `Watched`. UserError for an unknown name.
+    and a `Watched`. forward: a loss may take a jvp of it. UserError for an unknown name.
     """
     fields.check_arithmetic(dtype=dtype, attention=attention, remat=remat)
+    if forward:
+        fields.check_forward(attention)
+        attention = "xla_jvp"
     gather = gather or _keep
-    options = {"attention": attention, "remat": remat, "unroll": unroll, "gather": gather}
-    options["watch"] = watch
-    make = functools.partial(DiT, config, dtype=DTYPES[dtype], **options)
+    options = {"attention": attention, "remat": remat, "unroll": unroll, "watch": watch}
+    make = functools.partial(DiT, config, dtype=DTYPES[dtype], gather=gather, **options)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(prng.key(0)))))
 
     def apply(params, x, **given):

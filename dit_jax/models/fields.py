@@ -9,9 +9,11 @@ SIZES = {  # depth, hidden size, heads: table 1 of the paper; Pi to XS are ours,
     "XS": (6, 192, 6),
     "S": (12, 384, 6),
     "B": (12, 768, 12),
+    "M": (16, 1024, 16),  # of MeanFlow
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
 }
+CONDITIONS = ("t", "h", "omega", "t_min", "t_max", "y")  # as `conditions.of`
 DESIGNS = ("in_context", "cross_attention", "adaln", "adaln_zero")  # as `blocks.BLOCKS`
 ARITHMETIC = {  # as `layers.DTYPES`, `attention.ATTENTIONS` and `layers.REMAT_POLICIES`
     "dtype": ("float32", "bfloat16"),
@@ -21,13 +23,31 @@ ARITHMETIC = {  # as `layers.DTYPES`, `attention.ATTENTIONS` and `layers.REMAT_P
 
 
 def check(
-    *, size, patch_size, input_size, in_channels, num_classes, null_label, learn_sigma, conditioning
+    *,
+    size,
+    patch_size,
+    input_size,
+    in_channels,
+    num_classes,
+    null_label,
+    learn_sigma,
+    conditioning,
+    conditions,
+    velocity_head,
 ):
     """UserError if the fields of a `settings.Model` do not fit together."""
     if size not in SIZES:
         raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
     if conditioning not in DESIGNS:
         raise UserError(f"conditioning must be one of {', '.join(DESIGNS)}, got {conditioning!r}")
+    if not set(conditions) <= set(CONDITIONS) or len(set(conditions)) < len(conditions):
+        raise UserError(
+            f"conditions must be different names of {', '.join(CONDITIONS)}, got {conditions}"
+        )
+    if velocity_head and learn_sigma:
+        raise UserError(
+            "velocity_head must be false for a model that learns the variance, got true"
+        )
     if patch_size < 1:
         raise UserError(f"patch_size must be at least 1, got {patch_size}")
     if not _is_size(input_size):
@@ -52,6 +72,12 @@ def check_arithmetic(*, automatic=(), **chosen):
         names = (*(["auto"] if name in automatic else []), *ARITHMETIC[name])
         if value not in names:
             raise UserError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+
+
+def check_forward(attention):
+    """UserError if a network with this attention cannot be differentiated forward."""
+    if attention == "cudnn":
+        raise UserError("attention must be auto or xla for a loss with a jvp, got cudnn")
 
 
 def check_heads(size, tensor):

@@ -11,10 +11,10 @@ from dit_jax.models.layers import MLP_RATIO
 def multiply_adds(config):
     """Multiply-adds of one forward pass of one example."""
     size = config.hidden_size
+    numbers = len(set(config.conditions) - {"y"})  # a label is looked up
     embedders = (
         config.num_tokens * config.patch_area * config.in_channels * size  # x
-        + conditions.FREQUENCIES * size  # t
-        + size**2
+        + numbers * (conditions.FREQUENCIES * size + size**2)  # t and others like it
     )
     final = config.num_tokens * size * config.patch_area * config.out_channels
     final += 2 * size**2 if config.adaptive else 0

@@ -1,12 +1,13 @@
 """Fits the parameters of one DiT to another, so that training can start from them.
 
 The size, the conditioning and the channels must agree. The label table takes rows and grows or
-shrinks; the patch embedding and the final layer are resized. The position table is computed and no
-parameter, so any input size fits.
+shrinks; the patch embedding and the final layer are resized. A new condition starts without effect.
+The position table is computed and no parameter, so any input size fits.
 
 Shapes: L labels, p and q old and new patch size, C channels, D hidden size.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,15 +43,27 @@ def adapt(params, source, target, rows):
     rows: for each class of the target the class of the source whose embedding it takes, or None.
     """
     final = params["final_layer"]
-    return params | {
-        "x_embedder": {"proj": _embed_patches(params["x_embedder"]["proj"], source, target)},
-        "y_embedder": {
-            "embedding_table": _label_table(
-                params["y_embedder"]["embedding_table"], source, target, rows
-            )
-        },
-        "final_layer": final | {"linear": _predict_patches(final["linear"], source, target)},
-    }
+    left = {f"{name}_embedder" for name in source.conditions if name not in target.conditions}
+    kept = {name: each for name, each in params.items() if name not in left}
+    new = [name for name in target.conditions if name not in source.conditions]
+    return (
+        kept
+        | {f"{name}_embedder": _new_embedder(params["t_embedder"]) for name in new}
+        | {
+            "x_embedder": {"proj": _embed_patches(params["x_embedder"]["proj"], source, target)},
+            "y_embedder": {
+                "embedding_table": _label_table(
+                    params["y_embedder"]["embedding_table"], source, target, rows
+                )
+            },
+            "final_layer": final | {"linear": _predict_patches(final["linear"], source, target)},
+        }
+    )
+
+
+def _new_embedder(embedder):
+    """A `conditions.TimestepEmbedder` that gives 0, from that of the time."""
+    return embedder | {"fc2": jax.tree.map(jnp.zeros_like, embedder["fc2"])}
 
 
 def _label_table(table, source, target, rows):
@@ -80,9 +93,11 @@ def _embed_patches(linear, source, target):
 
 
 def _predict_patches(linear, source, target):
-    """The final linear layer: its patches are resized, a new code of the variance starts at 0."""
+    """The final linear layer: its patches are resized, a new second half starts at 0."""
     p, q, rank = source.patch_size, target.patch_size, len(source.input_size)
     matrix, channels = resize_matrix(p, q), target.out_channels
+    second = [(config.learn_sigma, config.velocity_head) for config in (source, target)]
+    kept = channels if second[0] == second[1] else source.in_channels
 
     def fit(x):
         """(..., p*p*C) -> (..., q*q*C)"""
@@ -90,8 +105,8 @@ def _predict_patches(linear, source, target):
         patch = x.reshape(*x.shape[:-1], *(p,) * rank, -1)  # (..., p, p, C)
         if p != q:
             patch = _along(matrix, patch, axes)  # (..., q, q, C)
-        more = max(0, channels - patch.shape[-1])
-        patch = jnp.pad(patch, [(0, 0)] * (patch.ndim - 1) + [(0, more)])[..., :channels]
+        patch = patch[..., :kept]
+        patch = jnp.pad(patch, [(0, 0)] * (patch.ndim - 1) + [(0, channels - kept)])
         return patch.reshape(*x.shape[:-1], -1)
 
     return {name: fit(x) for name, x in linear.items()}
@@ -132,6 +147,13 @@ def describe(source, target, rows):
             f"patch embedding and final layer: resized from patch size {source.patch_size} to "
             f"{target.patch_size}"
         )
+    for name in (each for each in target.conditions if each not in source.conditions):
+        changed.append(f"condition {name}: new, starts without effect{_in_tokens(target)}")
+    for name in (each for each in source.conditions if each not in target.conditions):
+        changed.append(f"condition {name}: left out")
+    if source.velocity_head != target.velocity_head:
+        word = "new, starts at 0" if target.velocity_head else "left out"
+        changed.append(f"velocity head in the final layer: {word}")
     if source.learn_sigma != target.learn_sigma:
         word = "new, starts at 0" if target.learn_sigma else "left out"
         changed.append(f"variance in the final layer: {word}")
@@ -140,3 +162,8 @@ def describe(source, target, rows):
         changed.append("position table: computed anew, from {} to {} tokens".format(*grids))
     rest = "everything else" if changed else "everything"
     return [*changed, f"{rest}: taken as it is"]
+
+
+def _in_tokens(config):
+    """In-context and cross-attention see a token of zeros beside the others, and adaLN a sum."""
+    return "" if config.adaptive else " but that of one more token, 0, in attention"

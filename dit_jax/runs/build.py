@@ -3,7 +3,6 @@
 A value that does not fit is a UserError that names its field.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import jax
 import optax
 
 from dit_jax import settings as settings_lib
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.diffusion import processes
 from dit_jax.diffusion.process import Process, timed
 from dit_jax.errors import UserError, of_topic
@@ -85,9 +85,11 @@ def parts(settings, devices=None):
     _check_mesh(settings, mesh)
     with of_topic("compute"):
         compute = settings.compute
-        attention = devices_lib.resolve_attention(compute.attention, compute.dtype)
-        compute = dataclasses.replace(compute, attention=attention)
-        apply = dit.make_apply(model, **vars(compute), gather=sharding.make_gather(mesh))
+        options = {"gather": sharding.make_gather(mesh)}
+        options["forward"] = forward = diffusion_fields.is_mean_flow(settings.diffusion)
+        attention = compute.attention
+        attention = devices_lib.resolve_attention(attention, compute.dtype, forward=forward)
+        apply = dit.make_apply(model, **vars(compute) | {"attention": attention}, **options)
     with of_topic("diffusion"):
         process = processes.make(settings.diffusion)
     apply = timed(apply, process)

@@ -5,7 +5,7 @@
 
 from dit_jax import settings as settings_lib
 from dit_jax.diffusion import fields as diffusion_fields
-from dit_jax.errors import of_topic
+from dit_jax.errors import UserError, of_topic
 from dit_jax.models import fields as model_fields
 from dit_jax.sampling import fields as sampling_fields
 
@@ -35,7 +35,24 @@ def check(settings):
         )
     with of_topic("diffusion"):
         diffusion_fields.check(settings.diffusion)
+        _check_null(settings)
+    if diffusion_fields.is_mean_flow(settings.diffusion):
+        with of_topic("compute"):
+            model_fields.check_forward(compute.attention)
+    if model.velocity_head and settings.diffusion.process != "improved_mean_flow":
+        raise UserError("model.velocity_head must be false without improved_mean_flow, got true")
     with of_topic("train"):
         settings_lib.check_decay(settings.train.warmup_steps, settings.train.decay_steps)
     with of_topic("sampling"):
         sampling_fields.check_process(settings.sampling, model, settings.diffusion)
+
+
+def _check_null(settings):
+    """UserError if a loss guides by the null label and the model does not learn it."""
+    if diffusion_fields.needs_null(settings.diffusion) and not settings.train.class_dropout_prob:
+        process = settings.diffusion.process
+        hint = " unless omega is 1 and kappa 0" if process == "mean_flow" else ""
+        raise UserError(
+            f"process must be another if train.class_dropout_prob is 0{hint}: {process} guides by "
+            "the null label"
+        )

@@ -135,5 +135,6 @@ def _differences(before, settings):
     for topic, name in names:
         old, new = (getattr(getattr(each, topic), name) for each in (before, settings))
         if old != new:
-            lines.append(f"{topic}.{name}: {old} before, {new} now")
+            hint = ", so the network has to learn the time again" if name == "time_scale" else ""
+            lines.append(f"{topic}.{name}: {old} before, {new} now{hint}")
     return lines

@@ -18,14 +18,23 @@ LOSSES = {"mse": "MSE of the prediction", "vb": "variational bound (bits)"}
 
 
 def make_log(
-    path, *, start, total_steps, batch_size, flops_per_step, peak_flops, saved, measured=None
+    path,
+    *,
+    start,
+    total_steps,
+    batch_size,
+    flops_per_step,
+    peak_flops,
+    saved,
+    measured=None,
+    shown="loss",
 ):
     """log(step, means, seconds) for `loop.run`: one JSON line, and progress on the terminal.
 
     It returns the line as a dict on process 0, None on the others. Lines of steps after `start`,
     left by a killed run, are dropped first. peak_flops: FLOP/s of all devices, None if unknown;
     then there is no MFU. saved() is the newest saved step, None before the first. measured: more
-    fields for the line of step `start`, or None.
+    fields for the line of step `start`, or None. shown: the metric that the terminal shows.
     """
     import jax  # here: commands read a record before they import jax
 
@@ -51,13 +60,14 @@ def make_log(
         unwritten += json.dumps(record) + "\n"
         with disk.only_warned(f"{path} could not be written"):
             text, unwritten = disk.append(path, unwritten, after=text), ""
-        bar.set_postfix_str(f"loss {means['loss']:.4f}, {batch_size / seconds:.0f} images/s")
+        bar.set_postfix_str(f"{shown} {means[shown]:.4f}, {batch_size / seconds:.0f} images/s")
         bar.update(step - bar.n)
         if bar.disable:
             logging.info(
-                "step %d/%d  loss %.4f  %.0f images/s  %.0f %% waiting for data  %.1f ms/step  "
+                "step %d/%d  %s %.4f  %.0f images/s  %.0f %% waiting for data  %.1f ms/step  "
                 "%.0f s left",
-                *(step, total_steps, means["loss"], batch_size / seconds, 100 * means["data_wait"]),
+                *(step, total_steps, shown, means[shown], batch_size / seconds),
+                100 * means["data_wait"],
                 *(1000 * seconds, record["seconds_left"]),
             )
         if step == total_steps:

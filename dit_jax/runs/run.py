@@ -15,6 +15,7 @@ from absl import logging
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps, store
 from dit_jax.data import feed, loader
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.machine import cluster, devices, prng, sharding
 from dit_jax.models import flops
 from dit_jax.runs import (
@@ -203,7 +204,8 @@ def _train(settings, parts, fed, state, past, jitted, workdir, stop_requested):
     if "posterior" in first:
         _check_latents(first, key)
     batches = itertools.chain([first], batches)
-    spikes = divergence.Spikes(limits.spike_factor, past.losses)
+    watched = diffusion_fields.watched(settings.diffusion)
+    spikes = divergence.Spikes(limits.spike_factor, past.losses, watched)
     scorer = scoring.Scorer(settings, parts, fed, workdir) if limits.score_every else None
     measured = _score_missed(settings, scorer, state, workdir)
     about = _describe(settings, parts, fed, past)
@@ -251,7 +253,7 @@ def _describe(settings, parts, fed, past):
     }
     about = {name: value for name, value in about.items() if value}
     config = settings_lib.to_json(settings)
-    return {"model": parts.model._asdict(), "config": config} | about
+    return {"model": parts.model.to_json(), "config": config} | about
 
 
 def _score_missed(settings, scorer, state, workdir):
@@ -268,12 +270,13 @@ def _score_missed(settings, scorer, state, workdir):
 def _open_outputs(settings, parts, workdir, start, measured):
     """(a Keeper, the log of `loop.run`, Loggers) from a step on, with its scores."""
     limits, batch_size = settings.run, settings.train.batch_size
+    watched = diffusion_fields.watched(settings.diffusion)
     with cluster.together():
         keeper = keep.Keeper(
             workdir / "checkpoints",
             newest=limits.keep_checkpoints,
             best=limits.keep_best,
-            best_by="loss" if limits.keep_best_by == "loss" else "frechet_distance",
+            best_by=watched if limits.keep_best_by == "loss" else "frechet_distance",
             verify=limits.verify_checkpoints,
         )
         write = record.make_log(
@@ -285,6 +288,7 @@ def _open_outputs(settings, parts, workdir, start, measured):
             flops_per_step=batch_size * flops.train_flops(parts.model),
             peak_flops=devices.total_peak_flops(),
             saved=lambda: keeper.saved,
+            shown=watched,
         )
         loggers = loggers_lib.Loggers()
         if jax.process_index() == 0:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dit_jax import settings as settings_lib
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import UserError
 from dit_jax.evals import plots, receipt, scaling
 from dit_jax.machine import disk, words
@@ -209,7 +210,7 @@ def _make_run(path, settings, design, receipts):
     records = record.read(path / "metrics.jsonl")
     if not records:
         raise UserError(f"{path / 'metrics.jsonl'} must have a record of the losses, got none")
-    steps, means = record.curve(records, "loss")
+    steps, means = record.curve(records, diffusion_fields.watched(settings.diffusion))
     return scaling.Run(
         size=settings.model.size,
         patch_size=settings.model.patch_size,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import peek, steps
 from dit_jax.convert import receipts
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import UserError
 from dit_jax.evals import scaling
 from dit_jax.machine import disk
@@ -110,8 +111,9 @@ class Summary(NamedTuple):
 
     @property
     def loss(self):
-        """The last smoothed loss, None before the first log."""
-        _, losses = record.curve(self.records, "loss")
+        """The last smoothed loss, None before the first log; of a mean flow the mse."""
+        name = diffusion_fields.watched(self.settings.diffusion) if self.settings else "loss"
+        _, losses = record.curve(self.records, name)
         return record.smooth(losses)[-1] if losses else None
 
     @property

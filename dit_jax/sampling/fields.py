@@ -10,7 +10,7 @@ from dit_jax.sampling import imagenet
 
 # Options that a comparison can vary, each with its type.
 SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
-SWEPT |= {"spacing": str, "shift": float, "cfg_schedule": str}
+SWEPT |= {"spacing": str, "shift": float, "cfg_schedule": str, "omega": float}
 ONLY_OF = {  # {option: (the sampler that has it, its value for the others)}
     "eta": ("ddim", 0),
     "sde_noise": ("sde", "sigma"),
@@ -110,7 +110,34 @@ def check_process(sampling, model, diffusion):
     if sampling.sde_last != unused and not (fields.is_path(diffusion) and is_even):
         rule = f"sde_last must be {unused} unless a path has equal steps"
         raise UserError(f"{rule}, got {sampling.sde_last}")
+    _check_omega(sampling, diffusion.process)
+    if fields.is_mean_flow(diffusion):
+        _check_mean_flow(sampling, diffusion.process)
     check(sampling, model, last_time=fields.last_time(diffusion))
+
+
+def _check_omega(sampling, process):
+    """UserError for guidance as a condition of a model that has none, or outside its times."""
+    first, last = sampling.omega_interval
+    if first < 0 or last > 1:
+        raise UserError(f"omega_interval must be first <= last in 0 .. 1, got {(first, last)}")
+    for option, unused in (("omega", 1), ("omega_interval", (0, 1))):
+        value = getattr(sampling, option)
+        if value != unused and process != "improved_mean_flow":
+            rule = f"{option} must be {unused} for process {process}, which has none"
+            raise UserError(f"{rule}, got {value}")
+
+
+def _check_mean_flow(sampling, process):
+    """UserError for what a network of average velocities cannot do."""
+    if sampling.sampler not in ("euler", "ddim"):
+        rule = f"sampler must be euler or ddim for process {process}, which learns whole steps"
+        raise UserError(f"{rule}, got {sampling.sampler}")
+    if sampling.eta:
+        raise UserError(f"eta must be 0 for process {process}, got {sampling.eta}")
+    if sampling.cfg_scale != 1:
+        rule = f"cfg_scale must be 1 for process {process}, whose guidance is learned"
+        raise UserError(f"{rule}, got {sampling.cfg_scale}")
 
 
 def check_options(known, options):

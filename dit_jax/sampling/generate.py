@@ -114,7 +114,7 @@ def make_inversion(apply, config, process, mesh, *, sampling, iterations):
 def _make_predict(model, labels, config, process, sampling, plan):
     """The `process.predictor` of labels (N,) or weights (N, L), with the guidance of a Plan."""
     if plan.scales is None:
-        network = guidance.condition(model, {"y": labels})
+        network = guidance.condition(model, _conditions(labels, config, sampling))
     else:
         network = guidance.guide(
             model,
@@ -124,6 +124,16 @@ def _make_predict(model, labels, config, process, sampling, plan):
         )
     options = {"clip_x0": sampling.clip_x0, "scales": plan.scales}
     return process_lib.predictor(network, process, plan.levels, **options)
+
+
+def _conditions(labels, config, sampling):
+    """{name: (N, ...)}: the labels, and the guidance of a model that has it as a condition."""
+    given = {"y": labels}
+    if "omega" in config.conditions:
+        first, last = sampling.omega_interval
+        values = {"omega": sampling.omega, "t_min": first, "t_max": last}
+        given |= {k: jnp.full(labels.shape[:1], v, jnp.float32) for k, v in values.items()}
+    return given
 
 
 def _is_finite(x):

@@ -25,19 +25,20 @@ def check_finite(metrics, step):
 class Spikes:
     """Raises Diverged if the loss of a step is above `factor` times the median of the last ones.
 
-    factor 0: never. losses: of the steps before, oldest first.
+    factor 0: never. losses: of the steps before, oldest first. name: of the metric that is meant,
+    where the loss says nothing.
     """
 
-    def __init__(self, factor, losses=()):
-        self.factor, self.losses = factor, list(losses)
+    def __init__(self, factor, losses=(), name="loss"):
+        self.factor, self.losses, self.name = factor, list(losses), name
 
     def check(self, loss, step):
         if self.factor and len(self.losses) >= FEWEST:
             usual = statistics.median(self.losses)
             if loss > self.factor * usual:
                 raise Diverged(
-                    f"loss {loss:.4g} is above {self.factor:g} times {usual:.4g}, the median of "
-                    f"the last {len(self.losses)}, at step {step}",
+                    f"{self.name} {loss:.4g} is above {self.factor:g} times {usual:.4g}, the "
+                    f"median of the last {len(self.losses)}, at step {step}",
                     step,
                 )
         self.losses = [*self.losses, loss][-WINDOW:]

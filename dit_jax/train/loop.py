@@ -6,7 +6,8 @@ step; the metric data_wait is the share of time spent waiting for batches.
 scores: None or (every, score). score(step, state) -> {name: float} is called every `every` steps
 and at the end; its result is saved and logged with the step.
 save(step, state, measures, last) is called after all metrics up to that step were checked. measures
-has the mean loss since the last call and the scores. last: the final save, so wait for it.
+has the mean of the metric `spikes.name`, usually the loss, since the last call, and the scores.
+last: the final save, so wait for it.
 save_again() says at every log whether to repeat a save that failed.
 hooks: (every, hook). hook(step, state) is called after the log, every `every` steps and at the end.
 stop_requested() is asked with at most two steps in flight.
@@ -70,11 +71,12 @@ def run(
             recent = _read(recent, step, spikes)  # waits for the device
             seconds = time.perf_counter() - started
             means = {name: _mean([m[name] for m in recent]) for name in recent[0]}
-            losses += [m["loss"] for m in recent]
+            losses += [m[spikes.name] for m in recent]
             means["data_wait"] = waited / seconds
         measured = scores[1](step, state) if scoring else {}
         if saving or (logging and save_again()):
-            save(step, state, {"loss": _mean(losses)} | measured, stopping or step == total_steps)
+            measures = {spikes.name: _mean(losses)} | measured
+            save(step, state, measures, stopping or step == total_steps)
             losses = []
         if logging:  # after a final save, so that the record names it
             log(step, means | measured, seconds / len(recent))
@@ -97,7 +99,7 @@ def _read(recent, step, spikes):
     recent = [{name: float(x) for name, x in m.items()} for m in jax.device_get(recent)]
     for i, metrics in enumerate(recent, start=step - len(recent) + 1):
         divergence.check_finite(metrics, i)
-        spikes.check(metrics["loss"], i)
+        spikes.check(metrics[spikes.name], i)
     return recent
 
 

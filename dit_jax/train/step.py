@@ -4,11 +4,14 @@ Shapes: N global batch, C channels, A micro-batches that are accumulated; x0 (N,
 number of axes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from dit_jax import compat
+from dit_jax.diffusion.process import Network
 from dit_jax.models import pixels, vae
 from dit_jax.train import ema as ema_lib
 from dit_jax.train import frozen as frozen_lib
@@ -27,29 +30,29 @@ def to_x0(batch, key):
     return batch["x0"] if "x0" in batch else pixels.to_unit(batch["image"])
 
 
-def make_examples(key, batch, process, *, nulls, class_dropout_prob):
-    """A batch with "label" (N,) -> {"x0", "t", "noise", "given": {"y": (N,)}}.
+def make_examples(key, batch, process, *, class_dropout_prob):
+    """A batch with "label" (N,) -> {"x0", "t", "noise", "given": {"y": (N,)}, "dropped": (N,)}.
 
-    A pure function of the key over global arrays: the same on any number of devices. Labels become
-    the null label with probability class_dropout_prob.
+    A pure function of the key over global arrays: the same on any number of devices. dropped: with
+    probability class_dropout_prob the network gets the null label; absent if that is 0.
     """
     t_key, noise_key, drop_key, posterior_key = jax.random.split(key, 4)
     x0, y = to_x0(batch, posterior_key), batch["label"]
-    if class_dropout_prob:
-        dropped = jax.random.bernoulli(drop_key, jnp.float32(class_dropout_prob), y.shape)
-        y = jnp.where(dropped, nulls["y"], y)
     t = process.draw_time(t_key, x0.shape[:1])
     noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
-    return {"x0": x0, "t": t, "noise": noise, "given": {"y": y}}
+    examples = {"x0": x0, "t": t, "noise": noise, "given": {"y": y}}
+    if class_dropout_prob:
+        chance = jnp.float32(class_dropout_prob)
+        examples["dropped"] = jax.random.bernoulli(drop_key, chance, y.shape)
+    return examples
 
 
-def make_loss(apply, process):
+def make_loss(apply, process, nulls):
     """loss_fn(params, examples) -> scalar, {"loss", ...}: means over the examples."""
 
     def loss_fn(params, examples):
-        def network(x, t):
-            return apply(params, x, t=t, **examples["given"])
-
+        model = functools.partial(apply, params)
+        network = Network(model, examples["given"], nulls, examples.get("dropped", False))
         terms = process.losses(network, examples["x0"], examples["t"], examples["noise"])
         means = jax.tree.map(jnp.mean, terms)
         return means["loss"], means
@@ -103,14 +106,13 @@ def make_train_step(
     optimizer, of `train.frozen.leave_out`, sees the others only, and so does grad_norm.
     ema_exponents: of the power-function averages in the state.
     """
-    loss_fn = make_loss(apply, process)
+    loss_fn = make_loss(apply, process, nulls)
 
     def train_step(state, batch, key):
         examples = make_examples(
             jax.random.fold_in(key, state.step),
             batch,
             process,
-            nulls=nulls,
             class_dropout_prob=class_dropout_prob,
         )
         trained, rest = frozen_lib.split(state.params, frozen)

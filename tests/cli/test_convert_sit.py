@@ -43,7 +43,7 @@ def save(path, weights, **args):
 
 def sample_as_sit(weights, x, y, count):
     """Euler's method of SiT's transport: s from 0, noise, to 1, data, in its own words."""
-    net = torch_model.DiT(**MODEL._asdict())
+    net = torch_model.DiT(**MODEL.to_json())
     net.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
     x, y = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y)
     times = torch.linspace(0, 1, count + 1)
@@ -89,7 +89,7 @@ def test_a_sit_comes_back_bit_for_bit(call, tmp_path, weights, end):
     assert args == {"path_type": "Linear", "prediction": "velocity"}
     if end == ".pt":  # as SiT's find_model does, with PyTorch's default of weights only
         loaded = torch.load(back)
-        torch_model.DiT(**MODEL._asdict()).load_state_dict(loaded["ema"])
+        torch_model.DiT(**MODEL.to_json()).load_state_dict(loaded["ema"])
 
 
 def test_a_sit_of_another_objective_is_one_line(refuse, tmp_path, weights):

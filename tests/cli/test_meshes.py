@@ -73,8 +73,8 @@ def make_example(parts):
     """The first batch as a step draws it: x0, t, noise and labels."""
 
     def make(batch):
-        key, nulls = jax.random.key(2), {"y": 10}
-        return steps.make_examples(key, batch, parts.process, nulls=nulls, class_dropout_prob=0.5)
+        key = jax.random.key(2)
+        return steps.make_examples(key, batch, parts.process, class_dropout_prob=0.5)
 
     return jax.jit(make)(next(batches(parts)))
 

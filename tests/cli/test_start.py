@@ -199,7 +199,10 @@ EARLY = {  # a command with a mistake: what its line has
     ("encode", "{at}/data", "{at}/foreign", *ENCODE[3:]): "OUT must be new, empty or written by",
     ("encode", "{at}/data", "{at}/started", *ENCODE[3:]): "size must be 64, as in",
     ("encode", "{at}/data", "{at}/new", "--vae={at}/run"): "vae must be a folder that `dit-convert",
-    (*TRAIN, "--config.model.size=M"): "model.size must be one of Pi, Na, Ti, XS, S, B, L, XL, got",
+    (
+        *TRAIN,
+        "--config.model.size=N",
+    ): "model.size must be one of Pi, Na, Ti, XS, S, B, M, L, XL, got",
     ("train", "configs/digits.py:Ti/3", "{at}/new"): "model.input_size must be divisible by patch",
     ("train", "xl/3", "{at}/new"): "model.input_size must be divisible by patch_size 3",
     (*TRAIN, "--config.model.input_size=(9, 8)"): "model.input_size must be divisible by patch",
@@ -225,7 +228,7 @@ EARLY = {  # a command with a mistake: what its line has
     ("train", "configs/digits.py", "{at}/trained"): "workdir must not hold a run of another config",
     (*TRAIN, "--init_from={at}/vae"): "init_from must be a run of dit-train or a checkpoint of",
     ("report", "{at}/run", "{at}/foreign"): "WORKDIR must be a run of dit-train, got",
-    ("bench", "train", "configs/digits.py", "--config.model.size=M"): "model.size must be one of",
+    ("bench", "train", "configs/digits.py", "--config.model.size=N"): "model.size must be one of",
     ("convert", "from-torch", "{at}/foreign/notes.txt", "{at}/new"): "file must end with .pt, .pth",
     (
         "verify",

@@ -136,7 +136,7 @@ def test_corrected_pipeline_samples_like_ours(folder):
     options = {"num_inference_steps": 8, "noise": noise}
     latents = pipeline([3, 1], output_type="latent", **options).images.numpy()
     with torch.device("meta"):
-        net = torch_model.DiT(**CONFIG._asdict())
+        net = torch_model.DiT(**CONFIG.to_json())
     tensors = {name: torch.from_numpy(x) for name, x in random_state_dict().items()}
     net.load_state_dict(tensors, assign=True)
     settings = native.settings_of(CONFIG, diffusion=Diffusion("squared_cosine"))

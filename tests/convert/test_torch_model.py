@@ -32,7 +32,7 @@ def random_model(config, seed=0):
     params = jax.tree.map(draw, shapes)
     state_dict = torch_dit.to_official(dict(params), config)
     with torch.device("meta"):
-        net = torch_model.DiT(**config._asdict())
+        net = torch_model.DiT(**config.to_json())
     net.load_state_dict({k: torch.from_numpy(x) for k, x in state_dict.items()}, assign=True)
     return params, net
 

@@ -55,6 +55,34 @@ def test_attention_and_its_gradients_are_those_of_jax():
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+def test_forward_mode_is_that_of_jax():
+    x, d_x = (tuple(jnp.asarray(normal(i, (2, 7, 3, 8))) for i in range(j, j + 3)) for j in (0, 3))
+    plain, change = jax.jvp(jax.nn.dot_product_attention, x, d_x)
+    out, d_out = jax.jvp(attention.attend_forward, x, d_x)
+    np.testing.assert_allclose(out, plain, atol=1e-6)
+    np.testing.assert_allclose(d_out, change, atol=1e-5)
+
+
+def test_gradients_of_forward_mode_are_those_of_jax():
+    """Of what a jvp gives: the value, whose derivative may be stopped, and the derivative."""
+    x, d_x = (tuple(jnp.asarray(normal(i, (2, 7, 3, 8))) for i in range(j, j + 3)) for j in (0, 3))
+
+    def total(attend, stop):
+        def loss(*x):
+            out, change = jax.jvp(attend, x, d_x)
+            return jnp.sum((out - (jax.lax.stop_gradient(change) if stop else change)) ** 2)
+
+        return jax.grad(loss, argnums=(0, 1, 2))(*x)
+
+    for stop in (True, False):
+        for a, b in zip(
+            total(attention.attend_forward, stop),
+            total(jax.nn.dot_product_attention, stop),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
+
+
 def test_attention_takes_large_logits():
     q = jnp.full((1, 3, 1, 4), 1e3)
     out, grads = jax.value_and_grad(lambda q: attention.attend(q, q, q / 1e3).sum())(q)

@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 from modules import apply_linear, with_bias
 
+from dit_jax.errors import UserError
 from dit_jax.models import conditions, dit, layers
 
 
@@ -38,6 +39,24 @@ def test_nulls_are_of_the_conditions_that_can_be_left_out():
     assert [each.name for each in conditions.of(config)] == ["t", "y"]
     assert conditions.nulls(config) == {"y": 7}
     assert conditions.nulls(config._replace(null_label=False)) == {}
+
+
+def test_conditions_are_chosen_by_name():
+    names = ("y", "h", "omega")
+    config = dit.configure("Ti", 4, num_classes=7, conditions=names)
+    assert [each.name for each in conditions.of(config)] == ["h", "omega", "y"]
+    assert dit.DiTConfig.from_json(config._asdict() | {"conditions": list(names)}) == config
+    older = {name: value for name, value in config._asdict().items() if name != "conditions"}
+    assert dit.DiTConfig.from_json(older).conditions == ("t", "y")
+    for wrong in (("t", "x"), ("t", "t")):
+        with pytest.raises(UserError, match="^conditions must be different names of t, h, .* got"):
+            dit.configure("Ti", 4, conditions=wrong)
+
+
+def test_a_scale_is_embedded_as_a_number_in_0_1():
+    embedder = with_bias(conditions.ScaleEmbedder(8, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    plain = super(conditions.ScaleEmbedder, embedder).__call__(jnp.array([0.0, 0.75]))
+    np.testing.assert_array_equal(embedder(jnp.array([1.0, 4.0])), plain)
 
 
 def test_weights_mix_the_vectors_of_the_labels():

@@ -1,8 +1,7 @@
-import math
-
 import jax
 import jax.numpy as jnp
 import pytest
+from modules import count_products
 
 from dit_jax.models import dit, flops
 
@@ -37,6 +36,21 @@ def test_multiply_adds_of_other_designs_of_xl(options, gmacs):
     assert count / 1e9 == pytest.approx(gmacs, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "size, patch_size, parameters, gmacs",
+    [
+        *(("B", 4, 131_165_248, 5.56), ("B", 2, 131_091_472, 23.00)),
+        *(("M", 2, 308_019_216, 53.80), ("L", 2, 459_137_040, 80.69)),
+        ("XL", 2, 676_440_592, 118.62),
+    ],
+)
+def test_parameters_and_multiply_adds_of_mean_flow(size, patch_size, parameters, gmacs):
+    config = dit.configure(size, patch_size, learn_sigma=False, conditions=("t", "h", "y"))
+    params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    assert sum(x.size for x in jax.tree.leaves(params)) == parameters
+    assert flops.multiply_adds(config) / 1e9 == pytest.approx(gmacs, rel=1e-3)
+
+
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize(
     "options",
@@ -53,23 +67,6 @@ def test_multiply_adds_are_those_of_the_program(conditioning, options):
     step = jnp.zeros(examples, jnp.int32)
     program = jax.make_jaxpr(dit.make_apply(config))(params, x, t=step, y=step)
     assert count_products(program.jaxpr) == examples * flops.multiply_adds(config)
-
-
-def count_products(jaxpr):
-    """Multiply-adds of the dot_generals of a jaxpr, those of a loop as often as it runs."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(
-                shape[axis] for axis in contracted
-            )
-        for value in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += count_products(inner) * equation.params.get("length", 1)  # of a scan
-    return total
 
 
 def test_flops_of_a_forward_pass_and_of_a_training_step():

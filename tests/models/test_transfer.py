@@ -126,6 +126,48 @@ def test_the_matrix_resizes_as_jax_does(old, new):
     np.testing.assert_allclose(transfer.resize_matrix(old, new), expected, atol=1e-6)
 
 
+def test_a_new_condition_has_no_effect_and_can_learn():
+    source = CONFIG._replace(conditions=("t", "h", "y"))
+    target = CONFIG._replace(conditions=("t", "h", "omega", "y"))
+    params, x = fit(target, source=source), jax.random.normal(jax.random.key(3), (2, 8, 8, 1))
+    given = {"t": jnp.array([0.2, 0.9]), "h": jnp.array([0.2, 0.0]), "y": jnp.array([0, 5])}
+    expected = jax.jit(dit.make_apply(source))(make_params(source), x, **given)
+
+    def total(params):
+        out = dit.make_apply(target)(params, x, omega=jnp.array([1.0, 7.0]), **given)
+        return jnp.sum(out**2), out
+
+    grads, out = jax.jit(jax.grad(total, has_aux=True))(params)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert np.abs(grads["omega_embedder"]["fc2"]["kernel"]).max() > 1e-4
+    lines = transfer.describe(source, target, ROWS)
+    assert "condition omega: new, starts without effect" in lines
+    in_context = [config._replace(conditioning="in_context") for config in (source, target)]
+    lines = transfer.describe(*in_context, ROWS)
+    assert "condition omega: new, starts without effect but that of one more token, 0, in " in (
+        "\n".join(lines)
+    )
+
+
+def test_a_condition_that_is_not_asked_for_is_left_out():
+    source = CONFIG._replace(conditions=("t", "h", "y"))
+    found = fit(CONFIG, source=source)
+    assert found.keys() == make_params(CONFIG).keys()
+    assert "condition h: left out" in transfer.describe(source, CONFIG, ROWS)
+
+
+def test_a_variance_does_not_become_a_velocity():
+    target = CONFIG._replace(learn_sigma=False, velocity_head=True)
+    x = jax.random.normal(jax.random.key(3), (2, 8, 8, 1))
+    new = predict(target, fit(target), x, [0, 1])
+    np.testing.assert_allclose(
+        new[..., :1], predict(CONFIG, make_params(), x, [0, 1])[..., :1], atol=1e-6
+    )
+    assert not np.any(new[..., 1:])
+    lines = transfer.describe(CONFIG, target, ROWS)
+    assert "velocity head in the final layer: new, starts at 0" in lines
+
+
 def test_a_variance_is_left_out_or_starts_at_0():
     x = jax.random.normal(jax.random.key(3), (2, 8, 8, 1))
     both = predict(CONFIG, make_params(), x, [0, 1])

@@ -14,7 +14,7 @@ from dit_jax.errors import UserError
 from dit_jax.models import dit
 from dit_jax.runs import build, fields, run
 
-FAST = (("linear", "velocity"),)  # ten seconds each
+FAST = (("linear", "velocity"), ("mean_flow", "velocity"))  # ten seconds each
 PAIRS = [
     pytest.param(name, each, marks=() if (name, each) in FAST else pytest.mark.slow)
     for name, kinds in diffusion_fields.PREDICTIONS.items()
@@ -41,6 +41,15 @@ def read(**diffusion):
     return settings_lib.read(CONFIG | {"diffusion": diffusion})
 
 
+def read_objective(process, prediction):
+    """Settings with a weight of the loss, and guidance in sampling or in training."""
+    if process in diffusion_fields.MEAN_FLOWS:
+        changes = {"diffusion": {"process": process}}
+        changes["sampling"] = CONFIG["sampling"] | {"num_steps": "1", "cfg_scale": 1.0}
+        return settings_lib.read(CONFIG | changes)
+    return read(process=process, prediction=prediction, weight="min_snr")
+
+
 def save(path, settings, parts, state):
     items = {name: getattr(state, name) for name in ("params", "ema", "opt_state")}
     meta = {"model": parts.model._asdict(), "config": settings_lib.to_json(settings)}
@@ -50,7 +59,7 @@ def save(path, settings, parts, state):
 
 @pytest.mark.parametrize("process, prediction", PAIRS)
 def test_every_objective_trains_resumes_and_samples(process, prediction, tmp_path):
-    settings = read(process=process, prediction=prediction, weight="min_snr")
+    settings = read_objective(process, prediction)
     parts = build.parts(settings, jax.devices()[:1])
     assert parts.model.learn_sigma == (process == "ddpm")
     rng, key, step = np.random.default_rng(0), jax.random.key(1), parts.jit_step()
@@ -88,8 +97,36 @@ def test_one_line_chooses_a_path_in_every_config(name, process):
             {"prediction": "velocity", "process": "ddpm"},
             "^diffusion.prediction must be one of noise, v, x0 for process ddpm, got velocity$",
         ),
-        ({"process": "sde"}, "^diffusion.process must be one of ddpm, linear, gvp, got 'sde'$"),
+        ({"process": "sde"}, "^diffusion.process must be one of ddpm, linear, gvp, .*, got 'sde'$"),
         ({"shift": -1.0}, "^diffusion.shift must be above 0, got -1.0$"),
+        (
+            {"process": "linear", "kappa": 0.2},
+            "^diffusion.kappa must be 0.5 for process linear, which has none, got 0.2$",
+        ),
+        (
+            {"process": "mean_flow", "weight": "min_snr"},
+            "^diffusion.weight must be constant for process mean_flow, which has none, got min_snr",
+        ),
+        (
+            {"process": "improved_mean_flow", "omega": 2.0},
+            "^diffusion.omega must be 1.0 for process improved_mean_flow, which has none, got 2.0$",
+        ),
+        (
+            {"process": "mean_flow", "omega_interval": [0, 2]},
+            r"^diffusion.omega_interval must be first <= last in 0 .. 1, got \(0, 2\)$",
+        ),
+        (
+            {"process": "mean_flow", "same_times": 1.5},
+            "^diffusion.same_times must be in 0 .. 1, got 1.5$",
+        ),
+        (
+            {"process": "improved_mean_flow", "omega_max": 1.0},
+            "^diffusion.omega_max must be above 1, got 1.0$",
+        ),
+        (
+            {"process": "mean_flow"},
+            "^sampling.cfg_scale must be 1 for process mean_flow, whose guidance is learned, got 2",
+        ),
         ({"time": "logit_normal"}, "^diffusion.time must be uniform for process ddpm"),
     ],
 )
@@ -106,3 +143,63 @@ def test_times_outside_a_path_are_one_line():
     message = r"^sampling.cfg_interval must be first <= last in 0 .. 1, got \(0, 500\)$"
     with pytest.raises(UserError, match=message):
         fields.check(settings)
+
+
+@pytest.mark.parametrize(
+    "topic, fields_of_it, message",
+    [
+        (
+            "sampling",
+            {"sampler": "heun"},
+            "^sampling.sampler must be euler or ddim for process mean_flow, which learns whole "
+            "steps, got heun$",
+        ),
+        ("sampling", {"eta": 0.5}, "^sampling.eta must be 0 for process mean_flow, got 0.5$"),
+        (
+            "sampling",
+            {"omega": 2.0},
+            "^sampling.omega must be 1 for process mean_flow, which has none, got 2.0$",
+        ),
+        ("sampling", {"num_steps": "0"}, "^sampling.num_steps must be in 1 .. 100000, got '0'$"),
+        (
+            "compute",
+            {"attention": "cudnn"},
+            "^compute.attention must be auto or xla for a loss with a jvp, got cudnn$",
+        ),
+        (
+            "train",
+            {"class_dropout_prob": 0.0},
+            "^diffusion.process must be another if train.class_dropout_prob is 0 unless omega is 1 "
+            "and kappa 0: mean_flow guides by the null label$",
+        ),
+        (
+            "model",
+            {"conditions": ["t", "y"]},
+            "^model.conditions must be t, h, y for process mean_flow, got t, y$",
+        ),
+        (
+            "model",
+            {"velocity_head": True},
+            "^model.velocity_head must be false without improved_mean_flow, got true$",
+        ),
+    ],
+)
+def test_what_does_not_fit_mean_flow_is_one_line(topic, fields_of_it, message):
+    plain = CONFIG["sampling"] | {"num_steps": "1", "cfg_scale": 1.0}
+    config = CONFIG | {"diffusion": {"process": "mean_flow"}, "sampling": plain}
+    fields.check(settings_lib.read(config))
+    with pytest.raises(UserError, match=message):
+        fields.check(settings_lib.read(config | {topic: config[topic] | fields_of_it}))
+
+
+def test_one_field_chooses_the_conditions_and_the_scale_of_the_time():
+    settings = read(process="mean_flow")
+    assert settings.model.conditions == ("t", "h", "y") and settings.diffusion.time_scale == 1
+    assert read(process="mean_flow", time_scale=1000.0).diffusion.time_scale == 1000
+    assert read(process="linear").diffusion.time_scale == 1000
+    assert settings_lib.read(settings_lib.to_json(settings)) == settings
+
+
+def test_mean_flow_is_watched_by_what_is_not_always_one():
+    assert diffusion_fields.watched(read(process="mean_flow").diffusion) == "mse"
+    assert diffusion_fields.watched(read(process="linear").diffusion) == "loss"

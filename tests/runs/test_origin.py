@@ -110,6 +110,31 @@ def test_classes_are_found_again_by_their_data_not_by_their_number(tmp_path, cap
     assert "diffusion.schedule: linear before, squared_cosine now" in caplog.text
 
 
+def test_a_flow_model_starts_one_of_mean_flow(tmp_path, caplog):
+    """The networks agree at the same t; a config that scales t otherwise is told so."""
+    caplog.set_level(logging.INFO)
+    model = MODEL._replace(learn_sigma=False)
+    path = {"process": "linear", "time_scale": 1.0}
+    sampling = random_run.CONFIG["sampling"] | {"cfg_interval": [0, 1]}
+    config = random_run.CONFIG | {"diffusion": path, "sampling": sampling}
+    config |= {"model": random_run.MODEL | {"learn_sigma": False}}
+    _, ema = random_run.save(tmp_path / "flow", config, model=model)
+    new = {"diffusion": {"process": "mean_flow", "time_scale": 1000.0}}
+    new["sampling"] = sampling | {"cfg_scale": 1.0}
+    settings = make_settings(model={"learn_sigma": False}, new=new)
+    target = model._replace(conditions=("t", "h", "y"))
+    origin = origins.choose(tmp_path / "run", tmp_path / "flow", target)
+    params = start(origin, settings).params
+    x, y = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), np.int32([3, 10])
+    t, h = np.float32([0.3, 1.0]), np.float32([0.3, 0.4])
+    expected = jax.jit(dit.make_apply(model))(ema, x, t=t, y=y)
+    out = jax.jit(dit.make_apply(target))(params, x, t=t, h=h, y=y)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert "condition h: new, starts without effect" in caplog.text
+    assert "diffusion.process: linear before, mean_flow now" in caplog.text
+    assert "time_scale: 1.0 before, 1000.0 now, so the network has to learn the time" in caplog.text
+
+
 def test_classes_with_names_are_found_again_by_these(tmp_path):
     """A folder of pictures that got another class has other labels."""
     model = MODEL._replace(num_classes=3)

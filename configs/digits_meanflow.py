@@ -1,0 +1,35 @@
+"""MeanFlow on scikit-learn's digits: each sample is one network call.
+
+    dit-train configs/digits_meanflow.py runs/one-step
+    dit-sample runs/one-step samples.png --labels=0-9
+
+Without guidance. To train further with it, which makes the classes clearer and less varied:
+
+    dit-train configs/digits_meanflow.py runs/guided --init_from=runs/one-step \
+        --config.diffusion.kappa=0.5 --config.train.learning_rate=1e-3 \
+        --config.run.total_steps=600 --config.train.decay_steps=600
+"""
+
+from configs import base, digits
+
+
+def get_config(variant="Ti/2"):
+    return set_mean_flow(digits.get_config(variant), total_steps=3000)  # 128 epochs
+
+
+def set_mean_flow(config, total_steps):
+    """Turns a config for small pictures into one of MeanFlow."""
+    config.diffusion.schedule = base.get_config().diffusion.schedule  # of ddpm only
+    config.diffusion.process = "mean_flow"
+    config.diffusion.time = "logit_normal"
+    config.diffusion.time_mean = -0.4
+    config.diffusion.same_times = 0.5
+    config.diffusion.kappa = 0.0  # no guidance
+
+    config.sampling.sampler = "euler"
+    config.sampling.num_steps = "1"
+    config.sampling.clip_x0 = False  # a step is more than its x0
+    config.sampling.cfg_scale = 1.0
+
+    config.run.total_steps = config.train.decay_steps = total_steps
+    return config
