@@ -13,7 +13,7 @@ def get_config():
     config.seed = 0
 
     config.model = ConfigDict()  # the architecture: everything that the parameters depend on
-    config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, L or XL
+    config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, L, XL, H or G
     config.model.patch_size = 2
     config.model.input_size = (32, 32)  # H, W of a latent: 256 / 8; any number of axes
     config.model.in_channels = 4
@@ -21,6 +21,13 @@ def get_config():
     config.model.null_label = True  # needed for class dropout and for guidance
     config.model.learn_sigma = placeholder(bool)  # learn the variance too; None: of ddpm
     config.model.conditioning = "adaln_zero"  # in_context, cross_attention, adaln or adaln_zero
+    config.model.norm = "layer"  # of the blocks and of the end: layer, or rms, with weights
+    config.model.mlp = "gelu"  # or swiglu: gated, with as many multiply-adds
+    config.model.position = "sincos"  # or rope: attention also rotates by the position
+    config.model.qk_norm = False  # RMSNorm of queries and keys in self-attention
+    config.model.bottleneck = 0  # numbers of a patch before D; 0: from p*p*C to D in one linear
+    config.model.class_tokens = 0  # tokens of the label that join the others on their way
+    config.model.class_tokens_from = 0  # before this block; 0: the first
 
     config.compute = ConfigDict()  # how; all but dtype may change when a run is resumed
     config.compute.dtype = "bfloat16"  # of the arithmetic; parameters stay float32
@@ -46,8 +53,11 @@ def get_config():
     config.diffusion.shift = 1.0  # of a path, above 1: more noise, in training and sampling
     config.diffusion.time_scale = 1000.0  # of a path: the network gets t, in 0 .. 1, times this
     config.diffusion.reverse_time = False  # of a path: the network gets 1 - t; with scale 1, as SiT
-    config.diffusion.weight = "constant"  # of the loss: min_snr, soft_min_snr or p2; logs plain mse
+    config.diffusion.weight = (
+        "constant"  # of the loss: min_snr, soft_min_snr, p2, velocity; logs mse
+    )
     config.diffusion.weight_gamma = 0.0  # of that weight; 0: 5, for p2 1
+    config.diffusion.noise_scale = 1.0  # of a path: its noise has this standard deviation
 
     config.data = ConfigDict()
     config.data.source = "images"  # digits, images, latents or synthetic

@@ -17,6 +17,7 @@ SAMPLERS = ("ddpm", "ddim", "euler", "heun", "sde", "dpm2m", "unipc")  # as diff
 SPACINGS = ("auto", "linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
 SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
 CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
+WEIGHTS = ("constant", "min_snr", "soft_min_snr", "p2", "velocity")  # as diffusion.losses
 OPTIMIZERS = ("adamw", "muon")  # as train.optimizer, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
@@ -44,6 +45,13 @@ class Model:
     null_label: bool = True
     learn_sigma: bool = rules.by_process(True)
     conditioning: str = "adaln_zero"
+    norm: str = "layer"
+    mlp: str = "gelu"
+    position: str = "sincos"
+    qk_norm: bool = False
+    bottleneck: int = rules.at_least(0, 0)
+    class_tokens: int = rules.at_least(0, 0)
+    class_tokens_from: int = rules.at_least(0, 0)
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,9 @@ class Diffusion:
     shift: float = rules.above(0, 1.0)
     time_scale: float = rules.above(0, 1000.0)
     reverse_time: bool = False
-    weight: str = rules.one_of(("constant", "min_snr", "soft_min_snr", "p2"), "constant")
+    weight: str = rules.one_of(WEIGHTS, "constant")
     weight_gamma: float = rules.at_least(0, 0.0)
+    noise_scale: float = rules.above(0, 1.0)
 
     def __post_init__(self):
         if self.prediction == "auto":  # so that every Diffusion says what it predicts

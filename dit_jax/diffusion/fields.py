@@ -10,10 +10,11 @@ PREDICTIONS = {  # of each process, the usual one first
     "gvp": ("velocity", "noise", "v", "x0"),
 }
 ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # values for DDPM
-UNUSED = {  # {field: (another field, its value with which the first has no effect, the default)}
-    "time_mean": ("time", "uniform", 0.0),
-    "time_std": ("time", "uniform", 1.0),
-    "weight_gamma": ("weight", "constant", 0.0),
+ONLY_PATHS |= {"noise_scale": 1.0}
+UNUSED = {  # {field: (another field, its values with which the first has no effect, the default)}
+    "time_mean": ("time", ("uniform",), 0.0),
+    "time_std": ("time", ("uniform",), 1.0),
+    "weight_gamma": ("weight", ("constant", "velocity"), 0.0),
 }
 MAX_STEPS = 100_000  # of a path
 
@@ -31,12 +32,16 @@ def check(diffusion):
             f"prediction must be one of {', '.join(predictions)} for process {name}, "
             f"got {diffusion.prediction}"
         )
-    for field, (choice, chosen, value) in UNUSED.items():
-        given = getattr(diffusion, field)
-        if getattr(diffusion, choice) == chosen and given != value:
+    for field, (choice, without, value) in UNUSED.items():
+        given, chosen = getattr(diffusion, field), getattr(diffusion, choice)
+        if chosen in without and given != value:
             raise UserError(
                 f"{field} must be {value} for {choice} {chosen}, which has none, got {given}"
             )
+    if diffusion.weight == "velocity" and diffusion.prediction == "velocity":
+        raise UserError("weight must be constant for prediction velocity, got velocity: the same")
+    if diffusion.weight == "velocity" and not is_path(diffusion):
+        raise UserError("weight must be of the noise for process ddpm, got velocity")
     if is_path(diffusion):
         return
     for field, value in ONLY_PATHS.items():
@@ -75,6 +80,6 @@ def path_steps(num_steps):
 
 def shown(diffusion):
     """{field: value} of the process that a checkpoint is sampled with, without its training."""
-    path = ("process", "prediction", "shift", "time_scale", "reverse_time")
+    path = ("process", "prediction", "shift", "time_scale", "reverse_time", "weight", "noise_scale")
     names = path if is_path(diffusion) else ("process", "schedule", "num_steps", "prediction")
     return {name: getattr(diffusion, name) for name in names}

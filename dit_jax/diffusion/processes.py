@@ -16,4 +16,5 @@ def make(diffusion):
         time_scale=diffusion.time_scale,
         reverse_time=diffusion.reverse_time,
         weight=weight,
+        noise_scale=diffusion.noise_scale,
     )

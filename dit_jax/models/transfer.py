@@ -1,6 +1,6 @@
 """Fits the parameters of one DiT to another, so that training can start from them.
 
-The size, the conditioning and the channels must agree. The label table takes rows and grows or
+The size, the conditioning, the parts and the channels must agree. The label table takes rows and grows or
 shrinks; the patch embedding and the final layer are resized. The position table is computed and no
 parameter, so any input size fits.
 
@@ -14,6 +14,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import words
 
 SIZE = ("depth", "hidden_size", "num_heads")
+PARTS = ("norm", "mlp", "position", "qk_norm", "bottleneck", "class_tokens", "class_tokens_from")
 
 
 def check(source, target):
@@ -21,7 +22,7 @@ def check(source, target):
     old, new = ([getattr(config, name) for name in SIZE] for config in (source, target))
     if old != new:
         raise UserError(f"model.size must have {_size(old)} as in init_from, got {_size(new)}")
-    for name in ("conditioning", "in_channels"):
+    for name in ("conditioning", "in_channels", *PARTS):
         old, new = getattr(source, name), getattr(target, name)
         if old != new:
             raise UserError(f"model.{name} must be {old} as in init_from, got {new}")
@@ -41,9 +42,10 @@ def adapt(params, source, target, rows):
 
     rows: for each class of the target the class of the source whose embedding it takes, or None.
     """
-    final = params["final_layer"]
+    final, embedder = params["final_layer"], params["x_embedder"]
+    first = "proj1" if source.bottleneck else "proj"
     return params | {
-        "x_embedder": {"proj": _embed_patches(params["x_embedder"]["proj"], source, target)},
+        "x_embedder": embedder | {first: _embed_patches(embedder[first], source, target)},
         "y_embedder": {
             "embedding_table": _label_table(
                 params["y_embedder"]["embedding_table"], source, target, rows
