@@ -1,8 +1,8 @@
 """Fits the parameters of one DiT to another, so that training can start from them.
 
-The size, the conditioning, the parts and the channels must agree. The label table takes rows and grows or
-shrinks; the patch embedding and the final layer are resized. The position table is computed and no
-parameter, so any input size fits.
+The size, the conditioning, the parts and the channels must agree. The label table takes rows and
+grows or shrinks; the patch embedding and the final layer are resized. The position table is
+computed and no parameter, so any input size fits.
 
 Shapes: L labels, p and q old and new patch size, C channels, D hidden size.
 """
