@@ -13,7 +13,7 @@ def get_config():
     config.seed = 0
 
     config.model = ConfigDict()  # the architecture: everything that the parameters depend on
-    config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, M, L or XL
+    config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, M, L, XL, H or G
     config.model.patch_size = 2
     config.model.input_size = (32, 32)  # H, W of a latent: 256 / 8; any number of axes
     config.model.in_channels = 4
@@ -23,6 +23,13 @@ def get_config():
     config.model.conditioning = "adaln_zero"  # in_context, cross_attention, adaln or adaln_zero
     config.model.conditions = placeholder(tuple)  # what the network is given; None: by the process
     config.model.velocity_head = False  # of improved_mean_flow: a second output, the velocity
+    config.model.norm = "layer"  # of the blocks and of the end: layer, or rms, with weights
+    config.model.mlp = "gelu"  # or swiglu: gated, with as many multiply-adds
+    config.model.position = "sincos"  # or rope: attention also rotates by the position
+    config.model.qk_norm = False  # RMSNorm of queries and keys in self-attention
+    config.model.bottleneck = 0  # numbers of a patch before D; 0: from p*p*C to D in one linear
+    config.model.class_tokens = 0  # tokens of the label that join the others on their way
+    config.model.class_tokens_from = 0  # before this block; 0: the first
 
     config.compute = ConfigDict()  # how; all but dtype may change when a run is resumed
     config.compute.dtype = "bfloat16"  # of the arithmetic; parameters stay float32
@@ -50,7 +57,9 @@ def get_config():
     config.diffusion.time_scale = placeholder(float)  # of a path: the network gets t, in 0 .. 1,
     # times this; None: 1,000, and 1 for the mean flows
     config.diffusion.reverse_time = False  # of a path: the network gets 1 - t; with scale 1, as SiT
-    config.diffusion.weight = "constant"  # of the loss: min_snr, soft_min_snr or p2; logs plain mse
+    config.diffusion.weight = (
+        "constant"  # of the loss: min_snr, soft_min_snr, p2, velocity; logs mse
+    )
     config.diffusion.weight_gamma = 0.0  # of that weight; 0: 5, for p2 1
     config.diffusion.same_times = 0.75  # of mean flows: share of examples that learn the velocity
     config.diffusion.adaptive_power = 1.0  # of mean flows: divides the squared error by its power
@@ -60,6 +69,7 @@ def get_config():
     config.diffusion.omega_interval = (0, 1)  # guide at first <= t <= last
     config.diffusion.omega_max = 8.0  # of improved_mean_flow: the largest scale that it learns
     config.diffusion.omega_decay = 1.0  # above 0: more of the small scales
+    config.diffusion.noise_scale = 1.0  # of a path: its noise has this standard deviation
 
     config.data = ConfigDict()
     config.data.source = "images"  # digits, images, latents or synthetic

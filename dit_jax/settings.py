@@ -18,6 +18,7 @@ SPACINGS = ("auto", "linspace", "leading", "trailing", "log_snr")  # as diffusio
 SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
 CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
 PROCESSES = ("ddpm", "linear", "gvp", "mean_flow", "improved_mean_flow")  # as diffusion.fields
+WEIGHTS = ("constant", "min_snr", "soft_min_snr", "p2", "velocity")  # as diffusion.losses
 OPTIMIZERS = ("adamw", "muon")  # as train.optimizer, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
 # What may differ when a run is resumed: nothing of it changes what is learned.
@@ -47,6 +48,13 @@ class Model:
     conditioning: str = "adaln_zero"
     conditions: tuple = rules.by_process(("t", "y"))
     velocity_head: bool = False
+    norm: str = "layer"
+    mlp: str = "gelu"
+    position: str = "sincos"
+    qk_norm: bool = False
+    bottleneck: int = rules.at_least(0, 0)
+    class_tokens: int = rules.at_least(0, 0)
+    class_tokens_from: int = rules.at_least(0, 0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Diffusion:
     shift: float = rules.above(0, 1.0)
     time_scale: float = rules.above(0, 1000.0, by_process=True)
     reverse_time: bool = False
-    weight: str = rules.one_of(("constant", "min_snr", "soft_min_snr", "p2"), "constant")
+    weight: str = rules.one_of(WEIGHTS, "constant")
     weight_gamma: float = rules.at_least(0, 0.0)
     same_times: float = rules.share(0.75)
     adaptive_power: float = rules.at_least(0, 1.0)
@@ -94,6 +102,7 @@ class Diffusion:
     omega_interval: tuple = rules.interval((0, 1))
     omega_max: float = rules.above(1, 8.0)
     omega_decay: float = rules.at_least(0, 1.0)
+    noise_scale: float = rules.above(0, 1.0)
 
     def __post_init__(self):
         if self.prediction == "auto":  # so that every Diffusion says what it predicts

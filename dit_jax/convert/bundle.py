@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import logging
 
-from dit_jax.convert import files, native
+from dit_jax.convert import files, native, torch_dit
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.models import dit
@@ -83,7 +83,7 @@ def read_class_names(path):
 def make_config(model, settings, class_names=()):
     """Returns the config.json of a bundle: architecture, sampling, data, names of the labels."""
     return {
-        "model": model.to_json(),
+        "model": torch_dit.fields(model),
         "diffusion": {name: getattr(settings.diffusion, name) for name in DIFFUSION},
         "sampling": _sampling(settings),
         "space": settings.data.space,

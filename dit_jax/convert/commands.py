@@ -81,7 +81,8 @@ def from_diffusers(values, source, out):
 
 
 def to_torch(values, source, out):
-    _, settings, *_ = native.describe(source)
+    model, settings, *_ = native.describe(source)
+    torch_dit.check(model)
     if values.bundle:
         native.check_prediction(settings, "a bundle")
     args = prediction.args_of(settings.diffusion)
@@ -172,6 +173,7 @@ def card(values, source, out):
 def push(values, source, repository):
     """Uploads a checkpoint, as a bundle with its card, to the Hugging Face hub."""
     subject = _read_subject(values, source, repository)
+    torch_dit.check(subject.model)
     native.check_prediction(subject.settings, "a bundle")
     own_card = values.card and Path(values.card).read_text(encoding="utf-8")
     if not own_card and not values.license:

@@ -48,7 +48,7 @@ RULES = {  # the diffusers options that make a DiT
 
 def check(model):
     """UserError if diffusers cannot represent a DiTConfig."""
-    torch_dit.check_input_size(model)
+    torch_dit.check(model)
     height, _ = model.input_size
     for name, value, rule in (
         ("conditioning", model.conditioning, "adaln_zero"),

@@ -62,7 +62,7 @@ def official(path, model, weights="ema"):
 
         state_dict = files.read_state_dict(path, weights)
         with torch.device("meta"):
-            net = torch_model.DiT(**model.to_json())
+            net = torch_model.DiT(**torch_dit.fields(model))
         table = torch_dit.exact_position_table(state_dict["pos_embed"], model)
         net.load_state_dict(to_tensors(state_dict | {"pos_embed": table}), assign=True)
         return run_torch(net, x, t, y)

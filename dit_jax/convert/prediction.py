@@ -54,6 +54,7 @@ def args_of(diffusion):
         return {}
     names = {ours: name for name, ours in PATHS.items()}
     is_sit = all(getattr(diffusion, name) == SIT[name] for name in ("time_scale", "reverse_time"))
+    is_sit &= diffusion.noise_scale == 1 and diffusion.weight != "velocity"  # which is read its way
     if not (diffusion.process in names and diffusion.prediction in PREDICTIONS and is_sit):
         raise UserError(
             "process must be ddpm that predicts noise, or a path with time_scale 1 and "

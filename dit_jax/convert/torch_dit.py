@@ -140,7 +140,7 @@ def from_official(state_dict, config):
     Empties the state dict array by array, so that a large one is not in memory twice. Our model
     computes the position table, so this function only checks it.
     """
-    check_input_size(config)
+    check(config)
     leaves = _leaves(config)
     shapes = {name: leaf.official_shape for leaf in leaves for name in leaf.names}
     shapes["pos_embed"] = _position_table(config).shape
@@ -163,7 +163,7 @@ def to_official(params, config):
 
     Empties params array by array, so that a large tree is not in memory twice.
     """
-    check_input_size(config)
+    check(config)
     leaves = _leaves(config)
     flat = traverse_util.flatten_dict(params, sep="/")
     _check_shapes("params", flat, {leaf.path: leaf.shape for leaf in leaves})
@@ -177,10 +177,21 @@ def to_official(params, config):
     return state_dict
 
 
-def check_input_size(config):
-    """UserError unless the grid has two axes, as in the official code."""
+def check(config):
+    """UserError unless the official code has such a DiT: on two axes, of the paper's parts."""
     if len(config.input_size) != 2:
         raise UserError(f"input_size must have two axes for PyTorch, got {config.input_size}")
+    for name, rule in config._field_defaults.items():
+        if (value := getattr(config, name)) != rule:
+            raise UserError(
+                f"{name} must be {rule} for PyTorch, as in the paper's DiT, got {value}"
+            )
+
+
+def fields(config):
+    """{name: value} of the fields of a DiTConfig that PyTorch's DiT takes: `torch_model.DiT`."""
+    check(config)
+    return {k: x for k, x in config._asdict().items() if k not in config._field_defaults}
 
 
 class _Leaf(NamedTuple):

@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import torch
 
-from dit_jax.convert import torch_model
+from dit_jax.convert import torch_dit, torch_model
 
 LOG_2 = float(np.log(2))
 
@@ -126,7 +126,7 @@ def _at(table, t):
 
 def _on_device(model):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device, torch_model.DiT(**model.to_json()).to(device)
+    return device, torch_model.DiT(**torch_dit.fields(model)).to(device)
 
 
 def _autocast(device, dtype):

@@ -33,6 +33,10 @@ class DDPM(NamedTuple):
     def shift(self):
         return None
 
+    @property
+    def noise_scale(self):
+        return 1.0
+
     def draw_time(self, key, shape):
         """Uniform steps."""
         if self.stratified:

@@ -13,10 +13,11 @@ PREDICTIONS = {  # of each process, the usual one first
 }
 MEAN_FLOWS = ("mean_flow", "improved_mean_flow")  # of `mean_flow.AverageVelocity`
 ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # values for DDPM
-UNUSED = {  # {field: (another field, its value with which the first has no effect, the default)}
-    "time_mean": ("time", "uniform", 0.0),
-    "time_std": ("time", "uniform", 1.0),
-    "weight_gamma": ("weight", "constant", 0.0),
+ONLY_PATHS |= {"noise_scale": 1.0}
+UNUSED = {  # {field: (another field, its values with which the first has no effect, the default)}
+    "time_mean": ("time", ("uniform",), 0.0),
+    "time_std": ("time", ("uniform",), 1.0),
+    "weight_gamma": ("weight", ("constant", "velocity"), 0.0),
 }
 ONLY_OF = {  # {field: the processes that have it}; the others keep its default
     **dict.fromkeys(("same_times", "adaptive_power", "adaptive_eps"), MEAN_FLOWS),
@@ -24,6 +25,7 @@ ONLY_OF = {  # {field: the processes that have it}; the others keep its default
     **dict.fromkeys(("omega_max", "omega_decay"), ("improved_mean_flow",)),
 }
 NOT_OF_MEAN_FLOWS = {"weight": "constant", "stratified": False, "shift": 1.0}  # their values
+NOT_OF_MEAN_FLOWS |= {"noise_scale": 1.0}
 MAX_STEPS = 100_000  # of a path
 
 
@@ -56,13 +58,17 @@ def check(diffusion):
             f"prediction must be one of {', '.join(predictions)} for process {name}, "
             f"got {diffusion.prediction}"
         )
-    for field, (choice, chosen, value) in UNUSED.items():
-        given = getattr(diffusion, field)
-        if getattr(diffusion, choice) == chosen and given != value:
+    for field, (choice, without, value) in UNUSED.items():
+        given, chosen = getattr(diffusion, field), getattr(diffusion, choice)
+        if chosen in without and given != value:
             raise UserError(
                 f"{field} must be {value} for {choice} {chosen}, which has none, got {given}"
             )
     _check_mean_flow(diffusion)
+    if diffusion.weight == "velocity" and diffusion.prediction == "velocity":
+        raise UserError("weight must be constant for prediction velocity, got velocity: the same")
+    if diffusion.weight == "velocity" and not is_path(diffusion):
+        raise UserError("weight must be of the noise for process ddpm, got velocity")
     if is_path(diffusion):
         return
     for field, value in ONLY_PATHS.items():
@@ -118,6 +124,6 @@ def path_steps(num_steps, least):
 
 def shown(diffusion):
     """{field: value} of the process that a checkpoint is sampled with, without its training."""
-    path = ("process", "prediction", "shift", "time_scale", "reverse_time")
+    path = ("process", "prediction", "shift", "time_scale", "reverse_time", "weight", "noise_scale")
     names = path if is_path(diffusion) else ("process", "schedule", "num_steps", "prediction")
     return {name: getattr(diffusion, name) for name in names}

@@ -16,6 +16,7 @@ from dit_jax.diffusion.process import Levels, Prediction, Rates, at
 from dit_jax.errors import UserError
 
 EDGE = 1e-3  # as SiT: the noise and x_0 are learned and asked for at t in EDGE .. 1 - EDGE only
+CLIP = 0.05  # as JiT: how near the ends the velocity of a predicted x0 or noise is computed
 HALF_PI = np.pi / 2
 
 
@@ -41,6 +42,9 @@ class Flow:
     prediction: "velocity", dx / dt, or "noise", "v", "x0". The network gets time_scale t; with
     reverse_time it gets time_scale (1 - t), and its velocity is the negative one, as SiT's. shift:
     of `times.shift`. A second half of the output, which SiT's checkpoints have, is not used.
+    noise_scale: of the noise; sigma is that of the path times this. With the weight "velocity", the
+    loss and the samplers use the velocity of a predicted x0 or noise as JiT: on the linear path,
+    that of an x0 is (x - x0) / max(t, CLIP), and that of a noise has max(1 - t, CLIP) below.
     """
 
     path: str
@@ -50,6 +54,7 @@ class Flow:
     time_scale: float = 1000.0
     reverse_time: bool = False
     weight: losses.Weight = losses.Weight()
+    noise_scale: float = 1.0
     least_steps: ClassVar[int] = 2  # of a sampling
 
     @property
@@ -59,7 +64,8 @@ class Flow:
     @property
     def edges(self):
         """The first and the last t at which the network is trained."""
-        return (EDGE, 1 - EDGE) if self.prediction in ("noise", "x0") else (0.0, 1.0)
+        is_open = self.prediction in ("noise", "x0") and self.weight.kind != "velocity"
+        return (EDGE, 1 - EDGE) if is_open else (0.0, 1.0)
 
     def draw_time(self, key, shape):
         first, last = self.edges
@@ -82,20 +88,20 @@ class Flow:
         x_t = known.alpha * x0 + known.sigma * noise
         out = network(x_t, t)[..., : x0.shape[-1]]
         mse = losses.mean_square(out - predictions.target(known, x0, noise))
-        inside = self._known(jnp.clip(jnp.asarray(t, jnp.float32), *self.edges))
-        factor = losses.loss_weight(self.weight, inside, jnp)
+        inside = self._readable(jnp.asarray(t, jnp.float32))
+        factor = losses.loss_weight(self.weight, inside, jnp, rate=self._rate(t))
         return {"loss": factor * mse, "mse": mse}
 
     def read(self, out, x, t):
         """(x0, noise) of the network's output at x and any t (N,), finite at both ends."""
-        known = self._known(jnp.clip(_beside(t, x), *self.edges))
+        known = self._readable(_beside(t, x))
         return predictions.read(known, out[..., : x.shape[-1]], x)
 
     def alpha_sigma(self, t):
-        return PATHS[self.path](np.asarray(t, np.float64), np)[:2]
+        return self._path(np.asarray(t, np.float64), np)[:2]
 
     def time_at(self, log_ratio):
-        ratio = np.exp(-np.asarray(log_ratio, np.float64))  # sigma / alpha
+        ratio = np.exp(-np.asarray(log_ratio, np.float64)) / self.noise_scale  # of the path
         return ratio / (1 + ratio) if self.path == "linear" else np.arctan(ratio) / HALF_PI
 
     def levels(self, num_steps):
@@ -114,12 +120,14 @@ class Flow:
                 f"{self.prediction}, got {time[0]:g} to {time[-1]:g}"
             )
         time = np.append(time, 0.0)
-        alpha, sigma, d_alpha, d_sigma = PATHS[self.path](time, np)
+        alpha, sigma, d_alpha, d_sigma = self._path(time, np)
         rates = Rates(time, np.ones_like(time), d_alpha, d_sigma)
         return Levels(alpha, sigma, time, rates)
 
     def reader(self, levels, *, clip_x0):
-        tables = predictions.tables(self._known(levels.time, np))
+        is_clipped = self.weight.kind == "velocity"
+        known = (self._readable if is_clipped else self._known)(levels.time, np)
+        tables = predictions.tables(known)
 
         def read(out, x, i):
             x0, noise = predictions.look_up(tables, out[..., : x.shape[-1]], x, i)
@@ -130,9 +138,33 @@ class Flow:
 
         return read
 
-    def _known(self, t, xp=jnp):
-        """The `predictions.Coefficients` at t."""
+    def _path(self, t, xp=jnp):
+        """alpha, sigma and their derivatives at t."""
         alpha, sigma, d_alpha, d_sigma = PATHS[self.path](t, xp)
+        return alpha, sigma * self.noise_scale, d_alpha, d_sigma * self.noise_scale
+
+    def _rate(self, t, xp=jnp):
+        """The determinant of the velocity: an error of 1 in an output is one of rate / d in it."""
+        alpha, sigma, d_alpha, d_sigma = self._path(t, xp)
+        return alpha * d_sigma - sigma * d_alpha
+
+    def _readable(self, t, xp=jnp):
+        """The `predictions.Coefficients` by which an output at t is read, finite at both ends.
+
+        With the weight "velocity" the time of x stays, and beyond CLIP the output is read as the
+        prediction plus so much of the velocity that the determinant is the one at CLIP.
+        """
+        if self.weight.kind != "velocity":
+            return self._known(xp.clip(t, *self.edges), xp)
+        known, (_, _, d_alpha, d_sigma) = self._known(t, xp), self._path(t, xp)
+        first, last = {"x0": (CLIP, 1.0), "noise": (0.0, 1 - CLIP)}.get(self.prediction, (0.0, 1.0))
+        determinant = self._known(xp.clip(t, first, last), xp).determinant
+        share = (determinant - known.determinant) / self._rate(t, xp)
+        return known._replace(p=known.p + share * d_alpha, q=known.q + share * d_sigma)
+
+    def _known(self, t, xp=jnp):
+        """The `predictions.Coefficients` of what is predicted at t."""
+        alpha, sigma, d_alpha, d_sigma = self._path(t, xp)
         sign = -1 if self.reverse_time else 1
         return predictions.coefficients(
             self.prediction, alpha, sigma, d_alpha=sign * d_alpha, d_sigma=sign * d_sigma

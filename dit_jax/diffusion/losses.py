@@ -24,7 +24,8 @@ class Weight(NamedTuple):
 
     "min_snr": Hang et al. 2023 (https://arxiv.org/abs/2303.09556); "soft_min_snr": Crowson et al.
     2024 (https://arxiv.org/abs/2401.11605); "p2": Choi et al. 2022
-    (https://arxiv.org/abs/2204.00227). gamma None: the usual one, of `GAMMAS`.
+    (https://arxiv.org/abs/2204.00227). "velocity": that of an error of a path's velocity, as in
+    JiT (Li & He 2025, https://arxiv.org/abs/2511.13720). gamma None: the usual one, of `GAMMAS`.
     """
 
     kind: str = "constant"
@@ -34,16 +35,18 @@ class Weight(NamedTuple):
 GAMMAS = {"min_snr": 5.0, "soft_min_snr": 5.0, "p2": 1.0}
 
 
-def loss_weight(weight, known, xp=np):
+def loss_weight(weight, known, xp=np, *, rate=None):
     """The Weight's factors, for `predictions.Coefficients` (N,); xp: the NumPy to compute with.
 
     The papers give the weight w of an error of the noise: min(SNR, gamma) / SNR, gamma / (SNR +
     gamma) and (1 + SNR)^-gamma. An error of 1 in the output is one of alpha / d in the noise, see
     `predictions`. So the factor is w (alpha / d)^2, and a guess of x_0 has the same loss whatever
-    is predicted.
+    is predicted. Of "velocity" w is (rate / alpha)^2, with the determinant of the velocity as rate.
     """
     if weight.kind == "constant":
         return xp.ones_like(known.alpha)
+    if weight.kind == "velocity":
+        return xp.square(rate / known.determinant)
     gamma = GAMMAS[weight.kind] if weight.gamma is None else weight.gamma
     signal, noise = known.alpha**2, known.sigma**2  # SNR = signal / noise, without dividing by 0
     factor = {

@@ -76,6 +76,10 @@ class Process(Protocol):
     def shift(self):
         """The factor of `times.shift` of a path; None if t are whole steps."""
 
+    @property
+    def noise_scale(self):
+        """The standard deviation of x at level 0, from which sampling starts."""
+
     def draw_time(self, key, shape):
         """Random t of the given shape, (N,) for the global batch.
 

@@ -18,6 +18,7 @@ def make(diffusion):
         time_scale=diffusion.time_scale,
         reverse_time=diffusion.reverse_time,
         weight=weight,
+        noise_scale=diffusion.noise_scale,
     )
 
 

@@ -7,10 +7,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from dit_jax.models.layers import KEPT, JoinedLinear, Linear
+from dit_jax.models.layers import KEPT, JoinedLinear, Linear, RMSNorm
+
+THETA = 10_000  # of RoPE
 
 
 @jax.custom_vjp
@@ -91,8 +94,39 @@ ATTENTIONS = {
 }
 
 
+def rotation_angles(grid, head_size):
+    """The angles of RoPE (Su et al. 2021, https://arxiv.org/abs/2104.09864): (T, D/K/2) float64.
+
+    With G axes of the grid, each turns its D/K/2G pairs of numbers, the first axis first, by its
+    index times THETA^(-i / pairs). Pairs that are left over are not turned.
+    """
+    pairs = head_size // (2 * len(grid))
+    omega = THETA ** (-np.arange(pairs) / pairs)
+    indices = np.meshgrid(*map(np.arange, grid), indexing="ij")
+    angles = np.concatenate([np.outer(index.ravel(), omega) for index in indices], axis=1)
+    return np.pad(angles, ((0, 0), (0, head_size // 2 - angles.shape[1])))
+
+
+def rotate(x, grid):
+    """Turns each pair of neighbours in x (N, T, K, D/K) by `rotation_angles`; in x's dtype.
+
+    q and k of two tokens then have a product that depends on the difference of their positions.
+    Tokens after those of the grid have no position and are not turned.
+    """
+    angles = rotation_angles(grid, x.shape[-1])
+    angles = np.pad(angles, ((0, x.shape[1] - len(angles)), (0, 0)))[None, :, None]
+    cos, sin = (jnp.asarray(wave(angles), jnp.float32) for wave in (np.cos, np.sin))
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]  # (N, T, K, D/K/2)
+    pairs = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return pairs.reshape(x.shape).astype(x.dtype)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention over T. attention: a name in `ATTENTIONS`.
+
+    grid: of the tokens whose q and k RoPE turns by their position; None: it turns none. qk_norm:
+    q and k of each head go through an RMSNorm first (Henry et al. 2020, arXiv:2010.04245).
 
     A call with keeps_weights also leaves softmax(q k / sqrt(D/K)) in `weights`, (N, K, T, T)
     float32.
@@ -100,14 +134,23 @@ class Attention(nnx.Module):
 
     keeps_weights = False  # set on an instance
 
-    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
+    def __init__(self, hidden_size, num_heads, *, grid=None, qk_norm=False, dtype, attention, rngs):
+        options = {"dtype": dtype, "rngs": rngs}
         self.num_heads, self.attention = num_heads, attention
-        self.qkv = JoinedLinear(hidden_size, 3, dtype=dtype, rngs=rngs)
-        self.proj = Linear(hidden_size, hidden_size, dtype=dtype, rngs=rngs)
+        self.grid, self.qk_norm = grid, qk_norm
+        self.qkv = JoinedLinear(hidden_size, 3, hidden_size, **options)
+        self.proj = Linear(hidden_size, hidden_size, **options)
+        if qk_norm:
+            self.q_norm = RMSNorm(hidden_size // num_heads, **options)
+            self.k_norm = RMSNorm(hidden_size // num_heads, **options)
 
     def __call__(self, x):
         n, t, d = x.shape
         q, k, v = (part.reshape(n, t, self.num_heads, -1) for part in self.qkv(x))  # (N, T, K, D/K)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.grid:
+            q, k = rotate(q, self.grid), rotate(k, self.grid)
         if self.keeps_weights:
             self.weights = nnx.Intermediate(jax.nn.softmax(_logits(q, k)))  # (N, K, T, T)
         x = ATTENTIONS[self.attention](q, k, v)
@@ -120,7 +163,7 @@ class CrossAttention(nnx.Module):
     def __init__(self, hidden_size, num_heads, *, dtype, rngs):
         self.num_heads = num_heads
         self.q = Linear(hidden_size, hidden_size, dtype=dtype, rngs=rngs)
-        self.kv = JoinedLinear(hidden_size, 2, dtype=dtype, rngs=rngs)
+        self.kv = JoinedLinear(hidden_size, 2, hidden_size, dtype=dtype, rngs=rngs)
         self.proj = Linear(hidden_size, hidden_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, c):

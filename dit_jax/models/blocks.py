@@ -2,41 +2,51 @@
 
 Shapes: N batch, T tokens, M tokens of the conditions, D hidden size. Every block maps x (N, T, D)
 to (N, T, D). Beside x, the adaLN blocks take modulations (N, 1, chunks, D), and the others the
-embeddings of the conditions (N, M, D).
+embeddings of the conditions (N, M, D). A block is made of parts, which a DiTConfig names: a norm of
+`NORMS` before each branch, self-attention with or without RoPE and qk_norm, and an MLP of `MLPS`.
 """
 
 import jax.numpy as jnp
 from flax import nnx
 
-from dit_jax.models import layers
 from dit_jax.models.attention import Attention, CrossAttention
-from dit_jax.models.layers import layer_norm, modulate
+from dit_jax.models.layers import MLPS, NORMS, Linear, modulate, zeros
 
 
 class InContextBlock(nnx.Module):
     """Attention and MLP. The conditions are tokens of x already, so c is not used."""
 
-    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.attn = Attention(hidden_size, num_heads, attention=attention, **options)
-        self.mlp = layers.Mlp(hidden_size, **options)
+    def __init__(self, config, *, dtype, attention, rngs):
+        size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
+        self.norm1 = NORMS[config.norm](size, **options)
+        self.attn = Attention(
+            *(size, config.num_heads),
+            grid=config.token_grid if config.position == "rope" else None,
+            qk_norm=config.qk_norm,
+            attention=attention,
+            **options,
+        )
+        self.norm2 = NORMS[config.norm](size, **options)
+        self.mlp = MLPS[config.mlp](size, **options)
 
     def __call__(self, x, c):
-        x = x + self.attn(layer_norm(x))
-        return x + self.mlp(layer_norm(x))
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
 
 
 class CrossAttentionBlock(InContextBlock):
     """Attention, cross-attention to the conditions c (N, M, D), and MLP."""
 
-    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
-        super().__init__(hidden_size, num_heads, dtype=dtype, attention=attention, rngs=rngs)
-        self.cross_attn = CrossAttention(hidden_size, num_heads, dtype=dtype, rngs=rngs)
+    def __init__(self, config, *, dtype, attention, rngs):
+        super().__init__(config, dtype=dtype, attention=attention, rngs=rngs)
+        size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
+        self.norm_cross = NORMS[config.norm](size, **options)
+        self.cross_attn = CrossAttention(size, config.num_heads, **options)
 
     def __call__(self, x, c):
-        x = x + self.attn(layer_norm(x))
-        x = x + self.cross_attn(layer_norm(x), c)
-        return x + self.mlp(layer_norm(x))
+        x = x + self.attn(self.norm1(x))
+        x = x + self.cross_attn(self.norm_cross(x), c)
+        return x + self.mlp(self.norm2(x))
 
 
 class AdaLNBlock(InContextBlock):
@@ -44,16 +54,17 @@ class AdaLNBlock(InContextBlock):
 
     chunks = 4
 
-    def __init__(self, hidden_size, num_heads, *, dtype, attention, rngs):
-        super().__init__(hidden_size, num_heads, dtype=dtype, attention=attention, rngs=rngs)
-        self.adaLN_modulation = layers.Linear(  # applied by the DiT, for all its blocks at once
-            hidden_size, self.chunks * hidden_size, kernel_init=layers.zeros, dtype=dtype, rngs=rngs
+    def __init__(self, config, *, dtype, attention, rngs):
+        super().__init__(config, dtype=dtype, attention=attention, rngs=rngs)
+        size = config.hidden_size
+        self.adaLN_modulation = Linear(  # applied by the DiT, for all its blocks at once
+            size, self.chunks * size, kernel_init=zeros, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, x, modulations):
         shift_msa, scale_msa, shift_mlp, scale_mlp = jnp.unstack(modulations, axis=2)  # (N, 1, D)
-        x = x + self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
-        return x + self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
+        x = x + self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        return x + self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
 
 class AdaLNZeroBlock(AdaLNBlock):
@@ -65,8 +76,8 @@ class AdaLNZeroBlock(AdaLNBlock):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = jnp.unstack(
             modulations, axis=2
         )
-        x = x + gate_msa * self.attn(modulate(layer_norm(x), shift_msa, scale_msa))
-        return x + gate_mlp * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
+        x = x + gate_msa * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
 
 BLOCKS = {

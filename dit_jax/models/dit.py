@@ -15,7 +15,7 @@ from flax import nnx
 
 from dit_jax import settings
 from dit_jax.machine import prng
-from dit_jax.models import conditions, fields, layers
+from dit_jax.models import conditions, fields, layers, watched
 from dit_jax.models.blocks import BLOCKS
 from dit_jax.models.fields import SIZES
 from dit_jax.models.layers import DTYPES, REMAT_POLICIES
@@ -36,6 +36,13 @@ class DiTConfig(NamedTuple):
     conditioning: str  # a name in `BLOCKS`
     conditions: tuple[str, ...] = ("t", "y")  # names in `conditions.of`
     velocity_head: bool = False  # whether it gives a velocity beside the average velocity
+    norm: str = "layer"  # a name in `layers.NORMS`
+    mlp: str = "gelu"  # a name in `layers.MLPS`
+    position: str = "sincos"  # or "rope": attention also rotates by the position
+    qk_norm: bool = False  # RMSNorm of queries and keys
+    bottleneck: int = 0  # numbers of a patch before D; 0: from p*p*C to D at once
+    class_tokens: int = 0  # tokens of the label that join the others, without a position
+    class_tokens_from: int = 0  # before this block
 
     @classmethod
     def from_json(cls, fields):
@@ -75,25 +82,15 @@ class DiTConfig(NamedTuple):
 
 
 def configure(size, patch_size, **more):
-    """The DiTConfig of a size in `SIZES`; UserError if the fields do not fit together.
+    """The DiTConfig of a size in `SIZES` and of other fields of a `settings.Model`.
 
-    more: other fields of `settings.Model`, which has their defaults.
+    UserError if the fields do not fit together.
     """
-    given = dict(vars(settings.Model(size=size, patch_size=patch_size, **more)))
-    fields.check(**given)
-    names = ("depth", "hidden_size", "num_heads")
-    return DiTConfig.from_json(given | dict(zip(names, SIZES[given.pop("size")], strict=True)))
-
-
-class Watched(NamedTuple):
-    """What happens inside the blocks of a DiT. In-context, T counts the M tokens too.
-
-    x (L+1, N, T, D): the tokens before the first block and after each. attention (L, N, K, T, T)
-    float32: the weights of each block, from a token in the last axis but one to all tokens.
-    """
-
-    x: jax.Array
-    attention: jax.Array
+    model = settings.Model(size=size, patch_size=patch_size, **more)
+    fields.check(model)
+    given = dict(zip(("depth", "hidden_size", "num_heads"), SIZES[size], strict=True))
+    given |= {name: x for name, x in vars(model).items() if name != "size"}
+    return DiTConfig.from_json(given)
 
 
 class DiT(nnx.Module):
@@ -102,7 +99,7 @@ class DiT(nnx.Module):
     dtype: of the arithmetic. attention: a name in `ATTENTIONS`. remat: one of `REMAT_POLICIES`.
     unroll: compile every block separately (slower to compile) instead of one loop over them.
     gather(tree, dtype): all-gathers the sharded arrays of a tree, by their names, and casts them.
-    watch: a call returns a `Watched` too.
+    watch: a call returns a `watched.Watched` too.
     """
 
     def __init__(self, config, *, dtype, attention, remat, unroll, gather, watch, rngs):
@@ -110,7 +107,8 @@ class DiT(nnx.Module):
         self.remat, self.unroll, self.gather = remat, unroll, gather
         size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
         patch = config.patch_area * config.in_channels
-        self.x_embedder = layers.PatchEmbedder(config.patch_size, patch, size, **options)
+        embed = layers.patch_embedder(config.bottleneck)
+        self.x_embedder = embed(config.patch_size, patch, size, **options)
         self.conditions = tuple(each.name for each in conditions.of(config))
         for each in conditions.of(config):
             setattr(self, f"{each.name}_embedder", each.make(size, **options))
@@ -119,13 +117,16 @@ class DiT(nnx.Module):
         @nnx.vmap
         def stack(rngs):
             block = BLOCKS[config.conditioning]
-            return block(size, config.num_heads, dtype=dtype, attention=attention, rngs=rngs)
+            return block(config, dtype=dtype, attention=attention, rngs=rngs)
 
         self.blocks = stack(rngs)
         out_features = config.patch_area * config.out_channels
         self.final_layer = layers.FinalLayer(
-            size, out_features, adaptive=config.adaptive, **options
+            size, out_features, norm=config.norm, adaptive=config.adaptive, **options
         )
+        if config.class_tokens:
+            table = layers.normal(rngs.params(), (config.class_tokens, size))
+            self.class_tokens = nnx.Param(table)
 
     def __call__(self, x, **given):
         """x (N, H, W, C), each condition (N, ...) by name -> (N, H, W, out_channels) float32.
@@ -142,15 +143,20 @@ class DiT(nnx.Module):
         pooled = sum(e.mean(axis=1, keepdims=True) for e in embeddings)  # (N, 1, D)
         if config.conditioning == "in_context":
             x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
-        x, watched = self.run_blocks(x, c, pooled)
+        joining = None
+        if config.class_tokens:
+            label = embeddings[self.conditions.index("y")]  # (N, 1, D)
+            joining = label + self.class_tokens[...].astype(x.dtype)[None]  # (N, S, D)
+        x, seen = self.run_blocks(x, c, pooled, joining)
         x = self.final_layer(x[:, : config.num_tokens], pooled)  # (N, T, p*p*out_channels)
         x = layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
-        return (x, watched) if self.watch else x
+        return (x, seen) if self.watch else x
 
-    def run_blocks(self, x, c, pooled):
-        """x (N, T, D), c (N, M, D), pooled (N, 1, D) -> (N, T, D), in one loop over the blocks.
+    def run_blocks(self, x, c, pooled, joining):
+        """x (N, T, D), c (N, M, D), pooled (N, 1, D) -> (N, T+S, D), in a loop over the blocks.
 
-        The second result is the `Watched` of them, None without `watch`.
+        joining: tokens (N, S, D) that join x before a later block, or None. The second result is
+        the `Watched` of the blocks, None without `watch`.
         """
         graphdef, params = nnx.split(self.blocks)
         params = nnx.to_pure_dict(params)  # each (L, ...)
@@ -168,11 +174,16 @@ class DiT(nnx.Module):
             policy = REMAT_POLICIES[self.remat]
             run = jax.checkpoint(run, policy=policy, prevent_cse=self.unroll)
         unroll = self.config.depth if self.unroll else 1
-        x, kept = jax.lax.scan(run, x, (params, modulations), unroll=unroll)
-        if not self.watch:
-            return x, None
-        before, weights = kept
-        return x, Watched(jnp.concatenate([before, x[None]]), weights)  # (L+1, N, T, D)
+        stack, kept = (params, modulations), []
+        if joining is not None:
+            if first := self.config.class_tokens_from:
+                early = jax.tree.map(lambda y: y[:first], stack)
+                stack = jax.tree.map(lambda y: y[first:], stack)
+                x, before = jax.lax.scan(run, x, early, unroll=unroll)
+                kept = [before]
+            x = jnp.concatenate([x, joining], axis=1)  # (N, T+S, D)
+        x, after = jax.lax.scan(run, x, stack, unroll=unroll)
+        return x, watched.join([*kept, after], x) if self.watch else None
 
     def modulations(self, params, pooled):
         """pooled (N, 1, D) -> the modulations of all blocks, (L, N, 1, chunks, D).

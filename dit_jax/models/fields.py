@@ -2,7 +2,9 @@
 
 from dit_jax.errors import UserError
 
-SIZES = {  # depth, hidden size, heads: table 1 of the paper; Pi to XS are ours, for tiny images
+# depth, hidden size, heads: table 1 of the paper. Pi to XS are ours, for tiny images. H and G are
+# those of JiT (Li & He 2025, https://arxiv.org/abs/2511.13720).
+SIZES = {
     "Pi": (2, 64, 2),
     "Na": (3, 96, 3),
     "Ti": (4, 128, 4),
@@ -12,9 +14,18 @@ SIZES = {  # depth, hidden size, heads: table 1 of the paper; Pi to XS are ours,
     "M": (16, 1024, 16),  # of MeanFlow
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
+    "H": (32, 1280, 16),
+    "G": (40, 1664, 16),
 }
 CONDITIONS = ("t", "h", "omega", "t_min", "t_max", "y")  # as `conditions.of`
 DESIGNS = ("in_context", "cross_attention", "adaln", "adaln_zero")  # as `blocks.BLOCKS`
+PARTS = {  # of a block, as `layers.NORMS`, `layers.MLPS` and `attention.Attention`
+    "norm": ("layer", "rms"),
+    "mlp": ("gelu", "swiglu"),
+    "position": ("sincos", "rope"),
+}
+LEAST = {"in_channels": 1, "num_classes": 1}
+LEAST |= {"bottleneck": 0, "class_tokens": 0, "class_tokens_from": 0}
 ARITHMETIC = {  # as `layers.DTYPES`, `attention.ATTENTIONS` and `layers.REMAT_POLICIES`
     "dtype": ("float32", "bfloat16"),
     "attention": ("xla", "cudnn"),
@@ -22,29 +33,21 @@ ARITHMETIC = {  # as `layers.DTYPES`, `attention.ATTENTIONS` and `layers.REMAT_P
 }
 
 
-def check(
-    *,
-    size,
-    patch_size,
-    input_size,
-    in_channels,
-    num_classes,
-    null_label,
-    learn_sigma,
-    conditioning,
-    conditions,
-    velocity_head,
-):
+def check(model):
     """UserError if the fields of a `settings.Model` do not fit together."""
+    size, patch_size, input_size = model.size, model.patch_size, model.input_size
     if size not in SIZES:
         raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    if conditioning not in DESIGNS:
-        raise UserError(f"conditioning must be one of {', '.join(DESIGNS)}, got {conditioning!r}")
-    if not set(conditions) <= set(CONDITIONS) or len(set(conditions)) < len(conditions):
+    for name, names in ({"conditioning": DESIGNS} | PARTS).items():
+        if (value := getattr(model, name)) not in names:
+            raise UserError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+    if not set(model.conditions) <= set(CONDITIONS) or len(set(model.conditions)) < len(
+        model.conditions
+    ):
         raise UserError(
-            f"conditions must be different names of {', '.join(CONDITIONS)}, got {conditions}"
+            f"conditions must be different names of {', '.join(CONDITIONS)}, got {model.conditions}"
         )
-    if velocity_head and learn_sigma:
+    if model.velocity_head and model.learn_sigma:
         raise UserError(
             "velocity_head must be false for a model that learns the variance, got true"
         )
@@ -56,9 +59,25 @@ def check(
         raise UserError(
             f"input_size must be divisible by patch_size {patch_size}, got {tuple(input_size)}"
         )
-    for name, value in {"in_channels": in_channels, "num_classes": num_classes}.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+    for name, least in LEAST.items():
+        if (value := getattr(model, name)) < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+    _check_parts(model)
+
+
+def _check_parts(model):
+    """UserError if a part has nothing to work on."""
+    depth, hidden_size, num_heads = SIZES[model.size]
+    first, axes = model.class_tokens_from, len(model.input_size)
+    if first and not model.class_tokens:
+        raise UserError(f"class_tokens_from must be 0 without class_tokens, got {first}")
+    if first >= depth:
+        raise UserError(f"class_tokens_from must be below the {depth} blocks, got {first}")
+    if model.position == "rope" and hidden_size // num_heads < 2 * axes:
+        raise UserError(
+            f"position must be sincos for {axes} axes and heads of {hidden_size // num_heads}, "
+            "too few to rotate, got rope"
+        )
 
 
 def _is_size(size):
@@ -80,11 +99,22 @@ def check_forward(attention):
         raise UserError("attention must be auto or xla for a loss with a jvp, got cudnn")
 
 
-def check_heads(size, tensor):
-    """UserError unless `mesh.tensor` devices can share the heads of a model of this size."""
-    heads = SIZES[size][2]
+def check_tensor(model, tensor):
+    """UserError unless `mesh.tensor` devices can share the heads and the MLP of a model."""
+    _, hidden_size, heads = SIZES[model.size]
     if heads % tensor:
-        raise UserError(f"mesh.tensor must divide the {heads} heads of {size}, got {tensor}")
+        raise UserError(f"mesh.tensor must divide the {heads} heads of {model.size}, got {tensor}")
+    width = mlp_width(model.mlp, hidden_size)
+    if width % tensor:
+        raise UserError(
+            f"mesh.tensor must divide the width {width} of {model.mlp} in {model.size}, "
+            f"got {tensor}"
+        )
+
+
+def mlp_width(mlp, hidden_size):
+    """The hidden width F of an MLP by its name; swiglu, with three matrices, has 2/3 of it."""
+    return 4 * hidden_size if mlp == "gelu" else 8 * hidden_size // 3
 
 
 def vae_downsampling(channels):

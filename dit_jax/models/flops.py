@@ -5,29 +5,34 @@ FLOPs are twice that, and a training step costs three forward passes.
 """
 
 from dit_jax.models import conditions
-from dit_jax.models.layers import MLP_RATIO
+from dit_jax.models.fields import mlp_width
 
 
 def multiply_adds(config):
     """Multiply-adds of one forward pass of one example."""
-    size = config.hidden_size
+    size, patch = config.hidden_size, config.patch_area * config.in_channels
+    embed_patch = config.bottleneck * (patch + size) if config.bottleneck else patch * size
     numbers = len(set(config.conditions) - {"y"})  # a label is looked up
     embedders = (
-        config.num_tokens * config.patch_area * config.in_channels * size  # x
+        config.num_tokens * embed_patch  # x
         + numbers * (conditions.FREQUENCIES * size + size**2)  # t and others like it
     )
     final = config.num_tokens * size * config.patch_area * config.out_channels
     final += 2 * size**2 if config.adaptive else 0
-    return embedders + config.depth * _block(config) + final
+    early = config.class_tokens_from  # blocks without the class tokens
+    blocks = early * _block(config, config.num_tokens)
+    blocks += (config.depth - early) * _block(config, config.num_tokens + config.class_tokens)
+    return embedders + blocks + final
 
 
-def _block(config):
-    size, tokens = config.hidden_size, config.num_tokens
+def _block(config, tokens):
+    size = config.hidden_size
     count = sum(each.num_tokens for each in conditions.of(config))  # M
     if config.conditioning == "in_context":
         tokens += count
     attention = 4 * tokens * size**2 + 2 * tokens**2 * size
-    mlp = 2 * MLP_RATIO * tokens * size**2
+    matrices = {"gelu": 2, "swiglu": 3}[config.mlp]
+    mlp = matrices * tokens * size * mlp_width(config.mlp, size)
     condition = {
         "in_context": 0,
         "cross_attention": (2 * tokens + 2 * count) * size**2 + 2 * tokens * count * size,

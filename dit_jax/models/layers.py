@@ -1,8 +1,10 @@
 """The common layers of a DiT, initialised as the official code does.
 
 Shapes: N batch, H W grid (or any number of axes), C channels, p patch size, P = p*p*C patch,
-T tokens (one for each patch), D hidden size.
+T tokens (one for each patch), D hidden size, F width of an MLP.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-MLP_RATIO = 4
+from dit_jax.models.fields import mlp_width
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the arithmetic
 KEPT = "kept"  # marks the outputs of linears and of attention
 REMAT_POLICIES = {  # what a block stores for the backward pass; none: everything
@@ -64,6 +67,35 @@ def layer_norm(x):
     return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """`layer_norm`, which has no parameters."""
+
+    def __init__(self, size, *, dtype, rngs):
+        pass
+
+    def __call__(self, x):
+        return layer_norm(x)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2)) times a weight for each of the last axis; in float32, in x's dtype.
+
+    Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    """
+
+    def __init__(self, size, *, dtype, rngs):
+        self.weight = nnx.Param(jnp.ones(size))
+
+    def __call__(self, x):
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+        weight = self.weight[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (y * weight).astype(x.dtype)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}  # each: norm(size, dtype=, rngs=)(x)
+
+
 def modulate(x, shift, scale):
     return x * (1 + scale) + shift
 
@@ -71,27 +103,30 @@ def modulate(x, shift, scale):
 class Linear(nnx.Linear):
     """Xavier uniform kernel and zero bias, as the official code initialises every linear."""
 
-    def __init__(self, in_features, out_features, *, kernel_init=xavier, dtype, rngs):
-        super().__init__(in_features, out_features, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, in_features, out_features, *, kernel_init=xavier, use_bias=True, dtype, rngs
+    ):
+        options = {"kernel_init": kernel_init, "use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        super().__init__(in_features, out_features, **options)
 
     def __call__(self, x):
         return checkpoint_name(super().__call__(x), KEPT)
 
 
 class JoinedLinear(nnx.LinearGeneral):
-    """`count` linears D -> D in one kernel (D, count, D): (..., D) -> a list of (..., D).
+    """`count` linears D -> F in one kernel (D, count, F): (..., D) -> a list of (..., F).
 
-    It is initialised as one linear of D to count * D. The outputs have an axis for `count`, so
-    that tensor parallelism over D never divides a head.
+    It is initialised as one linear of D to count * F. The outputs have an axis for `count`, so
+    that tensor parallelism over F never divides a head.
     """
 
-    def __init__(self, hidden_size, count, *, dtype, rngs):
+    def __init__(self, hidden_size, count, out_features, *, dtype, rngs):
         super().__init__(
-            hidden_size, (count, hidden_size), kernel_init=xavier, dtype=dtype, rngs=rngs
+            hidden_size, (count, out_features), kernel_init=xavier, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, x):
-        joined = super().__call__(x)  # (..., count, D)
+        joined = super().__call__(x)  # (..., count, F)
         parts = (joined[..., i, :] for i in range(joined.shape[-2]))
         return [checkpoint_name(part, KEPT) for part in parts]
 
@@ -107,20 +142,58 @@ class PatchEmbedder(nnx.Module):
         return self.proj(patchify(x, self.patch_size))  # (N, T, D)
 
 
+class BottleneckEmbedder(nnx.Module):
+    """A linear map of each patch through `bottleneck` numbers, as JiT embeds its large patches."""
+
+    def __init__(self, patch_size, patch_features, hidden_size, *, bottleneck, dtype, rngs):
+        options = {"dtype": dtype, "rngs": rngs}
+        self.patch_size = patch_size
+        self.proj1 = Linear(patch_features, bottleneck, use_bias=False, **options)
+        self.proj2 = Linear(bottleneck, hidden_size, **options)
+
+    def __call__(self, x):
+        return self.proj2(self.proj1(patchify(x, self.patch_size)))  # (N, T, D)
+
+
+def patch_embedder(bottleneck):
+    """The class of an embedder through so many numbers, or without a bottleneck if it is 0."""
+    if not bottleneck:
+        return PatchEmbedder
+    return functools.partial(BottleneckEmbedder, bottleneck=bottleneck)
+
+
 class Mlp(nnx.Module):
     def __init__(self, hidden_size, *, dtype, rngs):
-        self.fc1 = Linear(hidden_size, MLP_RATIO * hidden_size, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(MLP_RATIO * hidden_size, hidden_size, dtype=dtype, rngs=rngs)
+        width = mlp_width("gelu", hidden_size)
+        self.fc1 = Linear(hidden_size, width, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(width, hidden_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return self.fc2(nnx.gelu(self.fc1(x), approximate=True))  # (N, T, D)
 
 
-class FinalLayer(nnx.Module):
-    """LayerNorm, adaptive in the adaLN designs (sec. 3.2), and a linear map that starts at 0."""
+class SwiGLU(nnx.Module):
+    """fc2(silu(a) b) with a and b of fc1 (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
-    def __init__(self, hidden_size, out_features, *, adaptive, dtype, rngs):
+    def __init__(self, hidden_size, *, dtype, rngs):
+        width = mlp_width("swiglu", hidden_size)
+        self.fc1 = JoinedLinear(hidden_size, 2, width, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(width, hidden_size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        gate, value = self.fc1(x)  # each (N, T, F)
+        return self.fc2(nnx.silu(gate) * value)  # (N, T, D)
+
+
+MLPS = {"gelu": Mlp, "swiglu": SwiGLU}  # each: mlp(hidden_size, dtype=, rngs=)(x)
+
+
+class FinalLayer(nnx.Module):
+    """A norm, adaptive in the adaLN designs (sec. 3.2), and a linear map that starts at 0."""
+
+    def __init__(self, hidden_size, out_features, *, norm, adaptive, dtype, rngs):
         options = {"kernel_init": zeros, "dtype": dtype, "rngs": rngs}
+        self.norm = NORMS[norm](hidden_size, dtype=dtype, rngs=rngs)
         self.adaptive = adaptive
         if adaptive:
             self.adaLN_modulation = Linear(hidden_size, 2 * hidden_size, **options)
@@ -128,7 +201,7 @@ class FinalLayer(nnx.Module):
 
     def __call__(self, x, c):
         """x (N, T, D); c (N, 1, D), the sum of the conditions -> (N, T, out_features)."""
-        x = layer_norm(x)  # (N, T, D)
+        x = self.norm(x)  # (N, T, D)
         if self.adaptive:
             shift, scale = jnp.split(self.adaLN_modulation(nnx.silu(c)), 2, axis=-1)
             x = modulate(x, shift, scale)

@@ -1,8 +1,8 @@
 """Fits the parameters of one DiT to another, so that training can start from them.
 
-The size, the conditioning and the channels must agree. The label table takes rows and grows or
-shrinks; the patch embedding and the final layer are resized. A new condition starts without effect.
-The position table is computed and no parameter, so any input size fits.
+The size, the conditioning, the parts and the channels must agree. The label table takes rows and
+grows or shrinks; the patch embedding and the final layer are resized. A new condition starts
+without effect. The position table is computed and no parameter, so any input size fits.
 
 Shapes: L labels, p and q old and new patch size, C channels, D hidden size.
 """
@@ -15,6 +15,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import words
 
 SIZE = ("depth", "hidden_size", "num_heads")
+PARTS = ("norm", "mlp", "position", "qk_norm", "bottleneck", "class_tokens", "class_tokens_from")
 
 
 def check(source, target):
@@ -22,7 +23,7 @@ def check(source, target):
     old, new = ([getattr(config, name) for name in SIZE] for config in (source, target))
     if old != new:
         raise UserError(f"model.size must have {_size(old)} as in init_from, got {_size(new)}")
-    for name in ("conditioning", "in_channels"):
+    for name in ("conditioning", "in_channels", *PARTS):
         old, new = getattr(source, name), getattr(target, name)
         if old != new:
             raise UserError(f"model.{name} must be {old} as in init_from, got {new}")
@@ -42,23 +43,21 @@ def adapt(params, source, target, rows):
 
     rows: for each class of the target the class of the source whose embedding it takes, or None.
     """
-    final = params["final_layer"]
+    final, embedder = params["final_layer"], params["x_embedder"]
+    first = "proj1" if source.bottleneck else "proj"
     left = {f"{name}_embedder" for name in source.conditions if name not in target.conditions}
-    kept = {name: each for name, each in params.items() if name not in left}
     new = [name for name in target.conditions if name not in source.conditions]
-    return (
-        kept
-        | {f"{name}_embedder": _new_embedder(params["t_embedder"]) for name in new}
-        | {
-            "x_embedder": {"proj": _embed_patches(params["x_embedder"]["proj"], source, target)},
-            "y_embedder": {
-                "embedding_table": _label_table(
-                    params["y_embedder"]["embedding_table"], source, target, rows
-                )
-            },
-            "final_layer": final | {"linear": _predict_patches(final["linear"], source, target)},
-        }
-    )
+    kept = {name: each for name, each in params.items() if name not in left}
+    kept |= {f"{name}_embedder": _new_embedder(params["t_embedder"]) for name in new}
+    return kept | {
+        "x_embedder": embedder | {first: _embed_patches(embedder[first], source, target)},
+        "y_embedder": {
+            "embedding_table": _label_table(
+                params["y_embedder"]["embedding_table"], source, target, rows
+            )
+        },
+        "final_layer": final | {"linear": _predict_patches(final["linear"], source, target)},
+    }
 
 
 def _new_embedder(embedder):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dit_jax.convert import files, native
+from dit_jax.convert import files, native, torch_dit
 from dit_jax.data import feed, loader
 from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit, flops
@@ -32,6 +32,7 @@ def measure(settings, what, *, repeats, warmup, peer):
     """
     if peer:
         native.check_prediction(settings, "a peer in PyTorch")
+        torch_dit.check(dit.configure(**vars(settings.model)))
         files.require("torch")
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
     with devices.explained_memory():

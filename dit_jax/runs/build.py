@@ -129,4 +129,4 @@ def _check_mesh(settings, mesh):
             f"train.batch_size must be divisible by {shards} (mesh.data x mesh.fsdp) x "
             f"{train.accumulation_steps} accumulation_steps, got {train.batch_size}"
         )
-    model_fields.check_heads(settings.model.size, mesh.shape["tensor"])
+    model_fields.check_tensor(settings.model, mesh.shape["tensor"])

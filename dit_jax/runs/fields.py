@@ -21,11 +21,11 @@ def check(settings):
     """UserError that names a field of Settings that does not fit the others."""
     model, compute = settings.model, settings.compute
     with of_topic("model"):
-        model_fields.check(**vars(model))
+        model_fields.check(model)
     axes = {name: getattr(settings.mesh, name) for name in ("data", "fsdp", "tensor")}
     settings_lib.check_mesh(**axes)
     if axes["tensor"] != -1:
-        model_fields.check_heads(model.size, axes["tensor"])
+        model_fields.check_tensor(model, axes["tensor"])
     with of_topic("compute"):
         model_fields.check_arithmetic(
             dtype=compute.dtype,

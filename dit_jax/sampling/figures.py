@@ -72,4 +72,5 @@ def _noise(dit, count, seed):
     """The noise with which 1,000 steps would begin, the same for M images: (M, H, W, C)."""
     shape = (*dit.config.input_size, dit.config.in_channels)
     keys = generate.image_keys(np.uint32(seed), 1)
-    return np.repeat(samplers.make_noise(keys, shape, 1000)(-1), count, axis=0)
+    noise = dit.process.noise_scale * samplers.make_noise(keys, shape, 1000)(-1)
+    return np.repeat(noise, count, axis=0)

@@ -83,7 +83,7 @@ def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
         model = functools.partial(apply, params)
         predict = _make_predict(model, given["labels"], config, process, sampling, plan)
         noise_at = samplers.make_noise(prng.wrap(given["key_data"]), shape, plan.levels.num_steps)
-        noise = given["noise"] if "noise" in given else noise_at(-1)
+        noise = given["noise"] if "noise" in given else process.noise_scale * noise_at(-1)
         x = samplers.run(plan.sampler, predict, noise, noise_at=noise_at, trajectory=trajectory)
         x = jnp.moveaxis(x, -len(shape) - 1, 0)  # (N, ...)
         return pixels.to_uint8(x) if space == "pixels" else x, _is_finite(x)

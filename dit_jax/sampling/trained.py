@@ -152,7 +152,7 @@ class LoadedDiT:
         return self._apply(self.params, x, t=t, y=y)
 
     def watch(self, x, t, y):
-        """(what a call returns, the `models.dit.Watched` of it): tokens and attention by block."""
+        """(what a call returns, its `models.watched.Watched`): tokens and attention by block."""
         x, t, y = arguments.of_call(x, t, y, config=self.config, last_time=self.process.last_time)
         return self._watch(self.params, x, t=t, y=y)
 

@@ -22,12 +22,18 @@ MESHES = {
     "mixed": {"data": 2, "fsdp": 2, "tensor": 2, "shard_optimizer": True},
 }
 BATCH = 16
+JIT = {  # the parts of pixel transformers, beside adaLN-Zero
+    **{"norm": "rms", "mlp": "swiglu", "position": "rope", "qk_norm": True, "bottleneck": 8},
+    **{"class_tokens": 4, "class_tokens_from": 1},
+}
 
 
-def make_parts(mesh, conditioning, **compute):
+def make_parts(mesh, design, **compute):
     config = imagenet256.get_config("Ti/4")
     config.model.input_size, config.model.num_classes = (8, 8), 10
-    config.model.conditioning = conditioning
+    config.model.update(JIT if design == "jit" else {"conditioning": design})
+    if design == "jit":
+        config.model.size = "Pi"  # whose MLP of width 170 two devices can share
     config.compute.dtype = "float32"
     config.compute.update(compute)
     config.train.batch_size, config.train.learning_rate = BATCH, 1e-3
@@ -95,6 +101,7 @@ def alone():
     "name, conditioning",
     [
         ("mixed", "adaln_zero"),
+        ("mixed", "jit"),
         *(
             pytest.param(name, conditioning, marks=pytest.mark.slow)
             for name, conditioning in [

@@ -18,12 +18,15 @@ ALL = [
     *(Diffusion(process=path, prediction=each) for path in PATHS for each in PREDICTIONS),
     *(Diffusion(prediction=each) for each in ("noise", "v", "x0")),
     Diffusion(**SIT),
+    Diffusion(process="linear", prediction="velocity", noise_scale=2.0),
+    Diffusion(process="gvp", prediction="x0", noise_scale=3.0),
 ]
 
 
 def name(diffusion):
     sit = "-sit" * diffusion.reverse_time
-    return f"{diffusion.process}-{diffusion.prediction}{sit}"
+    scale = f"-{diffusion.noise_scale:g}" * (diffusion.noise_scale != 1)
+    return f"{diffusion.process}-{diffusion.prediction}{sit}{scale}"
 
 
 every = pytest.mark.parametrize("diffusion", ALL, ids=name)
@@ -45,7 +48,8 @@ def known_at(process, t):
     if isinstance(process, ddpm.DDPM):
         return predictions.coefficients(process.prediction, *process.alpha_sigma(t))
     sign = -1 if process.reverse_time else 1
-    alpha, sigma, *rates = flow.PATHS[process.path](np.float64(t), np)
+    alpha, sigma, d_alpha, d_sigma = flow.PATHS[process.path](np.float64(t), np)
+    sigma, rates = sigma * process.noise_scale, (d_alpha, d_sigma * process.noise_scale)
     rates = dict(zip(("d_alpha", "d_sigma"), (sign * x for x in rates), strict=True))
     return predictions.coefficients(process.prediction, alpha, sigma, **rates)
 
@@ -91,7 +95,8 @@ def test_a_perfect_network_has_no_loss_and_an_error_of_1_has_a_loss_of_1(diffusi
 def test_one_guess_of_x0_has_one_loss_whatever_is_predicted(path, weight):
     """With every weight: Hang et al. 2023, sec. 3.4."""
     all_losses, x0, noise, guess = [], normal(0), normal(1), normal(2)
-    for diffusion in (each for each in ALL if each.process == path and not each.reverse_time):
+    plain = [each for each in ALL if not each.reverse_time and each.noise_scale == 1]
+    for diffusion in (each for each in plain if each.process == path):
         process = processes.make(dataclasses.replace(diffusion, weight=weight))
         t = inner_times(process)[1:]
         x = process.corrupt(x0[1:], t, noise[1:])
@@ -217,14 +222,55 @@ def test_the_network_gets_its_own_time(diffusion):
 
 
 def test_the_time_of_a_ratio_is_where_the_path_has_it():
-    for path, t in itertools.product(PATHS, (0.01, 0.5, 0.98)):
-        process = flow.Flow(path)
+    for path, t, scale in itertools.product(PATHS, (0.01, 0.5, 0.98), (1.0, 2.0)):
+        process = flow.Flow(path, noise_scale=scale)
         alpha, sigma = process.alpha_sigma(t)
         assert process.time_at(np.log(alpha / sigma)) == pytest.approx(t, rel=1e-12)
     process = ddpm.DDPM(schedules.linear())
     alpha, sigma = process.alpha_sigma(np.array([0, 130, 258, 999]))
     ratios = np.append(np.log(alpha / sigma) + 1e-4, [50.0, -50.0])
     assert process.time_at(ratios).tolist() == [0, 130, 258, 999, 0, 999]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("t, smaller", [(0.3, None), (0.01, "x0"), (0.99, "noise")])
+def test_one_guess_of_the_velocity_has_one_loss_with_its_weight(path, t, smaller):
+    """Its own squared error; beyond CLIP the losses of x0 and noise are smaller at their ends."""
+    found, same = {}, np.full(5, t, np.float32)
+    x0, noise, guess, scale = normal(0), normal(1), normal(2), 2.0
+    for kind in PREDICTIONS:
+        weight = losses.Weight("constant" if kind == "velocity" else "velocity")
+        process = flow.Flow(path, kind, weight=weight, noise_scale=scale)
+        x = process.corrupt(x0, same, noise)
+        alpha, sigma = (np.float32(each) for each in process.alpha_sigma(t))
+        out = target(process, same, guess, (x - alpha * guess) / sigma)
+        terms = process.losses(lambda x, t, out=out: out, x0, same, noise)
+        found[kind] = terms["loss"]
+    for kind in set(PREDICTIONS) - {"velocity", smaller}:
+        np.testing.assert_allclose(found[kind], found["velocity"], rtol=1e-3)
+    if smaller:
+        share = float(
+            np.divide(*(flow.PATHS[path](np.array(each), np)[1] for each in (0.01, 0.05)))
+        )
+        np.testing.assert_allclose(found[smaller], share**2 * found["velocity"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "noise"])
+def test_a_velocity_that_is_clipped_is_what_every_sampler_sees(prediction):
+    """Of an x0: (x - x0) / max(t, CLIP) on the linear path; of a noise: (noise - x) / (1 - t)."""
+    process = flow.Flow("linear", prediction, weight=losses.Weight("velocity"), noise_scale=2.0)
+    levels, x, out = process.levels_at([1.0, 0.98, 0.5, 0.04, 0.02]), normal(0), normal(1)
+    read = process.reader(levels, clip_x0=False)
+    for i, t in enumerate(levels.time[:-1]):
+        found = read(jnp.asarray(out), jnp.asarray(x), i)
+        if prediction == "x0":
+            velocity = (x - out) / max(t, flow.CLIP)
+        else:
+            velocity = (2 * out - x) / max(1 - t, flow.CLIP)
+        np.testing.assert_allclose(2 * found.noise - found.x0, velocity, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            (1 - t) * found.x0 + 2 * t * found.noise, x, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_shift_moves_training_and_sampling_to_more_noise():

@@ -330,7 +330,7 @@ def test_only_adaln_zero_is_born_as_the_identity(conditioning):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"size": "XXL"}, "size must be one of Pi, Na, Ti, XS, S, B, M, L, XL, got 'XXL'"),
+        ({"size": "XXL"}, "size must be one of Pi, Na, Ti, XS, S, B, M, L, XL, H, G, got 'XXL'"),
         (
             {"conditioning": "film"},
             f"conditioning must be one of {', '.join(CONDITIONINGS)}, got 'film'",

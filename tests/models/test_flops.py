@@ -57,6 +57,8 @@ def test_parameters_and_multiply_adds_of_mean_flow(size, patch_size, parameters,
     [
         {"input_size": (8, 4), "in_channels": 3, "learn_sigma": False},
         {"input_size": (16, 16), "in_channels": 4, "learn_sigma": True},
+        {"input_size": (8, 4), "mlp": "swiglu", "position": "rope", "norm": "rms", "qk_norm": True}
+        | {"bottleneck": 7, "class_tokens": 5, "class_tokens_from": 3},
     ],
 )
 def test_multiply_adds_are_those_of_the_program(conditioning, options):
