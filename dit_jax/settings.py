@@ -16,6 +16,7 @@ from dit_jax.errors import UserError
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "sde", "dpm2m", "unipc")  # as diffusion.solvers
 SPACINGS = ("auto", "linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
 SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
+CACHE_FITS = ("taylor", "chebyshev")  # as diffusion.forecasts
 CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
 OPTIMIZERS = ("adamw", "muon")  # as train.optimizer, which needs jax
 LOGGERS = ("tensorboard", "wandb")  # as runs.loggers
@@ -155,6 +156,10 @@ class Sampling:
     cfg_schedule: str = rules.one_of(CFG_SCHEDULES, "constant")
     cfg_channels: int = rules.at_least(0, 3)
     cfg_interval: tuple = rules.interval((0, 999))
+    cache: str = rules.schedule()
+    cache_guidance: str = rules.schedule()
+    cache_order: int = rules.keeps("in 0 .. 3", lambda x: 0 <= x <= 3, 1)
+    cache_fit: str = rules.one_of(CACHE_FITS, "taylor")
 
 
 @dataclass(frozen=True)

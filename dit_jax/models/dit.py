@@ -132,10 +132,11 @@ class DiT(nnx.Module):
             size, out_features, adaptive=config.adaptive, **options
         )
 
-    def __call__(self, x, **given):
+    def __call__(self, x, *, blocks=None, **given):
         """x (N, H, W, C), each condition (N, ...) by name -> (N, H, W, out_channels) float32.
 
-        With `watch`, the result is that and a `Watched`.
+        With `watch`, the result is that and a `Watched`. blocks(run, x): replaces the blocks, which
+        are run(x), from tokens (N, T, D) to tokens (N, T, D); None: they are run.
         """
         config = self.config
         x = self.x_embedder(x)  # (N, T, D)
@@ -145,10 +146,15 @@ class DiT(nnx.Module):
         embeddings = [e if e.ndim == 3 else e[:, None] for e in embeddings]  # each (N, S, D)
         c = jnp.concatenate(embeddings, axis=1)  # (N, M, D)
         pooled = sum(e.mean(axis=1, keepdims=True) for e in embeddings)  # (N, 1, D)
-        if config.conditioning == "in_context":
-            x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
-        x, watched = self.run_blocks(x, c, pooled)
-        x = self.final_layer(x[:, : config.num_tokens], pooled)  # (N, T, p*p*out_channels)
+
+        def run(x):
+            if config.conditioning == "in_context":
+                x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
+            x, watched = self.run_blocks(x, c, pooled)
+            return x[:, : config.num_tokens], watched  # (N, T, D)
+
+        x, watched = (blocks(lambda x: run(x)[0], x), None) if blocks else run(x)
+        x = self.final_layer(x, pooled)  # (N, T, p*p*out_channels)
         x = layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
         return (x, watched) if self.watch else x
 
@@ -214,7 +220,7 @@ def make_apply(
     gather=None,
     watch=False,
 ):
-    """apply(params, x, t=..., y=...), the pure function of a `DiT` with these options.
+    """apply(params, x, t=..., y=..., blocks=None), the pure function of a `DiT` with these options.
 
     gather: None where no parameter is sharded, else as in `DiT`. watch: apply returns its result
     and a `Watched`. UserError for an unknown name.

@@ -10,6 +10,11 @@ from dit_jax.models.layers import MLP_RATIO
 
 def multiply_adds(config):
     """Multiply-adds of one forward pass of one example."""
+    return forecast_multiply_adds(config) + config.depth * _block(config)
+
+
+def forecast_multiply_adds(config):
+    """Multiply-adds of a pass whose blocks are forecast: `diffusion.caches`."""
     size = config.hidden_size
     embedders = (
         config.num_tokens * config.patch_area * config.in_channels * size  # x
@@ -18,7 +23,7 @@ def multiply_adds(config):
     )
     final = config.num_tokens * size * config.patch_area * config.out_channels
     final += 2 * size**2 if config.adaptive else 0
-    return embedders + config.depth * _block(config) + final
+    return embedders + final
 
 
 def _block(config):
@@ -40,6 +45,11 @@ def _block(config):
 def forward_flops(config):
     """FLOPs of one forward pass of one example."""
     return 2 * multiply_adds(config)
+
+
+def forecast_flops(config):
+    """FLOPs of one pass of one example whose blocks are forecast."""
+    return 2 * forecast_multiply_adds(config)
 
 
 def train_flops(config):

@@ -133,6 +133,15 @@ class LoadedDiT:
         counts = generate.count_calls, generate.count_passes
         return tuple(count(self.process, options) for count in counts)
 
+    def flops(self, **sampling):
+        """FLOPs that an image takes, with those of passes whose blocks a cache forecasts."""
+        return generate.count_flops(self.config, self.process, self._read_sampling(sampling))
+
+    def cache_bytes(self, **sampling):
+        """Bytes that the cache of an image takes; 0 without a cache."""
+        options, dtype = self._read_sampling(sampling), self.settings.compute.dtype
+        return generate.cache_bytes(self.config, self.process, options, dtype)
+
     @property
     def num_params(self):
         """How many numbers the parameters are."""
@@ -232,6 +241,7 @@ class LoadedDiT:
             rule = "an option of an inversion must be num_steps, spacing or shift"
             raise UserError(f"{rule}, got {min(unknown)}")
         others = {"sampler": "ddim", "eta": 0.0, "sde_noise": "sigma", "sde_last": 0.04}
+        others |= {"cache": "none", "cache_guidance": "none"}
         options = self._read_sampling(sampling | others)
         arguments.check_whole("batch_size", batch_size, 1)
         arguments.check_whole("iterations", iterations, 1)
