@@ -5,6 +5,7 @@ Shapes: N batch, M images in all, S steps, H W grid, C channels, L labels with t
 
 import dataclasses
 import functools
+import time
 from typing import NamedTuple
 
 import jax
@@ -195,6 +196,7 @@ def run(
     noise=None,
     same_noise=False,
     progress=False,
+    seconds=None,
 ):
     """One image for each of labels (M,) or (M, L), batch_size at a time: NumPy (M, ...) of `make`.
 
@@ -202,7 +204,8 @@ def run(
     and its noise, and not on batch_size, which is rounded up to a multiple of the number of
     devices. The last batch is padded, so that nothing compiles twice. noise: (M, H, W, C), or None
     for the seed's. same_noise: all images have the noise of image `first`. progress: shows a bar
-    with rate and time left, on a terminal. UserError if an image is not finite.
+    with rate and time left, on a terminal. seconds: a list that gets what
+    each batch took, without compilation. UserError if an image is not finite.
     """
     labels, count = np.asarray(labels), jax.device_count()
     batch_size = -(-min(batch_size, len(labels)) // count) * count
@@ -216,7 +219,12 @@ def run(
     with tqdm(total=total, unit="image", disable=None if progress else True) as bar:
         for start in range(0, total, batch_size):
             batch = {name: x[start : start + batch_size] for name, x in given.items()}
+            if seconds is not None and not start:
+                generate.lower(params, batch).compile()  # which the next line finds done
+            began = time.perf_counter()
             results.append([sharding.to_host(x) for x in generate(params, batch)])
+            if seconds is not None:
+                seconds.append(time.perf_counter() - began)
             bar.update(batch_size)
     images, finite = (np.concatenate(x)[: len(labels)] for x in zip(*results, strict=True))
     if not finite.all():

@@ -23,11 +23,11 @@ class Counted:
     def __call__(self, x, *, t, y, blocks=None):
         def run(tokens):
             jax.debug.callback(self.count, jnp.float32(len(tokens) / len(X)))
-            condition = (t / 500 + y)[:, None, None]
-            return tokens + jnp.sin(tokens + condition)
+            condition = (t / 1000 + y)[:, None, None]
+            return tokens + jnp.sin(0.3 * tokens + condition)
 
-        tokens = 2 * x
-        return jnp.tanh(blocks(run, tokens) if blocks else run(tokens))
+        tokens = 1.0 * x
+        return 0.5 * (blocks(run, tokens) if blocks else run(tokens))
 
     def count(self, passes):
         self.runs += float(passes)
@@ -75,8 +75,7 @@ def test_steps_compute_and_forecast_what_the_schedules_say():
 
 @pytest.mark.parametrize("scales", [None, GUIDED], ids=["plain", "guided"])
 def test_a_schedule_of_all_steps_is_no_cache(scales):
-    whole = {"schedule": "every:1", "guidance_schedule": "steps:0-11"}
-    whole["guidance_schedule"] = "every:1"
+    whole = {"schedule": "steps:0-11", "guidance_schedule": "every:1"}
     assert caches.make(LEVELS, scales, **whole) is None
     forced = caches.make(LEVELS, scales, schedule="every:2")
     everything = np.ones(12, bool) if scales is None else GUIDED != 1
@@ -90,22 +89,20 @@ def test_a_schedule_of_all_steps_is_no_cache(scales):
 def by_hand(computed, null_computed, scales):
     """DDIM whose forecasts repeat the last residual, and the last difference to the null pass."""
     model, sampler, state = Counted(), samplers.ddim(LEVELS), samplers.State(X)
-    absent = {"y": jnp.zeros(2)}
+    absent, kept = {"y": jnp.zeros(2)}, {}
     for i in range(LEVELS.num_steps):
 
         def network(x, t, i=i):
-            nonlocal residual, difference
             if computed[i]:
-                residual = caches.compute(model, x, t, GIVEN)[1]
-            out = caches.reuse(model, x, t, GIVEN, residual)
+                kept["given"] = caches.compute(model, x, t, GIVEN)[1]
+            out = caches.reuse(model, x, t, GIVEN, kept["given"])
             if scales[i] == 1:
                 return out
             if null_computed[i]:
-                difference = caches.compute(model, x, t, absent)[1] - residual
-            null_out = caches.reuse(model, x, t, absent, residual + difference)
+                kept["null"] = caches.compute(model, x, t, absent)[1] - kept["given"]
+            null_out = caches.reuse(model, x, t, absent, kept["given"] + kept["null"])
             return null_out + jnp.float32(scales[i]) * (out - null_out)
 
-        residual, difference = (residual, difference) if i else (None, None)
         state = sampler.step(process.predictor(network, PROCESS, LEVELS), state, i, None)
     return np.asarray(state.x)
 
@@ -118,31 +115,28 @@ def test_order_0_repeats_what_was_computed_last(scales):
     np.testing.assert_allclose(sample(cache, scales), expected, rtol=1e-5, atol=1e-5)
 
 
-def distance(cache, scales=None, **options):
-    return np.abs(sample(cache, scales, **options) - sample(None, scales, **options)).mean()
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "heun", "unipc"])
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
 def test_more_computed_steps_and_higher_orders_come_closer(sampler):
     levels = PROCESS.levels("40")
+    exact = sample(None, None, sampler, levels=levels)
 
     def error(schedule, order):
         cache = caches.make(levels, None, schedule=schedule, order=order)
-        return distance(cache, sampler=sampler, levels=levels)
+        return np.abs(sample(cache, None, sampler, levels=levels) - exact).mean()
 
-    errors = [error(f"every:{n}", 1) for n in (8, 4, 2)]
-    assert errors[0] > errors[1] > errors[2] > 0
-    assert error("every:4", 0) > 2 * errors[1]
+    errors = [error(f"every:{n}", 1) for n in (8, 2)]
+    assert errors[0] > 4 * errors[1] > 0
+    assert error("every:8", 0) > 2 * errors[0]
 
 
 def test_the_null_pass_alone_can_be_forecast():
-    errors, passes = [], []
+    errors, passes, exact = [], [], sample(None, GUIDED)
     for every in (6, 3, 2):
         cache = caches.make(
             LEVELS, GUIDED, schedule="none", guidance_schedule=f"every:{every}", order=1
         )
         assert cache.given.computed.all() and cache.keeps() == {"null": 2}
-        errors.append(distance(cache, GUIDED))
+        errors.append(np.abs(sample(cache, GUIDED) - exact).mean())
         passes.append(int(cache.passes().sum()))
     assert errors[0] > errors[1] > errors[2] > 0
     assert passes == [15, 16, 17]
