@@ -116,6 +116,10 @@ def get_config():
     config.sampling.cfg_interval = placeholder(tuple)  # guide at first <= t <= last; None: always
     config.sampling.omega = 1.0  # guidance that improved_mean_flow takes as a condition; 1: none
     config.sampling.omega_interval = (0, 1)  # the times that it is for
+    config.sampling.cache = "none"  # run blocks in every:3 steps, every:3:10-40, steps:0+4+8-11
+    config.sampling.cache_guidance = "none"  # of these, steps that run the null pass; as cache
+    config.sampling.cache_order = 1  # of the forecast of the other steps, 0 .. 3; 0: reuse
+    config.sampling.cache_fit = "taylor"  # or chebyshev: a smooth fit to one value more
 
     config.run = ConfigDict()  # may change when a run is resumed
     config.run.total_steps = 400_000  # 80 epochs: 80 * 1,281,167 / 256

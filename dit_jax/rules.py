@@ -8,6 +8,8 @@ from dit_jax.errors import UserError
 
 MAX_STEPS = 2**31 - 1  # a run counts its steps in int32
 MAX_WIDTH = 12**-0.5  # the width of the plain mean of all steps; see `train.power_ema`
+_RANGE, _COUNT = "[0-9]{1,9}(-[0-9]{1,9})?", "[0-9]{1,9}"
+SCHEDULE = re.compile(rf"none|every:{_COUNT}(:{_COUNT}-{_COUNT})?|steps:{_RANGE}(\+{_RANGE})*")
 WIDTH = f"above 0 and below {MAX_WIDTH:.4f}"
 
 CONDITIONS = {  # of a model by the process, if not t and y; as models.conditions, which needs jax
@@ -59,6 +61,12 @@ def tuple_of(rule, fits):
 def interval(default):
     """Times of the process, first and last, which a config may leave to the process."""
     return keeps("two numbers, first <= last", _is_interval, default, by_process=True)
+
+
+def schedule():
+    """Which steps of a sampling are computed, as `diffusion.forecasts.read` reads it."""
+    rule = 'none, "every:3", "every:3:10-40" or "steps:0+4+8-11"'
+    return keeps(rule, SCHEDULE.fullmatch, "none")
 
 
 def widths(default):

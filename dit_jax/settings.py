@@ -16,6 +16,7 @@ from dit_jax.errors import UserError
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "sde", "dpm2m", "unipc")  # as diffusion.solvers
 SPACINGS = ("auto", "linspace", "leading", "trailing", "log_snr")  # as diffusion.spacings
 SDE_NOISES = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing_decreasing")
+CACHE_FITS = ("taylor", "chebyshev")  # as diffusion.forecasts
 CFG_SCHEDULES = ("constant", "linear", "cosine")  # as diffusion.guidance, which needs jax
 PROCESSES = ("ddpm", "linear", "gvp", "mean_flow", "improved_mean_flow")  # as diffusion.fields
 WEIGHTS = ("constant", "min_snr", "soft_min_snr", "p2", "velocity")  # as diffusion.losses
@@ -177,6 +178,10 @@ class Sampling:
     cfg_interval: tuple = rules.interval((0, 999))
     omega: float = rules.at_least(1, 1.0)
     omega_interval: tuple = rules.interval((0, 1))
+    cache: str = rules.schedule()
+    cache_guidance: str = rules.schedule()
+    cache_order: int = rules.keeps("in 0 .. 3", lambda x: 0 <= x <= 3, 1)
+    cache_fit: str = rules.one_of(CACHE_FITS, "taylor")
 
 
 @dataclass(frozen=True)

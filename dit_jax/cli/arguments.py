@@ -53,6 +53,14 @@ def define_sampling(values):
     text = "How the scale rises from 1 for noise to cfg_scale for data."
     flags.DEFINE_enum("cfg_schedule", None, settings_lib.CFG_SCHEDULES, text, **options)
     flags.DEFINE_integer("cfg_channels", None, "Guide the first N channels; 0: all.", **options)
+    text = "Run the blocks in these steps only: every:3, every:3:10-40, steps:0+4+8-11, or none."
+    flags.DEFINE_string("cache", None, text, **options)
+    text = "Run the null pass in these of them only, written likewise."
+    flags.DEFINE_string("cache_guidance", None, text, **options)
+    text = "Of the forecast of the other steps: 0 reuses the last value."
+    flags.DEFINE_integer("cache_order", None, text, **options)
+    text = "How a forecast fits the last values."
+    flags.DEFINE_enum("cache_fit", None, settings_lib.CACHE_FITS, text, **options)
     text = "FIRST,LAST: guide at these times only; 0 is the cleanest."
     flags.DEFINE_list("cfg_interval", None, text, **options)
     text = "Scale of guidance of a model that takes it as a condition; 1: none."

@@ -11,6 +11,7 @@
     dit-evaluate --sweep=cfg_scale=1,1.5,2,4 --out=runs/sweep runs/fashion runs/other
     dit-evaluate --sweep=ema_width=0.05,0.1,0.15 --out=runs/sweep runs/fashion
     dit-evaluate --sweep=sampler=ddpm,ddim --sweep=num_steps=10,20,50 --out=runs/sweep runs/fashion
+    dit-evaluate --sweep=cache=none,every:2,every:3 --timed --out=runs/sweep runs/fashion
     dit-evaluate --study=runs/scaling --out=runs/scaling/plots
 
 CHECKPOINT is what is judged, and OUT a folder; they can also be given as --checkpoint and --out.
@@ -40,7 +41,7 @@ MANY = {"--compare", "--sweep"}  # flags with which every word is one of several
 OF_REFERENCES = ("size", "split")
 MODES = {  # the other flags that mean something with each of these
     "compare": (),
-    "sweep": (*request.FLAGS, *arguments.SAMPLING, "out"),
+    "sweep": (*request.FLAGS, *arguments.SAMPLING, "out", "timed"),
     "study": ("out", "reference"),
     "repeat": ("checkpoint", "out"),
     "make_reference": ("checkpoint", "out", "inception", *OF_REFERENCES),
@@ -85,6 +86,8 @@ def define(values):
     flags.DEFINE_boolean("compare", False, "Print receipts side by side.", **options)
     text = "OPTION=VALUE,...: judge with each value, and plot; given twice: with every pair."
     flags.DEFINE_multi_string("sweep", None, text, **options)
+    text = "With --sweep: also time the sampling with each value, in turn, and plot."
+    flags.DEFINE_boolean("timed", False, text, **options)
     text = "A folder of runs with scores/STEP: compare models, objectives or optimizers; plot."
     flags.DEFINE_string("study", None, text, **options)
     command.define_cluster(values)
@@ -133,6 +136,8 @@ def _check_flags(values):
     if not modes:
         if wrong := [name for name in given if name in OF_REFERENCES]:
             raise UserError(f"--{wrong[0]} must be given with --make_reference only")
+        if "timed" in given:
+            raise UserError("--timed must be given with --sweep only")
         return
     allowed = {modes[0], *MODES[modes[0]], *command.CLUSTER}
     if values["sweep"].present > 2:
@@ -249,7 +254,7 @@ def main(values, *inputs):
         from dit_jax.runs import sweeps
 
         asked, out = read_request(values, inputs[0]), command.output_folder(values.out)
-        sweeps.run(asked, inputs, read_sweeps(values), out, sys.argv)
+        sweeps.run(asked, inputs, read_sweeps(values), out, sys.argv, timed=values.timed)
     elif values.study:
         from dit_jax.runs import study
 

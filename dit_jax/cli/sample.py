@@ -8,6 +8,8 @@
     dit-sample runs/digits way.gif --labels=0-9 --trajectory
     dit-sample runs/digits table.png --labels=0-9 --grid=cfg_scale=1,1.5,4
     dit-sample runs/digits between.png --interpolate=3,8
+    dit-sample runs/digits fast.png --labels=0-9 --num_steps=50 --cache=every:3
+    dit-sample runs/digits schedule.json --num_steps=50 --calibrate=20
 
 CHECKPOINT and OUT can also be given as --checkpoint and --out. The checkpoint is a training run,
 one step in its `checkpoints`, or a converted checkpoint. Options that are not given come from the
@@ -25,8 +27,13 @@ predicted from it: in a .png at --columns steps, in a .gif as an animation. --gr
 has a row for each value of seed or of an option of sampling, and a column for each label.
 --interpolate=CLASS,CLASS takes the place of --labels: --num_samples images, 8 by default, go in
 equal steps from the first class to the last; a title is the share of the next class.
+
+--calibrate=N draws samples of --labels, by default of 16 random ones, and prints a schedule for
+--cache that computes N steps: where the first block of the network changes most. --calibrate=0.1
+computes a step whenever that block has changed by a tenth. OUT, if it is given, is a .json.
 """
 
+import json
 import sys
 
 from absl import flags, logging
@@ -42,6 +49,7 @@ from dit_jax.sampling import labels as labels_lib
 GRID = {"seed": int} | fields.SWEPT  # what --grid varies
 CLASSES = ("labels", "labels_file", "interpolate")
 BETWEEN, MIXED_COLUMNS = 7, 10  # steps of --interpolate from class to class, and images in a row
+RANDOM = 16  # images of a calibration without labels
 MAX_SHOWN = 100  # images in a row of --trajectory and --grid
 
 
@@ -81,6 +89,8 @@ def define(values):
     flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1, **options)
     text = "Of the picture; 0: about square, 8 of --trajectory, 10 of --interpolate."
     flags.DEFINE_integer("columns", 0, text, lower_bound=0, **options)
+    text = "Print a schedule for --cache with so many steps, or, below 1, with this threshold."
+    flags.DEFINE_float("calibrate", None, text, **options)
     arguments.define_sampling(values)
 
 
@@ -90,14 +100,16 @@ def check(values):
         raise UserError(f"out must be a new folder, got {out}, which exists")
     out = command.output_path(values.out)
     check_picture(values, out)
-    check_classes(values)
+    if not is_random(values):
+        check_classes(values)
     settings.read_topic(settings.Sampling, arguments.sampling(values))
     known = fields.look(values.checkpoint)
     if values.vae:
         fields.check_vae(values.vae, known)
     if known:
-        labels = find_labels(values, known.class_names, known.model.num_classes, warns=False)
-        count_images(values, labels)
+        if not is_random(values):
+            labels = find_labels(values, known.class_names, known.model.num_classes, warns=False)
+            count_images(values, labels)
         check_format(values, out, known.settings.data.space)
         for options in read_grid(values):
             fields.check_options(known, arguments.sampling(values) | options)
@@ -107,6 +119,9 @@ def check_picture(values, out):
     """UserError for an OUT that does not fit what it is to show."""
     if values.trajectory and values.grid:
         raise UserError("--trajectory must be given without --grid, got both")
+    if values.calibrate is not None:
+        check_calibration(values, out)
+        return
     if values.trajectory:
         if out.suffix not in (".png", ".gif"):
             hint = "; MP4 needs an encoder: take a .gif" if out.suffix == ".mp4" else ""
@@ -125,6 +140,20 @@ def check_picture(values, out):
         raise UserError(f"out must end with .png or .npz, or be a new folder, got {out}")
 
 
+def check_calibration(values, out):
+    """UserError for flags that mean nothing for a calibration."""
+    others = ("trajectory", "grid", "interpolate", "cache", "cache_guidance", "vae", "columns")
+    if given := [name for name in others if values[name].present]:
+        raise UserError(f"--{given[0]} must be left out with --calibrate, got both")
+    if values["out"].present and out.suffix != ".json":
+        raise UserError(f"out must end with .json for --calibrate, got {out}")
+
+
+def is_random(values):
+    """Whether the labels are left to a calibration."""
+    return values.calibrate is not None and not any(values[name].value for name in CLASSES)
+
+
 def check_classes(values):
     """UserError unless the classes are given once, in a form that can be read."""
     given = [name for name in CLASSES if values[name].value is not None]
@@ -141,7 +170,7 @@ def check_classes(values):
 
 def check_format(values, out, space):
     """UserError if the samples of a space cannot be written to the file out."""
-    if space == "pixels" or values.vae:
+    if space == "pixels" or values.vae or values.calibrate is not None:
         return
     if shown := _shown(values):
         raise UserError(f"--vae must be given to show latents with --{shown}")
@@ -186,6 +215,9 @@ def main(values):
     dit = dit_jax.load(
         values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
     )
+    if values.calibrate is not None:
+        calibrate(values, dit, out)
+        return
     labels, titles = read_labels(values, dit)
     check_format(values, out, dit.space)
     options = {"seed": values.seed, "batch_size": values.batch_size, "progress": True}
@@ -194,18 +226,45 @@ def main(values):
     what = _shown(values) or words.count(len(labels), "image")
     logging.info("%s of step %d: %s", what, dit.step, out)
     log_cost(values, dit)
+    if not values.grid:
+        logging.info("an image took %.3g s, without compilation", dit.seconds_per_image)
+
+
+def calibrate(values, dit, out):
+    """Prints a schedule for --cache, and writes it to a file if there is one."""
+    from dit_jax.machine import disk
+    from dit_jax.sampling import generate
+
+    count = values.num_samples or RANDOM
+    labels = generate.random_labels(values.seed, 0, count, dit.config.num_classes)
+    if not is_random(values):
+        labels, _ = read_labels(values, dit)
+    options = {"seed": values.seed, "batch_size": values.batch_size, **arguments.sampling(values)}
+    found = dit.calibrate(labels, values.calibrate, **options)
+    changes = [round(float(change), 4) for change in found.changes]
+    print("change of the first block from step to step:", *changes)
+    print(f"threshold {found.threshold:.4g}")
+    print(f"--cache={found.cache}")
+    if values["out"].present:
+        about = {"cache": found.cache, "threshold": found.threshold, "changes": changes}
+        disk.write_text(out, json.dumps(about, indent=2) + "\n")
 
 
 def log_cost(values, dit):
-    """Logs how many network calls an image takes, for each row of --grid."""
+    """Logs what an image takes, for each row of --grid: network calls, FLOPs and memory."""
     for options in read_grid(values):
-        calls, passes = dit.cost(**arguments.sampling(values) | options)
+        sampling = arguments.sampling(values) | options
+        calls, passes = dit.cost(**sampling)
         row = "".join(f" with {name} {value}" for name, value in options.items())
         found = (
             words.count(calls, "network call"),
             words.count(passes, "forward pass", "forward passes"),
         )
         logging.info("an image%s takes %s, %s", row, *found)
+        size = dit.cache_bytes(**sampling)
+        cache = f", and {words.size(size)} for its cache" if size else ""
+        gflops = dit.flops(**sampling) / 1e9
+        logging.info("an image%s takes %.4g GFLOPs%s", row, gflops, cache)
 
 
 def read_labels(values, dit):

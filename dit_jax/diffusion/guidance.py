@@ -31,27 +31,36 @@ def guide(model, given, *, nulls, channels):
     means no guidance: only the conditions `given` are evaluated then.
     """
 
-    def null_like(name, values):
-        return jnp.full_like(values, nulls[name]) if name in nulls else values
-
     plain = condition(model, given)
-    both = condition(
-        model,
-        {
-            name: jnp.concatenate([values, null_like(name, values)])  # (2N, ...)
-            for name, values in given.items()
-        },
-    )
+    both = condition(model, join(given, with_nulls(given, nulls)))
 
     def guided(x, t, scale):
         out, null_out = jnp.split(both(jnp.concatenate([x, x]), t), 2)
-        mixed = null_out + scale * (out - null_out)
-        return jnp.concatenate([mixed[..., :channels], out[..., channels:]], axis=-1)
+        return mix(out, null_out, scale, channels=channels)
 
     def network(x, t, scale):
         return jax.lax.cond(scale == 1, lambda x, t, scale: plain(x, t), guided, x, t, scale)
 
     return network
+
+
+def with_nulls(given, nulls):
+    """The conditions `given`, with the null value of each that has one."""
+    return {
+        name: jnp.full_like(values, nulls[name]) if name in nulls else values
+        for name, values in given.items()
+    }
+
+
+def join(given, others):
+    """Both conditions as one batch: {name: (2N, ...)}."""
+    return {name: jnp.concatenate([given[name], others[name]]) for name in given}
+
+
+def mix(out, null_out, scale, *, channels):
+    """The guided output of both passes, (N, ..., out)."""
+    mixed = null_out + scale * (out - null_out)
+    return jnp.concatenate([mixed[..., :channels], out[..., channels:]], axis=-1)
 
 
 def scales(levels, *, scale, interval, schedule="constant"):

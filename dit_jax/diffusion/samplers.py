@@ -89,29 +89,37 @@ def _forward(levels):
     return ratio, levels.sigma[:-1] ** 2 - ratio**2 * levels.sigma[1:] ** 2
 
 
-def run(sampler, predict, x, *, noise_at=None, trajectory=False):
+def run(sampler, predict, x, *, noise_at=None, trajectory=False, memory=None):
     """x at level 0 -> x at the last level. noise_at(i): standard normal noise for step i.
 
     trajectory True: returns x at every level instead, (S+1, N, ..., C). "x0": returns x and the x0
-    that is predicted from it, (2, S+1, N, ..., C); at the last level both are the data.
+    that is predicted from it, (2, S+1, N, ..., C); at the last level both are the data. memory:
+    what a predict of `caches.predictor` has before the first step.
     """
     if sampler.stochastic and noise_at is None:
         raise ValueError("noise_at must be given for a stochastic sampler")
     kept = ("x", "x0") if trajectory == "x0" else ("x",) if trajectory else ()
 
-    def step(state, i):
-        noise, predictions = noise_at(i) if sampler.stochastic else None, []
+    def ask(x, *levels, memory):
+        if memory is None:
+            return predict(x, *levels), None
+        return predict(x, *levels, memory=memory)
+
+    def step(carry, i):
+        (state, memory), answers = carry, []
+        noise = noise_at(i) if sampler.stochastic else None
 
         def remember(x, *levels):
-            predictions.append(predict(x, *levels))
-            return predictions[-1]
+            answers.append(ask(x, *levels, memory=answers[0][1] if answers else memory))
+            return answers[-1][0]
 
         state = sampler.step(remember, state, i, noise)
-        found = {"x": state.x, "x0": predictions[0].x0}
-        return state, {name: found[name] for name in kept}
+        prediction, memory = answers[0]  # later calls look ahead: they are not kept
+        found = {"x": state.x, "x0": prediction.x0}
+        return (state, memory), {name: found[name] for name in kept}
 
     steps = jnp.arange(sampler.num_steps, dtype=jnp.int32)
-    last, later = jax.lax.scan(step, sampler.init(x), steps)
+    (last, _), later = jax.lax.scan(step, (sampler.init(x), memory), steps)
     if not trajectory:
         return last.x
     levels = jnp.concatenate([x[None], later["x"]])

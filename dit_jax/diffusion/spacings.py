@@ -43,6 +43,12 @@ def _check_times(num_steps, is_path, last):
         raise UserError(f"num_steps must be whole steps in 0 .. {last}, got {num_steps}")
 
 
+def count(num_steps):
+    """How many steps "20", "ddim50" or "999,600,300" are."""
+    is_list = "," in num_steps
+    return num_steps.count(",") + 1 if is_list else int(num_steps.removeprefix("ddim"))
+
+
 def _times(num_steps):
     """The times of "999,600,300"."""
     return np.array([float(each) for each in num_steps.split(",")])

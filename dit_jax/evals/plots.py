@@ -57,6 +57,12 @@ def sampling_calls(path, entries, *, score):
     _draw_compute(path, "network calls for a sample", curves, score)
 
 
+def sampling_seconds(path, entries, *, score):
+    """Score against the seconds for a sample, which each of `sweep`'s entries has as `seconds`."""
+    curves = _curves_of_runs(entries, lambda entry: entry["seconds"], score)
+    _draw_compute(path, "seconds for a sample", curves, score)
+
+
 def sampling_compute(path, receipts, *, score):
     """Fig. 10: score against the Gflops of sampling one image, a curve for each checkpoint."""
     groups = {}
@@ -270,7 +276,8 @@ def _panel(title, runs, field, value, other):
 
 
 def _sampling_gflops(receipt):
-    return receipt["model"]["gflops"] * receipt["model"]["passes"]
+    model = receipt["model"]
+    return model.get("sampling_gflops") or model["gflops"] * model["passes"]
 
 
 def _number(value):

@@ -52,9 +52,8 @@ class DiTConfig(NamedTuple):
 
     def to_json(self):
         """The fields without those that have their default, so that older code can read them."""
-        defaults = self._field_defaults
-        fields = self._asdict().items()
-        return {name: x for name, x in fields if name not in defaults or x != defaults[name]}
+        usual, none = self._field_defaults, object()
+        return {name: x for name, x in self._asdict().items() if x != usual.get(name, none)}
 
     @property
     def token_grid(self):
@@ -82,10 +81,7 @@ class DiTConfig(NamedTuple):
 
 
 def configure(size, patch_size, **more):
-    """The DiTConfig of a size in `SIZES` and of other fields of a `settings.Model`.
-
-    UserError if the fields do not fit together.
-    """
+    """The DiTConfig of a size in `SIZES` and other fields of a `settings.Model`, else UserError."""
     model = settings.Model(size=size, patch_size=patch_size, **more)
     fields.check(model)
     given = dict(zip(("depth", "hidden_size", "num_heads"), SIZES[size], strict=True))
@@ -125,13 +121,13 @@ class DiT(nnx.Module):
             size, out_features, norm=config.norm, adaptive=config.adaptive, **options
         )
         if config.class_tokens:
-            table = layers.normal(rngs.params(), (config.class_tokens, size))
-            self.class_tokens = nnx.Param(table)
+            self.class_tokens = nnx.Param(layers.normal(rngs.params(), (config.class_tokens, size)))
 
-    def __call__(self, x, **given):
+    def __call__(self, x, *, blocks=None, **given):
         """x (N, H, W, C), each condition (N, ...) by name -> (N, H, W, out_channels) float32.
 
-        With `watch`, the result is that and a `Watched`.
+        With `watch`, the result is that and a `Watched`. blocks(run, x): replaces the blocks, which
+        are run(x), from tokens (N, T, D) to tokens (N, T, D); None: they are run.
         """
         config = self.config
         x = self.x_embedder(x)  # (N, T, D)
@@ -141,14 +137,19 @@ class DiT(nnx.Module):
         embeddings = [e if e.ndim == 3 else e[:, None] for e in embeddings]  # each (N, S, D)
         c = jnp.concatenate(embeddings, axis=1)  # (N, M, D)
         pooled = sum(e.mean(axis=1, keepdims=True) for e in embeddings)  # (N, 1, D)
-        if config.conditioning == "in_context":
-            x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
         joining = None
         if config.class_tokens:
             label = embeddings[self.conditions.index("y")]  # (N, 1, D)
             joining = label + self.class_tokens[...].astype(x.dtype)[None]  # (N, S, D)
-        x, seen = self.run_blocks(x, c, pooled, joining)
-        x = self.final_layer(x[:, : config.num_tokens], pooled)  # (N, T, p*p*out_channels)
+
+        def run(x):
+            if config.conditioning == "in_context":
+                x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
+            x, seen = self.run_blocks(x, c, pooled, joining)
+            return x[:, : config.num_tokens], seen  # (N, T, D)
+
+        x, seen = (blocks(lambda x: run(x)[0], x), None) if blocks else run(x)
+        x = self.final_layer(x, pooled)  # (N, T, p*p*out_channels)
         x = layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
         return (x, seen) if self.watch else x
 
@@ -221,7 +222,7 @@ def make_apply(
     watch=False,
     forward=False,
 ):
-    """apply(params, x, t=..., y=...), the pure function of a `DiT` with these options.
+    """apply(params, x, t=..., y=..., blocks=None), the pure function of a `DiT` with these options.
 
     gather: None where no parameter is sharded, else as in `DiT`. watch: apply returns its result
     and a `Watched`. forward: a loss may take a jvp of it. UserError for an unknown name.

@@ -10,6 +10,14 @@ from dit_jax.models.fields import mlp_width
 
 def multiply_adds(config):
     """Multiply-adds of one forward pass of one example."""
+    early = config.class_tokens_from  # blocks without the class tokens
+    blocks = early * _block(config, config.num_tokens)
+    blocks += (config.depth - early) * _block(config, config.num_tokens + config.class_tokens)
+    return forecast_multiply_adds(config) + blocks
+
+
+def forecast_multiply_adds(config):
+    """Multiply-adds of a pass whose blocks are forecast: `diffusion.caches`."""
     size, patch = config.hidden_size, config.patch_area * config.in_channels
     embed_patch = config.bottleneck * (patch + size) if config.bottleneck else patch * size
     numbers = len(set(config.conditions) - {"y"})  # a label is looked up
@@ -19,10 +27,7 @@ def multiply_adds(config):
     )
     final = config.num_tokens * size * config.patch_area * config.out_channels
     final += 2 * size**2 if config.adaptive else 0
-    early = config.class_tokens_from  # blocks without the class tokens
-    blocks = early * _block(config, config.num_tokens)
-    blocks += (config.depth - early) * _block(config, config.num_tokens + config.class_tokens)
-    return embedders + blocks + final
+    return embedders + final
 
 
 def _block(config, tokens):
@@ -45,6 +50,11 @@ def _block(config, tokens):
 def forward_flops(config):
     """FLOPs of one forward pass of one example."""
     return 2 * multiply_adds(config)
+
+
+def forecast_flops(config):
+    """FLOPs of one pass of one example whose blocks are forecast."""
+    return 2 * forecast_multiply_adds(config)
 
 
 def train_flops(config):

@@ -105,8 +105,8 @@ def run(request, out, command, *, kept_in=None):
     """
     request.check()
     out = disk.path(out)
-    source = _open(request)
-    count, name = _count(request, source), None
+    source = open_samples(request)
+    count, name, drawn = _count(request, source), None, isinstance(source, Drawn)
     judge.check(count, at_infinity=request.fid_infinity)
     if request.preset:
         name = presets.title(
@@ -141,6 +141,7 @@ def run(request, out, command, *, kept_in=None):
             "devices": devices.describe(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "seconds": seconds._asdict() | {"scores": time.perf_counter() - began},
+            "seconds_per_image": source.dit.seconds_per_image if drawn else None,
         }
         receipt.write(out / "receipt.json", content)
     _report(request, source, results, found, name, held_out)
@@ -158,13 +159,13 @@ def make_reference(data, out, *, split, size, inception):
     logging.info("%s: %s", words.count(len(images), "image"), out)
 
 
-def _open(request):
-    """The Drawn or Existing that the request names."""
+def open_samples(request, load=trained.load):
+    """The Drawn or Existing that the request names. load: as `trained.load`."""
     path = request.samples
     if not is_checkpoint(path):
         return Existing(path)
     options = presets.find(request.preset).sampling if request.preset else {}
-    dit = trained.load(path, weights=request.weights, vae=request.vae, vae_dtype=request.vae_dtype)
+    dit = load(path, weights=request.weights, vae=request.vae, vae_dtype=request.vae_dtype)
     return Drawn(dit, request, options | request.sampling)
 
 
@@ -227,6 +228,7 @@ def _describe_model(source):
         "name": dit.name,
         "num_params": dit.num_params,
         "gflops": flops.forward_flops(dit.config) / 2e9,  # multiply-adds, as in the paper
+        "sampling_gflops": generate.count_flops(dit.config, dit.process, options) / 2e9,
         "calls": generate.count_calls(dit.process, options),
         "passes": generate.count_passes(dit.process, options),
     }

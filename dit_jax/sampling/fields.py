@@ -11,6 +11,7 @@ from dit_jax.sampling import imagenet
 # Options that a comparison can vary, each with its type.
 SWEPT = {"cfg_scale": float, "num_steps": str, "sampler": str, "eta": float, "cfg_channels": int}
 SWEPT |= {"spacing": str, "shift": float, "cfg_schedule": str, "omega": float}
+SWEPT |= {"cache": str, "cache_guidance": str, "cache_order": int, "cache_fit": str}
 ONLY_OF = {  # {option: (the sampler that has it, its value for the others)}
     "eta": ("ddim", 0),
     "sde_noise": ("sde", "sigma"),
@@ -92,16 +93,21 @@ def check(sampling, model, *, last_time):
         raise UserError(
             f"cfg_channels must be in 0 .. {model.in_channels}, got {sampling.cfg_channels}"
         )
+    if sampling.cache_guidance != "none" and scale == 1:
+        rule = "cache_guidance must be none without guidance, whose cfg_scale is 1"
+        raise UserError(f"{rule}, got {sampling.cache_guidance}")
     if interval[0] < 0 or interval[1] > last_time:
         raise UserError(f"cfg_interval must be first <= last in 0 .. {last_time}, got {interval}")
 
 
 def check_process(sampling, model, diffusion):
     """As `check`, and whether the process of a `settings.Diffusion` has such levels."""
-    from dit_jax.diffusion import fields, spacings  # need NumPy
+    from dit_jax.diffusion import fields, forecasts, spacings  # need NumPy
 
     fields.check(diffusion)
     spacings.check(diffusion, sampling.num_steps, spacing=sampling.spacing, shift=sampling.shift)
+    for name in ("cache", "cache_guidance"):
+        forecasts.read(getattr(sampling, name), spacings.count(sampling.num_steps), name=name)
     if not fields.is_path(diffusion) and sampling.sde_noise not in ("sigma", "sbdm"):
         rule = "sde_noise must be sigma or sbdm for process ddpm, which has no path"
         raise UserError(f"{rule}, got {sampling.sde_noise}")
@@ -135,6 +141,9 @@ def _check_mean_flow(sampling, process):
         raise UserError(f"{rule}, got {sampling.sampler}")
     if sampling.eta:
         raise UserError(f"eta must be 0 for process {process}, got {sampling.eta}")
+    for option in ("cache", "cache_guidance"):
+        if (value := getattr(sampling, option)) != "none":
+            raise UserError(f"{option} must be none for process {process}, got {value}")
     if sampling.cfg_scale != 1:
         rule = f"cfg_scale must be 1 for process {process}, whose guidance is learned"
         raise UserError(f"{rule}, got {sampling.cfg_scale}")
@@ -150,8 +159,9 @@ def check_options(known, options):
 def is_in_torch(sampling):
     """Whether the PyTorch code of bundles samples so: it has DDPM, DDIM and their usual steps."""
     is_usual = sampling.spacing in ("auto", "linspace") and sampling.cfg_schedule == "constant"
+    is_cached = (sampling.cache, sampling.cache_guidance) != ("none", "none")
     steps = settings_lib.SPACING.fullmatch(sampling.num_steps)
-    return sampling.sampler in ("ddpm", "ddim") and bool(steps) and is_usual
+    return sampling.sampler in ("ddpm", "ddim") and bool(steps) and is_usual and not is_cached
 
 
 def check_vae(path, known):

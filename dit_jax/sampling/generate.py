@@ -5,6 +5,7 @@ Shapes: N batch, M images in all, S steps, H W grid, C channels, L labels with t
 
 import dataclasses
 import functools
+import time
 from typing import NamedTuple
 
 import jax
@@ -12,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dit_jax.diffusion import guidance, inversion, samplers, solvers, spacings
+from dit_jax.diffusion import caches, guidance, inversion, samplers, solvers, spacings
 from dit_jax.diffusion import process as process_lib
 from dit_jax.errors import UserError
 from dit_jax.machine import prng, sharding
-from dit_jax.models import conditions, pixels
+from dit_jax.models import conditions, flops, pixels
 from dit_jax.sampling import fields
 
 LABEL = np.uint32(2**32 - 1)  # of the key of an image's label; its noise has keys 0, 1, ...
@@ -25,12 +26,24 @@ LABEL = np.uint32(2**32 - 1)  # of the key of an image's label; its noise has ke
 class Plan(NamedTuple):
     """How a `settings.Sampling` goes from noise to data.
 
-    scales: of the guidance of each step, (S,); None without guidance.
+    scales: of the guidance of each step, (S,); None without guidance. cache: None if every step
+    runs all passes of the network.
     """
 
     levels: process_lib.Levels
     sampler: samplers.Sampler
     scales: np.ndarray | None
+    cache: caches.Cache | None
+
+    def passes(self):
+        """How many passes through the blocks an image takes in each step, (S,)."""
+        if self.cache:
+            return self.sampler.passes * self.cache.passes()
+        return self.passes_without_cache()
+
+    def passes_without_cache(self):
+        guided = 0 if self.scales is None else self.scales != 1
+        return self.sampler.passes * (1 + guided)
 
 
 def make_plan(process, sampling):
@@ -51,7 +64,14 @@ def make_plan(process, sampling):
         options = {"form": sampling.sde_noise}
     elif name in ("dpm2m", "unipc") and scales is not None:
         options = {"restarts": guidance.edges(scales)}
-    return Plan(levels, solvers.SAMPLERS[name](levels, **options), scales)
+    cache = caches.make(
+        *(levels, scales),
+        schedule=sampling.cache,
+        guidance_schedule=sampling.cache_guidance,
+        order=sampling.cache_order,
+        fit=sampling.cache_fit,
+    )
+    return Plan(levels, solvers.SAMPLERS[name](levels, **options), scales, cache)
 
 
 def make_levels(process, sampling):
@@ -81,10 +101,14 @@ def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
     def generate(params, given):
         given = jax.lax.with_sharding_constraint(given, sharding.of_batch(mesh))
         model = functools.partial(apply, params)
-        predict = _make_predict(model, given["labels"], config, process, sampling, plan)
         noise_at = samplers.make_noise(prng.wrap(given["key_data"]), shape, plan.levels.num_steps)
         noise = given["noise"] if "noise" in given else process.noise_scale * noise_at(-1)
-        x = samplers.run(plan.sampler, predict, noise, noise_at=noise_at, trajectory=trajectory)
+        make_predict = _make_cached_predict if plan.cache else _make_predict
+        predict, memory = make_predict(
+            *(model, noise, given["labels"], config, process, sampling, plan)
+        )
+        options = {"noise_at": noise_at, "trajectory": trajectory, "memory": memory}
+        x = samplers.run(plan.sampler, predict, noise, **options)
         x = jnp.moveaxis(x, -len(shape) - 1, 0)  # (N, ...)
         return pixels.to_uint8(x) if space == "pixels" else x, _is_finite(x)
 
@@ -97,33 +121,56 @@ def make_inversion(apply, config, process, mesh, *, sampling, iterations):
     given: as of `make`, but "noise" is data, x at the last level. The way back is that of DDIM
     without guidance along the levels of `sampling`. iterations: of `inversion.run`.
     """
-    sampling = dataclasses.replace(sampling, sampler="ddim", eta=0.0, cfg_scale=1.0, clip_x0=False)
+    sampling = dataclasses.replace(
+        sampling,
+        sampler="ddim",
+        eta=0.0,
+        cfg_scale=1.0,
+        clip_x0=False,
+        cache="none",
+        cache_guidance="none",
+    )
     check(config, process, sampling)
     plan = make_plan(process, sampling)
 
     def invert(params, given):
         given = jax.lax.with_sharding_constraint(given, sharding.of_batch(mesh))
         model = functools.partial(apply, params)
-        predict = _make_predict(model, given["labels"], config, process, sampling, plan)
-        x = inversion.run(predict, given["noise"], plan.levels, iterations=iterations)
+        data, labels = given["noise"], given["labels"]
+        predict, _ = _make_predict(model, data, labels, config, process, sampling, plan)
+        x = inversion.run(predict, data, plan.levels, iterations=iterations)
         return x, _is_finite(x)
 
     return _jit(invert, mesh)
 
 
-def _make_predict(model, labels, config, process, sampling, plan):
-    """The `process.predictor` of labels (N,) or weights (N, L), with the guidance of a Plan."""
+def _make_predict(model, x, labels, config, process, sampling, plan):
+    """(the `process.predictor` of labels (N,) or weights (N, L) with the guidance of a Plan, None).
+
+    x: like what the sampler starts from.
+    """
     if plan.scales is None:
         network = guidance.condition(model, _conditions(labels, config, sampling))
     else:
-        network = guidance.guide(
-            model,
-            {"y": labels},
-            nulls=conditions.nulls(config, mixed=labels.ndim == 2),
-            channels=sampling.cfg_channels or config.in_channels,
-        )
+        options = _guidance_options(labels, config, sampling)
+        network = guidance.guide(model, {"y": labels}, **options)
     options = {"clip_x0": sampling.clip_x0, "scales": plan.scales}
-    return process_lib.predictor(network, process, plan.levels, **options)
+    return process_lib.predictor(network, process, plan.levels, **options), None
+
+
+def _make_cached_predict(model, x, labels, config, process, sampling, plan):
+    """The same of a Plan with a cache: (the `caches.predictor`, its memory at the start)."""
+    options = {} if plan.scales is None else _guidance_options(labels, config, sampling)
+    network = caches.network(model, {"y": labels}, plan.cache, **options)
+    options = {"clip_x0": sampling.clip_x0, "scales": plan.scales}
+    return caches.predictor(network, process, plan.levels, **options), network.start(x)
+
+
+def _guidance_options(labels, config, sampling):
+    return {
+        "nulls": conditions.nulls(config, mixed=labels.ndim == 2),
+        "channels": sampling.cfg_channels or config.in_channels,
+    }
 
 
 def _conditions(labels, config, sampling):
@@ -159,6 +206,7 @@ def run(
     noise=None,
     same_noise=False,
     progress=False,
+    seconds=None,
 ):
     """One image for each of labels (M,) or (M, L), batch_size at a time: NumPy (M, ...) of `make`.
 
@@ -166,7 +214,8 @@ def run(
     and its noise, and not on batch_size, which is rounded up to a multiple of the number of
     devices. The last batch is padded, so that nothing compiles twice. noise: (M, H, W, C), or None
     for the seed's. same_noise: all images have the noise of image `first`. progress: shows a bar
-    with rate and time left, on a terminal. UserError if an image is not finite.
+    with rate and time left, on a terminal. seconds: a list that gets what
+    each batch took, without compilation. UserError if an image is not finite.
     """
     labels, count = np.asarray(labels), jax.device_count()
     batch_size = -(-min(batch_size, len(labels)) // count) * count
@@ -180,7 +229,12 @@ def run(
     with tqdm(total=total, unit="image", disable=None if progress else True) as bar:
         for start in range(0, total, batch_size):
             batch = {name: x[start : start + batch_size] for name, x in given.items()}
+            if seconds is not None and not start:
+                generate.lower(params, batch).compile()  # which the next line finds done
+            began = time.perf_counter()
             results.append([sharding.to_host(x) for x in generate(params, batch)])
+            if seconds is not None:
+                seconds.append(time.perf_counter() - began)
             bar.update(batch_size)
     images, finite = (np.concatenate(x)[: len(labels)] for x in zip(*results, strict=True))
     if not finite.all():
@@ -232,15 +286,30 @@ def images_at_once(config):
 
 
 def count_calls(process, sampling):
-    """How many network calls one image costs."""
-    return int(make_plan(process, sampling).sampler.passes.sum())
+    """How many network calls one image costs; a call whose blocks a cache forecasts is none."""
+    plan = make_plan(process, sampling)
+    computed = plan.cache.given.computed if plan.cache else 1
+    return int((plan.sampler.passes * computed).sum())
 
 
 def count_passes(process, sampling):
-    """How many forward passes one image costs; a guided call is two."""
+    """How many forward passes one image costs: two in a guided call, less what is forecast."""
+    return int(make_plan(process, sampling).passes().sum())
+
+
+def count_flops(config, process, sampling):
+    """FLOPs of one image, with what forecast passes cost: embedders and final layer."""
     plan = make_plan(process, sampling)
-    guided = 0 if plan.scales is None else plan.scales != 1
-    return int((plan.sampler.passes * (1 + guided)).sum())
+    passes = int(plan.passes().sum())
+    forecast = int(plan.passes_without_cache().sum()) - passes
+    return passes * flops.forward_flops(config) + forecast * flops.forecast_flops(config)
+
+
+def cache_bytes(config, process, sampling, dtype):
+    """How much memory the cache of one image takes, for the dtype of the arithmetic; 0 without."""
+    cache = make_plan(process, sampling).cache
+    size = config.num_tokens * config.hidden_size * jnp.dtype(dtype).itemsize
+    return cache.num_kept * size if cache else 0
 
 
 def check(config, process, sampling):

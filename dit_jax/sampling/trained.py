@@ -18,7 +18,7 @@ from dit_jax.errors import UserError
 from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit, pixels
 from dit_jax.models import vae as vae_lib
-from dit_jax.sampling import arguments, autoencoder, fields, generate
+from dit_jax.sampling import arguments, autoencoder, calibrate, fields, generate
 
 
 def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtype="float32"):
@@ -68,8 +68,11 @@ class LoadedDiT:
     """A trained DiT: its config, its parameters, its forward pass and its samples.
 
     class_names: the name of label 0, 1, ...; () if the checkpoint has none.
-    digest: a sha256 of the parameters.
+    digest: a sha256 of the parameters. seconds_per_image: of the last `sample`, without compilation
+    and decoding; None before.
     """
+
+    seconds_per_image = None
 
     def __init__(
         self,
@@ -92,9 +95,9 @@ class LoadedDiT:
         apply = timed(apply, process)
         self._apply = jax.jit(apply)
         self._make = functools.cache(
-            lambda sampling, trajectory: generate.make(
+            lambda sampling, trajectory, space=settings.data.space: generate.make(
                 *(apply, config, process, mesh),
-                space=settings.data.space,
+                space=space,
                 sampling=sampling,
                 trajectory=trajectory,
             )
@@ -132,6 +135,15 @@ class LoadedDiT:
         options = self._read_sampling(sampling)
         counts = generate.count_calls, generate.count_passes
         return tuple(count(self.process, options) for count in counts)
+
+    def flops(self, **sampling):
+        """FLOPs that an image takes, with those of passes whose blocks a cache forecasts."""
+        return generate.count_flops(self.config, self.process, self._read_sampling(sampling))
+
+    def cache_bytes(self, **sampling):
+        """Bytes that the cache of an image takes; 0 without a cache."""
+        options, dtype = self._read_sampling(sampling), self.settings.compute.dtype
+        return generate.cache_bytes(self.config, self.process, options, dtype)
 
     @property
     def num_params(self):
@@ -203,6 +215,7 @@ class LoadedDiT:
         if noise is not None:
             shape = (len(labels), *config.input_size, config.in_channels)
             noise = arguments.read_grid("noise", noise, shape)
+        seconds = []
         images = generate.run(
             self._make(options, trajectory),
             self.params,
@@ -213,11 +226,30 @@ class LoadedDiT:
             noise=noise,
             same_noise=same_noise,
             progress=progress,
+            seconds=seconds,
         )
+        self.seconds_per_image = sum(seconds) / len(labels)
         if trajectory:
             rank = len(config.input_size) + 1  # of H, W, C
             images = np.moveaxis(images, 0, -1 - rank).take(levels, axis=-2 - rank)
         return self._decode(images, progress) if self.decoder else images
+
+    def calibrate(self, labels, wanted, *, seed=0, batch_size=256, **sampling):
+        """The `calibrate.Calibration` of samples of these labels: a schedule for the option cache.
+
+        wanted: how many steps to compute, or, below 1, the change of the first block after which a
+        step is computed. The samples are drawn without a cache. UserError as `sample`.
+        """
+        options = self._read_sampling(sampling | {"cache": "none", "cache_guidance": "none"})
+        levels = generate.make_levels(self.process, options)
+        arguments.check_calibration(wanted, levels.num_steps)
+        labels = arguments.read_labels("labels", labels, self.config.num_classes, self.config)
+        draw = self._make(options, True, "latents")  # in model units
+        x = generate.run(draw, self.params, labels, seed=seed, batch_size=batch_size)
+        first = dit.make_apply(self.config._replace(depth=1), dtype=self.settings.compute.dtype)
+        apply = timed(first, self.process)
+        changes = calibrate.measure(apply, self.params, x, levels.time[:-1], labels)
+        return calibrate.calibrate(changes, wanted)
 
     def invert(self, images, labels, *, iterations=3, batch_size=256, progress=False, **sampling):
         """The noise from which DDIM makes the images again: (N, H, W, C) float32, in model units.
@@ -232,6 +264,7 @@ class LoadedDiT:
             rule = "an option of an inversion must be num_steps, spacing or shift"
             raise UserError(f"{rule}, got {min(unknown)}")
         others = {"sampler": "ddim", "eta": 0.0, "sde_noise": "sigma", "sde_last": 0.04}
+        others |= {"cache": "none", "cache_guidance": "none"}
         options = self._read_sampling(sampling | others)
         arguments.check_whole("batch_size", batch_size, 1)
         arguments.check_whole("iterations", iterations, 1)

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import random_run
 from PIL import Image
 
 from dit_jax.cli import sample
+from dit_jax.diffusion import forecasts
 from dit_jax.models import vae
 from dit_jax.sampling import autoencoder, pictures, trained
 
@@ -62,7 +65,8 @@ def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch
     values = {"sampler": "ddim", "num_steps": "ddim5", "eta": 0.5, "cfg_scale": 3.0}
     values |= {"cfg_channels": 1, "clip_x0": False, "seed": 7, "batch_size": 3}
     values |= {"spacing": "auto", "cfg_schedule": "cosine", "shift": 0.0}
-    values |= {"sde_noise": "sigma", "sde_last": 0.04}
+    values |= {"sde_noise": "sigma", "sde_last": 0.04, "cache": "every:2:1-3", "cache_order": 3}
+    values |= {"cache_guidance": "steps:0+3", "cache_fit": "chebyshev"}
     options = [f"--{name}={value}" for name, value in values.items()] + ["--cfg_interval=0, 400.5"]
     usual = (f"--checkpoint={checkpoint}", "--labels=3,1,4", f"--out={tmp_path}/x.npz")
     assert call(sample, *usual, *options)[0] == 0
@@ -84,6 +88,33 @@ def test_rows_of_a_grid_are_counted(call, caplog, tmp_path, checkpoint):
     for count in (2, 4):
         calls = f"{count} network calls, {count} forward passes"
         assert f"an image with num_steps {count} takes {calls}" in caplog.messages
+
+
+def test_a_cache_is_counted(call, caplog, tmp_path, checkpoint):
+    caplog.set_level("INFO")
+    usual = (f"--checkpoint={checkpoint}", "--labels=3", f"--out={tmp_path}/x.npz")
+    options = ("--num_steps=9", "--cache=every:4", "--cache_order=2", "--cache_guidance=every:2")
+    assert call(sample, *usual, *options)[0] == 0
+    assert "an image takes 3 network calls, 5 forward passes" in caplog.messages
+    takes = "an image takes 0.03304 GFLOPs, and 12.3 kB for its cache"  # 6 values of 4 x 128
+    assert takes in caplog.messages
+    (took,) = (line for line in caplog.messages if line.startswith("an image took"))
+    assert 0 < float(took.split()[3]) < 60 and took.endswith(" s, without compilation")
+
+
+def test_a_calibration_prints_a_schedule_that_can_be_given(call, tmp_path, checkpoint):
+    steps = (f"--checkpoint={checkpoint}", "--num_steps=8")
+    out = tmp_path / "schedule.json"
+    code, text, _ = call(sample, *steps, "--calibrate=4", "--num_samples=8", f"--out={out}")
+    option = text.splitlines()[-1]
+    assert code == 0 and option.startswith("--cache=steps:0")
+    found = json.loads(out.read_text())
+    assert option == f"--cache={found['cache']}" and len(found["changes"]) == 7
+    computed = forecasts.read(found["cache"], 8)
+    assert computed[0] and computed[-1] and 2 <= computed.sum() <= 4
+    assert call(sample, *steps, option, "--labels=3", f"--out={tmp_path}/x.npz")[0] == 0
+    again = call(sample, *steps, f"--calibrate={found['threshold']}", "--labels=0-7")[1]
+    assert again.splitlines()[1] == text.splitlines()[1]  # the threshold
 
 
 def test_a_folder_has_one_png_per_image(call, refuse, tmp_path, checkpoint):
@@ -272,6 +303,17 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
             "sde_last must be 0.04 unless a path has equal steps, got 0.1",
         ),
         (["--labels=3", "--sde_last=1"], "sde_last must be in [0, 1), got 1.0"),
+        (["--labels=3", "--cache=every:4"], "cache must be every:N with N in 1 .. 3 for 4 steps"),
+        (["--labels=3", "--cache=often"], 'cache must be none, "every:3", "every:3:10-40" or'),
+        (["--labels=3", "--cache_order=4"], "cache_order must be in 0 .. 3, got 4"),
+        (
+            ["--labels=3", "--cache_guidance=every:2", "--cfg_scale=1"],
+            "cache_guidance must be none without guidance, whose cfg_scale is 1, got every:2",
+        ),
+        (["--calibrate=1"], "calibrate must be a number of steps in 2 .. 4, or a threshold above"),
+        (["--calibrate=5"], "calibrate must be a number of steps in 2 .. 4, or a threshold above"),
+        (["--calibrate=3", "--cache=every:2"], "--cache must be left out with --calibrate, got"),
+        (["--calibrate=3", "--out=x.png"], "out must end with .json for --calibrate, got x.png"),
         (["--labels=3", "--cfg_schedule=up"], "--cfg_schedule must be one of constant, linear, "),
         (
             ["--labels=3", "--batch_size=0"],
