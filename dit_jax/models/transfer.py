@@ -1,7 +1,7 @@
 """Fits the parameters of one DiT to another, so that training can start from them.
 
 The size, the conditioning and the channels must agree. The label table takes rows and grows or
-shrinks; the patch embedding and the final layer are resized. A new condition starts without effect.
+shrinks; the patch embedding and the final layer are resized. A new condition starts at 0.
 The position table is computed and no parameter, so any input size fits.
 
 Shapes: L labels, p and q old and new patch size, C channels, D hidden size.
@@ -46,19 +46,16 @@ def adapt(params, source, target, rows):
     left = {f"{name}_embedder" for name in source.conditions if name not in target.conditions}
     kept = {name: each for name, each in params.items() if name not in left}
     new = [name for name in target.conditions if name not in source.conditions]
-    return (
-        kept
-        | {f"{name}_embedder": _new_embedder(params["t_embedder"]) for name in new}
-        | {
-            "x_embedder": {"proj": _embed_patches(params["x_embedder"]["proj"], source, target)},
-            "y_embedder": {
-                "embedding_table": _label_table(
-                    params["y_embedder"]["embedding_table"], source, target, rows
-                )
-            },
-            "final_layer": final | {"linear": _predict_patches(final["linear"], source, target)},
-        }
-    )
+    kept |= {f"{name}_embedder": _new_embedder(params["t_embedder"]) for name in new}
+    return kept | {
+        "x_embedder": {"proj": _embed_patches(params["x_embedder"]["proj"], source, target)},
+        "y_embedder": {
+            "embedding_table": _label_table(
+                params["y_embedder"]["embedding_table"], source, target, rows
+            )
+        },
+        "final_layer": final | {"linear": _predict_patches(final["linear"], source, target)},
+    }
 
 
 def _new_embedder(embedder):
@@ -147,8 +144,9 @@ def describe(source, target, rows):
             f"patch embedding and final layer: resized from patch size {source.patch_size} to "
             f"{target.patch_size}"
         )
+    start = "without effect" if target.adaptive else "as a token of zeros"
     for name in (each for each in target.conditions if each not in source.conditions):
-        changed.append(f"condition {name}: new, starts without effect{_in_tokens(target)}")
+        changed.append(f"condition {name}: new, starts {start}")
     for name in (each for each in source.conditions if each not in target.conditions):
         changed.append(f"condition {name}: left out")
     if source.velocity_head != target.velocity_head:
@@ -162,8 +160,3 @@ def describe(source, target, rows):
         changed.append("position table: computed anew, from {} to {} tokens".format(*grids))
     rest = "everything else" if changed else "everything"
     return [*changed, f"{rest}: taken as it is"]
-
-
-def _in_tokens(config):
-    """In-context and cross-attention see a token of zeros beside the others, and adaLN a sum."""
-    return "" if config.adaptive else " but that of one more token, 0, in attention"
