@@ -70,7 +70,7 @@ def _of_data(settings):
 
 
 def _of_dit(model):
-    return {"variant": variant(model), **model._asdict(), "parameters": count_parameters(model)}
+    return {"variant": variant(model), **model.to_json(), "parameters": count_parameters(model)}
 
 
 def _of_vae(config):

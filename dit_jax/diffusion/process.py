@@ -74,7 +74,10 @@ class Process(Protocol):
 
     @property
     def shift(self):
-        """The factor of `times.shift` of a path; None if t are whole steps."""
+        """The factor of `times.shift` of a path; None if t are whole steps.
+
+        A path also has `least_steps`, the fewest steps of a sampling.
+        """
 
     @property
     def noise_scale(self):

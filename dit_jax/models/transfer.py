@@ -1,8 +1,8 @@
 """Fits the parameters of one DiT to another, so that training can start from them.
 
 The size, the conditioning, the parts and the channels must agree. The label table takes rows and
-grows or shrinks; the patch embedding and the final layer are resized. A new condition starts
-without effect. The position table is computed and no parameter, so any input size fits.
+grows or shrinks; the patch embedding and the final layer are resized. A new condition starts at 0.
+The position table is computed and no parameter, so any input size fits.
 
 Shapes: L labels, p and q old and new patch size, C channels, D hidden size.
 """
@@ -146,8 +146,9 @@ def describe(source, target, rows):
             f"patch embedding and final layer: resized from patch size {source.patch_size} to "
             f"{target.patch_size}"
         )
+    start = "without effect" if target.adaptive else "as a token of zeros"
     for name in (each for each in target.conditions if each not in source.conditions):
-        changed.append(f"condition {name}: new, starts without effect{_in_tokens(target)}")
+        changed.append(f"condition {name}: new, starts {start}")
     for name in (each for each in source.conditions if each not in target.conditions):
         changed.append(f"condition {name}: left out")
     if source.velocity_head != target.velocity_head:
@@ -161,8 +162,3 @@ def describe(source, target, rows):
         changed.append("position table: computed anew, from {} to {} tokens".format(*grids))
     rest = "everything else" if changed else "everything"
     return [*changed, f"{rest}: taken as it is"]
-
-
-def _in_tokens(config):
-    """In-context and cross-attention see a token of zeros beside the others, and adaLN a sum."""
-    return "" if config.adaptive else " but that of one more token, 0, in attention"
