@@ -222,6 +222,11 @@ def test_a_model_that_exists_has_none_of_the_parts():
     assert dit.DiTConfig.from_json(old) == dit.configure("Ti", 4)
 
 
+def test_the_names_of_the_parts_are_those_of_their_tables():
+    assert fields.PARTS["norm"] == tuple(layers.NORMS)
+    assert fields.PARTS["mlp"] == tuple(layers.MLPS)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -95,7 +95,7 @@ def test_one_line_chooses_a_path_in_every_config(name, process):
         ),
         (
             {"weight": "velocity"},
-            "^diffusion.weight must be of the noise for process ddpm, got vel",
+            "^diffusion.weight must not be velocity for process ddpm, which ",
         ),
         (
             {"process": "linear", "prediction": "x0", "weight": "velocity", "weight_gamma": 2.0},
