@@ -179,6 +179,7 @@ def _describe_model(subject):
         "size": f"{model.depth} blocks, hidden size {model.hidden_size}, "
         f"{model.num_heads} heads, patch {model.patch_size}",
         "conditioning": model.conditioning,
+        "parts": ", ".join(f"{name} {value}" for name, value in model.parts.items()),
         "input": f"{shape}, {subject.settings.data.space}",
         "classes": f"{model.num_classes:,}{null}",
         "parameters": f"{describe.count_parameters(model)}, float32",
@@ -186,6 +187,8 @@ def _describe_model(subject):
         "diffusion": f"{_name_process(diffusion)}; predicts the {diffusion.prediction}{learned}",
         "default sampling": receipts.show_sampling(settings_lib.to_json(sampling)),
     }
+    if not model.parts:
+        del rows["parts"]
     if subject.report and subject.report["passed"]:
         error = parity.text(subject.report["relative"])
         rows["PyTorch"] = f"agrees with JAX to a relative error of {error} (`parity.json`)"

@@ -68,7 +68,9 @@ def check(diffusion):
     if diffusion.weight == "velocity" and diffusion.prediction == "velocity":
         raise UserError("weight must be constant for prediction velocity, got velocity: the same")
     if diffusion.weight == "velocity" and not is_path(diffusion):
-        raise UserError("weight must be of the noise for process ddpm, got velocity")
+        raise UserError(
+            "weight must not be velocity for process ddpm, which has none, got velocity"
+        )
     if is_path(diffusion):
         return
     for field, value in ONLY_PATHS.items():
@@ -124,6 +126,7 @@ def path_steps(num_steps, least):
 
 def shown(diffusion):
     """{field: value} of the process that a checkpoint is sampled with, without its training."""
-    path = ("process", "prediction", "shift", "time_scale", "reverse_time", "weight", "noise_scale")
+    path = ("process", "prediction", "shift", "time_scale", "reverse_time", "noise_scale")
+    path += ("weight",) if diffusion.weight == "velocity" else ()  # it says how outputs are read
     names = path if is_path(diffusion) else ("process", "schedule", "num_steps", "prediction")
     return {name: getattr(diffusion, name) for name in names}

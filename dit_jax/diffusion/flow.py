@@ -42,9 +42,9 @@ class Flow:
     prediction: "velocity", dx / dt, or "noise", "v", "x0". The network gets time_scale t; with
     reverse_time it gets time_scale (1 - t), and its velocity is the negative one, as SiT's. shift:
     of `times.shift`. A second half of the output, which SiT's checkpoints have, is not used.
-    noise_scale: of the noise; sigma is that of the path times this. With the weight "velocity", the
-    loss and the samplers use the velocity of a predicted x0 or noise as JiT: on the linear path,
-    that of an x0 is (x - x0) / max(t, CLIP), and that of a noise has max(1 - t, CLIP) below.
+    noise_scale: multiplies the noise, so sigma is the path's times this. With the weight "velocity"
+    the loss and the samplers use the velocity of a prediction, as JiT. On the linear path that of
+    an x0 is (x - x0) / max(t, CLIP), and that of a noise divides by max(1 - t, CLIP).
     """
 
     path: str
@@ -151,8 +151,9 @@ class Flow:
     def _readable(self, t, xp=jnp):
         """The `predictions.Coefficients` by which an output at t is read, finite at both ends.
 
-        With the weight "velocity" the time of x stays, and beyond CLIP the output is read as the
-        prediction plus so much of the velocity that the determinant is the one at CLIP.
+        They are those at the nearest edge. With the weight "velocity" they are those at t, and
+        beyond CLIP a multiple of the velocity is added to what is predicted, so that the
+        determinant is that at CLIP: this clips the divisor of the velocity.
         """
         if self.weight.kind != "velocity":
             return self._known(xp.clip(t, *self.edges), xp)

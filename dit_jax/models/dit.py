@@ -75,6 +75,12 @@ class DiTConfig(NamedTuple):
         return (1 + self.learn_sigma + self.velocity_head) * self.in_channels
 
     @property
+    def parts(self):
+        """{field: value} of the parts that are not those of the paper's DiT."""
+        defaults = self._field_defaults.items()
+        return {name: getattr(self, name) for name, x in defaults if getattr(self, name) != x}
+
+    @property
     def adaptive(self):
         """Whether the conditions enter through adaptive LayerNorm."""
         return self.conditioning.startswith("adaln")

@@ -14,7 +14,7 @@ from dit_jax import settings
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
-TRAINING = ["quickstart.sh", "fashion.sh", "scaling.sh", "objectives.sh"]
+TRAINING = ["quickstart.sh", "fashion.sh", "scaling.sh", "objectives.sh", "pixels.sh"]
 SETTINGS_OF = {
     "common.sh": [],
     "environment.sh": ["EXTRAS", "PYTHON"],
@@ -23,6 +23,10 @@ SETTINGS_OF = {
     "objectives.sh": [
         *("DATA_SET", "DATA", "WORKDIR", "OBJECTIVES", "SEEDS", "STEPS", "EVERY", "SAMPLES"),
         *("SAMPLERS", "NUM_STEPS", "PYTHON"),
+    ],
+    "pixels.sh": [
+        *("DATA", "WORKDIR", "MODELS", "DESIGNS"),
+        *("STEPS", "EVERY", "SAMPLES", "PYTHON"),
     ],
     "quickstart.sh": ["WORKDIR", "PYTHON"],
     "scaling.sh": [
@@ -100,6 +104,7 @@ def test_help_prints_the_settings_and_does_nothing_else(clone, environment, tmp_
         ("fashion.sh", "fashion.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
         ("scaling.sh", "scaling.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
         ("objectives.sh", "objectives.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
+        ("pixels.sh", "pixels.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
         ("study.sh", "study.sh: is for other scripts, which source it: see --help"),
         ("fashion_data.sh", "fashion_data.sh: takes no arguments, got 'runs'"),
         ("tpu.sh", "tpu.sh: the command must be one of create, setup, "),

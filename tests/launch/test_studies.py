@@ -129,6 +129,45 @@ def test_a_wrong_setting_of_scaling_is_one_line(study, tmp_path, settings, rule)
     assert not (tmp_path / "study").exists()
 
 
+def test_pixels_trains_and_scores_each_design_of_each_model_then_plots(start, tmp_path):
+    settings = {"MODELS": "Ti/7 Pi/4", "DESIGNS": "jit_x0 plain_noise", "SAMPLES": "30"}
+    done, calls = start("pixels.sh", "--config.seed=1", DATA=str(tmp_path), **settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    plain = (
+        "--config.model.norm=layer --config.model.mlp=gelu --config.model.position=sincos "
+        "--config.model.qk_norm=false --config.model.bottleneck=0 "
+        "--config.model.class_tokens=0 --config.model.class_tokens_from=0 "
+    )
+    expected, workdir = [], tmp_path / "study"
+    for model, name in [("Ti/7", "Ti-7"), ("Pi/4", "Pi-4")]:
+        for design, flags in [
+            ("jit_x0", ""),
+            ("plain_noise", f"{plain}--config.diffusion.prediction=noise "),
+        ]:
+            path = workdir / f"{name}-{design}"
+            expected += [
+                f"dit-train configs/pixels.py:{model} {path} --config.data.path={tmp_path} {flags}"
+                "--config.run.total_steps=4 --config.run.checkpoint_every=2 --config.seed=1",
+                f"dit-evaluate {path}/checkpoints/2 {path}/scores/2 --num_samples=30",
+                f"dit-evaluate {path}/checkpoints/4 {path}/scores/4 --num_samples=30",
+            ]
+    assert calls == [*expected, f"dit-evaluate --study={workdir} --out={workdir}/plots"]
+
+
+@pytest.mark.parametrize(
+    "settings, rule",
+    [
+        ({"MODELS": "Ti7"}, "MODELS must be models such as Ti/4, separated by spaces, got 'Ti7'"),
+        ({"DESIGNS": "jit"}, "DESIGNS must be of jit_x0, plain_x0, jit_noise, plain_noise, with "),
+        ({"STEPS": "5"}, "STEPS must be divisible by EVERY 2, got 5"),
+    ],
+)
+def test_a_wrong_setting_of_pixels_is_one_line(start, settings, rule):
+    done, calls = start("pixels.sh", **settings)
+    assert (done.returncode, done.stdout, calls) == (2, "", [])
+    assert done.stderr.startswith(f"pixels.sh: {rule}") and done.stderr.count("\n") == 1
+
+
 COMMON = (
     "--config.train.learning_rate=1e-3 --config.train.decay_steps=0 --config.sampling.sampler=ddim "
     "--config.sampling.num_steps=50 --config.sampling.cfg_scale=1 "

@@ -16,7 +16,6 @@ JIT = {"norm": "rms", "mlp": "swiglu", "position": "rope", "qk_norm": True, "lea
 TOKENS = {"class_tokens": 3, "class_tokens_from": 2}
 SMALL = {"input_size": (8, 12), "in_channels": 3, "num_classes": 5}
 ALL = JIT | TOKENS | SMALL | {"bottleneck": 10}
-DESIGNS = fields.DESIGNS
 IMAGENET = {"in_channels": 3, "class_tokens": 32} | JIT
 
 
@@ -151,7 +150,13 @@ def value_and_gradients(config, **options):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-@pytest.mark.parametrize("conditioning", DESIGNS)
+@pytest.mark.parametrize(
+    "conditioning",
+    [
+        pytest.param(name, marks=() if name == "adaln_zero" else pytest.mark.slow)
+        for name in fields.DESIGNS
+    ],
+)
 def test_every_design_takes_every_part(conditioning):
     """Every parameter has a gradient, and every step, label and position changes the output."""
     config = dit.configure("Na", 4, conditioning=conditioning, **ALL)
@@ -168,6 +173,7 @@ def test_every_design_takes_every_part(conditioning):
     assert np.abs(np.roll(moved, -4, axis=2) - out).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_remat_and_unroll_change_no_output_and_no_gradient():
     config = dit.configure("Na", 4, **ALL)
     params, (x, given) = random_params(config), inputs(config)
@@ -214,6 +220,11 @@ def test_a_model_that_exists_has_none_of_the_parts():
     for name in dit.DiTConfig._field_defaults:
         del old[name]
     assert dit.DiTConfig.from_json(old) == dit.configure("Ti", 4)
+
+
+def test_the_names_of_the_parts_are_those_of_their_tables():
+    assert fields.PARTS["norm"] == tuple(layers.NORMS)
+    assert fields.PARTS["mlp"] == tuple(layers.MLPS)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,20 @@ def test_one_line_chooses_a_path_in_every_config(name, process):
             "^diffusion.prediction must be one of noise, v, x0 for process ddpm, got velocity$",
         ),
         ({"process": "sde"}, "^diffusion.process must be one of ddpm, linear, gvp, .*, got 'sde'$"),
+        (
+            {"process": "linear", "weight": "velocity"},
+            "^diffusion.weight must be constant for prediction velocity, got velocity: the same$",
+        ),
+        (
+            {"weight": "velocity"},
+            "^diffusion.weight must not be velocity for process ddpm, which ",
+        ),
+        (
+            {"process": "linear", "prediction": "x0", "weight": "velocity", "weight_gamma": 2.0},
+            "^diffusion.weight_gamma must be 0.0 for weight velocity, which has none, got 2.0$",
+        ),
+        ({"noise_scale": 2.0}, "^diffusion.noise_scale must be 1.0 for process ddpm, which counts"),
+        ({"noise_scale": 0.0}, "^diffusion.noise_scale must be above 0, got 0.0$"),
         ({"shift": -1.0}, "^diffusion.shift must be above 0, got -1.0$"),
         (
             {"process": "linear", "kappa": 0.2},
