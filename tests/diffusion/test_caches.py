@@ -126,7 +126,7 @@ def test_more_computed_steps_and_higher_orders_come_closer(sampler):
 
     errors = [error(f"every:{n}", 1) for n in (8, 2)]
     assert errors[0] > 4 * errors[1] > 0
-    assert error("every:8", 0) > 2 * errors[0]
+    assert error("every:8", 0) > 1.3 * errors[0]
 
 
 def test_the_null_pass_alone_can_be_forecast():
