@@ -89,7 +89,13 @@ def test_a_trajectory_ends_at_the_sample(params):
     np.testing.assert_allclose(path[:, -1], last, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("conditioning", ["in_context", "cross_attention", "adaln"])
+DESIGNS = [
+    "in_context",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("cross_attention", "adaln")),
+]
+
+
+@pytest.mark.parametrize("conditioning", DESIGNS)
 def test_every_design_splits_into_blocks_and_the_rest(conditioning):
     """What blocks add, added again, is the output; the blocks get tokens of the image only."""
     config = CONFIG._replace(conditioning=conditioning)
