@@ -88,11 +88,8 @@ def network(model, given, cache, *, nulls=None, channels=None):
     absent = guidance.with_nulls(given, nulls) if cache.guided.any() else given
     kept = cache.keeps()
 
-    def call(x, t, scale, level, step, memory):
-        def branch(guided, computed, null_computed):
-            return lambda x, memory: run(x, memory, guided, computed, null_computed)
-
-        def run(x, memory, guided, computed, null_computed):
+    def make_branch(guided, computed, null_computed):
+        def run(x, t, scale, level, memory):
             null_out = None
             if null_computed:
                 both = guidance.join(given, absent)
@@ -111,8 +108,12 @@ def network(model, given, cache, *, nulls=None, channels=None):
                 null_out = reuse(model, x, t, absent, residual + forecast(memory, "null", level))
             return guidance.mix(out, null_out, scale, channels=channels), memory
 
+        return run
+
+    def call(x, t, scale, level, step, memory):
         kinds, which = _kinds(cache)
-        return jax.lax.switch(jnp.asarray(which)[step], [branch(*k) for k in kinds], x, memory)
+        branches = [make_branch(*kind) for kind in kinds]
+        return jax.lax.switch(jnp.asarray(which)[step], branches, x, t, scale, level, memory)
 
     def keep(memory, found, level):
         def put(name, values):
@@ -122,8 +123,10 @@ def network(model, given, cache, *, nulls=None, channels=None):
 
     def forecast(memory, name, level):
         values, weights = memory[name], getattr(cache, name).weights
-        terms = (at(weights[:, k], level, values[k]) * values[k] for k in range(len(values)))
-        return sum(terms).astype(values.dtype)  # (N, T, D)
+        found = 0.0
+        for k in range(len(values)):
+            found += at(weights[:, k], level, values[k]) * values[k].astype(jnp.float32)
+        return found.astype(values.dtype)  # (N, T, D)
 
     def start(x):
         time = jnp.zeros((), jnp.float32)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dit_jax import settings
 from dit_jax.errors import UserError
 
 LOWER_IS_BETTER = ("fid", "sfid", "frechet", "kid")  # how the names of such scores begin
@@ -203,7 +204,9 @@ def _without_common(a, b):
 def _circumstances(receipt, free):
     """{name: value} of what decides whether scores can be compared."""
     samples = receipt["samples"]
-    sampling = {k: v for k, v in (samples.get("sampling") or {}).items() if k not in free}
+    known = samples.get("sampling") or {}  # an older receipt lacks what was not an option yet
+    sampling = vars(settings.Sampling()) | known if known else {}
+    sampling = {k: v for k, v in sampling.items() if k not in free}
     if sampling.get("cfg_scale") == 1:  # the other fields of guidance mean nothing
         sampling = {k: v for k, v in sampling.items() if k not in GUIDANCE}
     fields = {name: samples.get(name) for name in ("count", "weights", "labels", "vae")}

@@ -122,8 +122,8 @@ def prepare_sample(settings):
     def run():
         jax.block_until_ready(generate(params, given))
 
-    passes = generate_lib.count_passes(parts.process, settings.sampling)
-    work = settings.train.batch_size * passes * flops.forward_flops(parts.model)
+    work = generate_lib.count_flops(parts.model, parts.process, settings.sampling)
+    work *= settings.train.batch_size
     run()
     return Work(run, work, compile_seconds, devices.peak_memory())
 

@@ -34,9 +34,7 @@ def measure(apply, params, x, time, labels):
 
     @jax.jit
     def residual(params, x, t):
-        return caches.compute(lambda *args, **kw: apply(params, *args, **kw), x, t, {"y": labels})[
-            1
-        ]
+        return caches.compute(functools.partial(apply, params), x, t, {"y": labels})[1]
 
     changes, before = [], None
     for level, t in enumerate(time):

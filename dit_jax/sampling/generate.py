@@ -42,6 +42,7 @@ class Plan(NamedTuple):
         return self.passes_without_cache()
 
     def passes_without_cache(self):
+        """The same if nothing were forecast."""
         guided = 0 if self.scales is None else self.scales != 1
         return self.sampler.passes * (1 + guided)
 
@@ -103,11 +104,12 @@ def make(apply, config, process, mesh, *, space, sampling, trajectory=False):
         model = functools.partial(apply, params)
         noise_at = samplers.make_noise(prng.wrap(given["key_data"]), shape, plan.levels.num_steps)
         noise = given["noise"] if "noise" in given else process.noise_scale * noise_at(-1)
-        make_predict = _make_cached_predict if plan.cache else _make_predict
-        predict, memory = make_predict(
-            *(model, noise, given["labels"], config, process, sampling, plan)
-        )
-        options = {"noise_at": noise_at, "trajectory": trajectory, "memory": memory}
+        network = _make_network(model, given["labels"], config, sampling, plan)
+        options = {"clip_x0": sampling.clip_x0, "scales": plan.scales}
+        make_predict = caches.predictor if plan.cache else process_lib.predictor
+        predict = make_predict(network, process, plan.levels, **options)
+        options = {"memory": network.start(noise)} if plan.cache else {}
+        options |= {"noise_at": noise_at, "trajectory": trajectory}
         x = samplers.run(plan.sampler, predict, noise, **options)
         x = jnp.moveaxis(x, -len(shape) - 1, 0)  # (N, ...)
         return pixels.to_uint8(x) if space == "pixels" else x, _is_finite(x)
@@ -136,41 +138,23 @@ def make_inversion(apply, config, process, mesh, *, sampling, iterations):
     def invert(params, given):
         given = jax.lax.with_sharding_constraint(given, sharding.of_batch(mesh))
         model = functools.partial(apply, params)
-        data, labels = given["noise"], given["labels"]
-        predict, _ = _make_predict(model, data, labels, config, process, sampling, plan)
-        x = inversion.run(predict, data, plan.levels, iterations=iterations)
+        network = _make_network(model, given["labels"], config, sampling, plan)
+        predict = process_lib.predictor(network, process, plan.levels)
+        x = inversion.run(predict, given["noise"], plan.levels, iterations=iterations)
         return x, _is_finite(x)
 
     return _jit(invert, mesh)
 
 
-def _make_predict(model, x, labels, config, process, sampling, plan):
-    """(the `process.predictor` of labels (N,) or weights (N, L) with the guidance of a Plan, None).
-
-    x: like what the sampler starts from.
-    """
-    if plan.scales is None:
-        network = guidance.condition(model, _conditions(labels, config, sampling))
-    else:
-        options = _guidance_options(labels, config, sampling)
-        network = guidance.guide(model, {"y": labels}, **options)
-    options = {"clip_x0": sampling.clip_x0, "scales": plan.scales}
-    return process_lib.predictor(network, process, plan.levels, **options), None
-
-
-def _make_cached_predict(model, x, labels, config, process, sampling, plan):
-    """The same of a Plan with a cache: (the `caches.predictor`, its memory at the start)."""
-    options = {} if plan.scales is None else _guidance_options(labels, config, sampling)
-    network = caches.network(model, {"y": labels}, plan.cache, **options)
-    options = {"clip_x0": sampling.clip_x0, "scales": plan.scales}
-    return caches.predictor(network, process, plan.levels, **options), network.start(x)
-
-
-def _guidance_options(labels, config, sampling):
-    return {
-        "nulls": conditions.nulls(config, mixed=labels.ndim == 2),
-        "channels": sampling.cfg_channels or config.in_channels,
-    }
+def _make_network(model, labels, config, sampling, plan):
+    """The network of labels (N,) or weights (N, L), with the guidance and the cache of a Plan."""
+    given, options = _conditions(labels, config, sampling), {}
+    if plan.scales is not None:
+        options["nulls"] = conditions.nulls(config, mixed=labels.ndim == 2)
+        options["channels"] = sampling.cfg_channels or config.in_channels
+    if plan.cache:
+        return caches.network(model, given, plan.cache, **options)
+    return guidance.guide(model, given, **options) if options else guidance.condition(model, given)
 
 
 def _conditions(labels, config, sampling):
@@ -214,8 +198,8 @@ def run(
     and its noise, and not on batch_size, which is rounded up to a multiple of the number of
     devices. The last batch is padded, so that nothing compiles twice. noise: (M, H, W, C), or None
     for the seed's. same_noise: all images have the noise of image `first`. progress: shows a bar
-    with rate and time left, on a terminal. seconds: a list that gets what
-    each batch took, without compilation. UserError if an image is not finite.
+    with rate and time left, on a terminal. seconds: a list that gets what each batch took, without
+    compilation. UserError if an image is not finite.
     """
     labels, count = np.asarray(labels), jax.device_count()
     batch_size = -(-min(batch_size, len(labels)) // count) * count
@@ -229,8 +213,8 @@ def run(
     with tqdm(total=total, unit="image", disable=None if progress else True) as bar:
         for start in range(0, total, batch_size):
             batch = {name: x[start : start + batch_size] for name, x in given.items()}
-            if seconds is not None and not start:
-                generate.lower(params, batch).compile()  # which the next line finds done
+            if seconds is not None:
+                generate.lower(params, batch).compile()  # which the call then finds done
             began = time.perf_counter()
             results.append([sharding.to_host(x) for x in generate(params, batch)])
             if seconds is not None:

@@ -46,6 +46,7 @@ def test_judgments_are_printed_and_written(call, tmp_path):
         ),
         (["{run}", "--bootstrap=1000000000"], "--bootstrap must be a whole number in 0 .. 10000"),
         (["{run}", "--bootstrap=1"], "bootstrap must be 0 or in 2 .. 10000, got 1"),
+        (["{run}", "--timed"], "--timed must be given with --sweep only"),
         (["{run}", "--size=64"], "--size must be given with --make_reference only"),
         (["{run}", "--num_samples=9", "--batch_size=4"], "--batch_size must be given for the judg"),
         (["{run}", "{run}", "--num_samples=9"], "out must not be a run, a checkpoint or the"),

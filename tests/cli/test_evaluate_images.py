@@ -177,15 +177,21 @@ def test_small_data_are_judged_by_a_classifier_of_their_own(call, caplog, tmp_pa
 def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
     random_run.save(tmp_path / "run")
-    flags = ["--sweep=cfg_scale=1,2", f"--out={tmp_path}/sweep", "--num_samples=40"]
-    code, _, errors = call(evaluate, *flags, tmp_path / "run")
+    flags = ["--sweep=cfg_scale=1,2", f"--out={tmp_path}/sweep", "--num_samples=40", "--timed"]
+    code, text, errors = call(evaluate, *flags, tmp_path / "run")
     assert code == 0, errors
     results = json.loads((tmp_path / "sweep/sweep.json").read_text())
     assert [result["value"] for result in results] == [1.0, 2.0]
     assert [result["receipt"]["model"]["passes"] for result in results] == [4, 8]
     assert results[0]["receipt"]["features"] != results[1]["receipt"]["features"]
-    with Image.open(tmp_path / "sweep/sweep.png") as image:
-        assert image.width > 600
+    assert all(result["seconds"] > 0 for result in results)
+    assert all(result["receipt"]["seconds_per_image"] > 0 for result in results)
+    shown = [f"{result['seconds']:.4g}" for result in results]
+    assert text.splitlines()[-3:-1] == ["seconds for a sample", "cfg_scale       1.0       2.0"]
+    assert text.split()[-2:] == shown
+    for name in ("sweep.png", "sampling_seconds.png"):
+        with Image.open(tmp_path / "sweep" / name) as image:
+            assert image.width > 600
 
 
 def test_a_sweep_over_pairs_is_a_table_and_a_plot_of_network_calls(call, tmp_path, monkeypatch):

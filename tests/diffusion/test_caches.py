@@ -17,17 +17,17 @@ GUIDED = guidance.scales(LEVELS, scale=3.0, interval=(0, 800))  # not in the fir
 class Counted:
     """A model like a DiT: its blocks depend on tokens, time and condition; `runs` counts them."""
 
-    def __init__(self):
-        self.runs = 0
+    def __init__(self, dtype=jnp.float32):
+        self.runs, self.dtype = 0, dtype
 
     def __call__(self, x, *, t, y, blocks=None):
         def run(tokens):
             jax.debug.callback(self.count, jnp.float32(len(tokens) / len(X)))
-            condition = (t / 1000 + y)[:, None, None]
+            condition = (t / 1000 + y)[:, None, None].astype(self.dtype)
             return tokens + jnp.sin(0.3 * tokens + condition)
 
-        tokens = 1.0 * x
-        return 0.5 * (blocks(run, tokens) if blocks else run(tokens))
+        tokens = x.astype(self.dtype)
+        return 0.5 * (blocks(run, tokens) if blocks else run(tokens)).astype(jnp.float32)
 
     def count(self, passes):
         self.runs += float(passes)
@@ -126,7 +126,7 @@ def test_more_computed_steps_and_higher_orders_come_closer(sampler):
 
     errors = [error(f"every:{n}", 1) for n in (8, 2)]
     assert errors[0] > 4 * errors[1] > 0
-    assert error("every:8", 0) > 2 * errors[0]
+    assert error("every:8", 0) > 1.3 * errors[0]
 
 
 def test_the_null_pass_alone_can_be_forecast():
@@ -147,8 +147,9 @@ def test_a_cache_holds_what_is_forecast_only():
     assert caches.make(LEVELS, None, **options).keeps() == {"given": 3}
     cache = caches.make(LEVELS, GUIDED, **options)
     assert cache.keeps() == {"given": 3, "null": 3} and cache.num_kept == 6
-    memory = caches.network(Counted(), GIVEN, cache, nulls=NULLS, channels=1).start(X)
-    assert {name: each.shape for name, each in memory.items()} == {
-        "given": (3, 2, 3, 1),
-        "null": (3, 2, 3, 1),
-    }
+    model = Counted(jnp.bfloat16)
+    memory = caches.network(model, GIVEN, cache, nulls=NULLS, channels=1).start(X)
+    assert [each.shape for each in memory.values()] == 2 * [(3, 2, 3, 1)]
+    assert {each.dtype for each in memory.values()} == {jnp.dtype("bfloat16")}
+    rough, exact = sample(cache, GUIDED, model=model), sample(cache, GUIDED)
+    np.testing.assert_allclose(rough, exact, atol=0.05 * np.abs(exact).max())  # bf16 has 8 bits

@@ -210,6 +210,18 @@ def test_scores_against_network_calls_have_a_curve_for_each_sampler(tmp_path, dr
     assert sorted(texts(axes)) == ["ddim", "heun"]
 
 
+def test_scores_against_seconds_have_a_curve_for_each_run(tmp_path, drawn):
+    given = entries("cache", ["none", "every:2"], runs=("digits/50", "digits/25"))
+    for i, entry in enumerate(given):
+        entry["seconds"] = 1 / (i + 1)
+    plots.sampling_seconds(tmp_path / "a.png", given, score=FID)
+    check_file(tmp_path / "a.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_xlabel() == "seconds for a sample" and axes.get_xscale() == "log"
+    curves = [sorted(each[0].get_xdata()) for each in axes.containers]
+    assert sorted(curves, key=sum) == [[1 / 4, 1 / 3], [1 / 2, 1]]
+
+
 def test_the_losses_of_runs_without_their_first_fall(tmp_path, drawn):
     losses = {each.model: each.losses for each in runs_of_paper()}
     losses["S/8"][1][0] = 50.0

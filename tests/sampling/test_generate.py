@@ -68,6 +68,17 @@ def test_a_thousand_images_compile_once_and_the_next_thousand_nothing(params):
     assert count_compilations(run) == 0
 
 
+def test_batches_are_timed_after_one_compilation():
+    def run(times, seconds):
+        made = jax.jit(lambda params, given: (times * given["labels"], given["labels"] >= 0))
+        return generate.run(made, {}, np.arange(20), seed=0, batch_size=8, seconds=seconds)
+
+    run(1, None)  # compiles the keys
+    seconds = []
+    assert count_compilations(lambda: run(2, None)) == count_compilations(lambda: run(3, seconds))
+    assert len(seconds) == 3 and min(seconds) > 0
+
+
 def test_an_image_does_not_depend_on_its_batch(params, usual):
     labels = np.arange(20) % 10
     small = generate.run(usual, params, labels, seed=0, batch_size=8)
