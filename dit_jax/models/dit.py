@@ -76,7 +76,7 @@ class DiTConfig(NamedTuple):
 
     @property
     def parts(self):
-        """{field: value} of the parts that are not those of the paper's DiT."""
+        """{field: value} of what is not as in the paper's DiT."""
         defaults = self._field_defaults.items()
         return {name: getattr(self, name) for name, x in defaults if getattr(self, name) != x}
 
@@ -213,7 +213,7 @@ def init(config, key):
     The parameters of the blocks are stacked on a leading axis of layers.
     """
     options = {"dtype": jnp.float32, "attention": "xla", "remat": "none", "rngs": nnx.Rngs(key)}
-    model = DiT(config, unroll=False, gather=_keep, watch=False, **options)
+    model = DiT(config, unroll=False, gather=lambda tree, dtype: tree, watch=False, **options)
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
@@ -237,7 +237,7 @@ def make_apply(
     if forward:
         fields.check_forward(attention)
         attention = "xla_jvp"
-    gather = gather or _keep
+    gather = gather or (lambda tree, dtype: tree)
     options = {"attention": attention, "remat": remat, "unroll": unroll, "watch": watch}
     make = functools.partial(DiT, config, dtype=DTYPES[dtype], gather=gather, **options)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(prng.key(0)))))
@@ -248,8 +248,3 @@ def make_apply(
         return nnx.merge(graphdef, params)(x, **given)
 
     return apply
-
-
-def _keep(tree, dtype):
-    """What `gather` does where nothing is sharded."""
-    return tree

@@ -6,6 +6,7 @@ measured once, and the result is a schedule for `sampling.cache`: later samples 
 their steps are known before they are compiled. Shapes: M images, S steps.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
