@@ -115,6 +115,7 @@ def test_jit256_trains_on_prepared_pictures(call, tmp_path):
     assert example["image"].shape == (256, 256, 3) and example["image"].dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_a_training_step_is_planned(call):
     flags = ("--config=configs/jit256.py:Pi/64", "--config.model.class_tokens_from=1")
     with jax.numpy_dtype_promotion("standard"):
