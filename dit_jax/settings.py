@@ -376,4 +376,6 @@ def differences(old, new):
             found += [(topic, before, after)]
         elif topic not in FREE:
             found += [(f"{topic}.{k}", x, getattr(after, k)) for k, x in vars(before).items()]
-    return [each for each in found if each[0] not in FREE + MOVABLE and each[1] != each[2]]
+    found = [each for each in found if each[0] not in FREE + MOVABLE and each[1] != each[2]]
+    # Other fields follow from the process.
+    return sorted(found, key=lambda each: each[0] != "diffusion.process")

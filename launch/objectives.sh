@@ -30,7 +30,7 @@
 #   EVERY       the steps between two scores, a divisor of STEPS; default: 250
 #   SAMPLES     how many samples a score takes; default: 1000
 #   SAMPLERS    the samplers to compare; default: ddpm ddim heun dpm2m unipc; empty: none.
-#               Delete WORKDIR/samplers to compare others
+#               Delete WORKDIR/samplers to compare others, or after more STEPS
 #   NUM_STEPS   with each of these numbers of steps; default: 10 20 50 100 250
 #   PYTHON      the Python that makes .venv, 3.11 or newer; default: python3
 
@@ -49,21 +49,23 @@ declare -A flags_of=(
 )
 must_be_on_disk DATA WORKDIR
 DATA_SET=${DATA_SET:-digits}
-OBJECTIVES=${OBJECTIVES:-noise v x0_min_snr velocity velocity_logit_normal}
-SEEDS=${SEEDS:-0 1 2} STEPS=${STEPS:-2000} EVERY=${EVERY:-250} SAMPLES=${SAMPLES:-1000}
-SAMPLERS=${SAMPLERS-ddpm ddim heun dpm2m unipc} NUM_STEPS=${NUM_STEPS:-10 20 50 100 250}
+OBJECTIVES=${OBJECTIVES-noise v x0_min_snr velocity velocity_logit_normal}
+SEEDS=${SEEDS-0 1 2} STEPS=${STEPS:-2000} EVERY=${EVERY:-250} SAMPLES=${SAMPLES:-1000}
+SAMPLERS=${SAMPLERS-ddpm ddim heun dpm2m unipc} NUM_STEPS=${NUM_STEPS-10 20 50 100 250}
 objective='noise|adamw|v|x0_min_snr|velocity|velocity_logit_normal|muon'
 sampler='ddpm|ddim|euler|heun|sde|dpm2m|unipc'
 must_match DATA_SET 'digits|fashion' 'digits or fashion'
 must_match OBJECTIVES " *($objective)( +($objective))* *" "of ${objective//|/, }, with spaces"
 must_match SEEDS ' *[0-9]{1,9}( +[0-9]{1,9})* *' 'whole numbers, separated by spaces'
 must_match SAMPLERS " *|( *($sampler))( +($sampler))* *" "of ${sampler//|/, }, with spaces"
-must_match NUM_STEPS ' *[1-9][0-9]*( +[1-9][0-9]*)* *' 'whole numbers, separated by spaces'
+count='([2-9]|[1-9][0-9]{1,2}|1000)'
+must_match NUM_STEPS " *$count( +$count)* *" 'whole numbers in 2 .. 1000, separated by spaces'
 [ -z "${DATA:-}" ] || [ "$DATA_SET" = fashion ] \
   || fail "DATA must be set with DATA_SET=fashion only, got '$DATA'"
 check_steps
 source "$root/launch/environment.sh"
 workdir=$(path_of WORKDIR "runs/objectives-$DATA_SET")
+FLAGS=$* must_stay "$workdir/study.txt" DATA_SET FLAGS SAMPLES
 common=(
   --config.train.learning_rate=1e-3 --config.train.decay_steps=0  # no step is special
   --config.sampling.sampler=ddim --config.sampling.num_steps=50 --config.sampling.cfg_scale=1
@@ -110,7 +112,8 @@ for objective in "${objectives[@]}"; do
     *) ddpm=${ddpm:-$objective} ;;
   esac
 done
-for objective in $ddpm $flow; do
-  [[ $SAMPLERS =~ ^\ *$ ]] || compare_samplers "$objective"
-done
+if ! [[ $SAMPLERS =~ ^\ *$ ]]; then
+  must_stay "$workdir/samplers/study.txt" SAMPLERS NUM_STEPS STEPS
+  for objective in $ddpm $flow; do compare_samplers "$objective"; done
+fi
 print_time

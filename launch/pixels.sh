@@ -50,6 +50,7 @@ source "$root/launch/environment.sh"
 source "$root/launch/fashion_data.sh"
 workdir=$(path_of WORKDIR runs/pixels)
 data=$(path_of DATA runs/fashion-mnist)
+FLAGS=$* must_stay "$workdir/study.txt" FLAGS SAMPLES
 download_fashion "$data"
 
 for model in $MODELS; do

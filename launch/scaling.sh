@@ -51,6 +51,7 @@ source "$root/launch/environment.sh"
 source "$root/launch/fashion_data.sh"
 workdir=$(path_of WORKDIR runs/scaling)
 data=$(path_of DATA runs/fashion-mnist)
+FLAGS=$* must_stay "$workdir/study.txt" FLAGS SAMPLES
 download_fashion "$data"
 
 study() {  # MODEL DESIGN FLAG...

@@ -5,12 +5,28 @@
 
 check_steps() {  # STEPS, EVERY and SAMPLES
   local setting
-  for setting in STEPS EVERY SAMPLES; do
+  for setting in STEPS EVERY; do
     must_match "$setting" '[1-9][0-9]*' 'a whole number of at least 1'
   done
+  must_match SAMPLES '[6-9]|[1-9][0-9]+' 'a whole number of at least 6'
   [ $((STEPS % EVERY)) = 0 ] || fail "STEPS must be divisible by EVERY $EVERY, got $STEPS"
   steps=(--config.run.total_steps="$STEPS" --config.run.checkpoint_every="$EVERY")
   SECONDS=0  # bash adds one each second
+}
+
+# Refuses settings other than those of the first start, whose results would be kept; writes them.
+must_stay() {  # FILE SETTING...
+  local file=$1 setting old
+  shift
+  if [ -e "$file" ]; then
+    for setting; do
+      old=$(sed -n "s/^$setting=//p" "$file")
+      [ "${!setting}" = "$old" ] \
+        || fail "$setting must be '$old' as before, unless you delete ${file%/*}, got '${!setting}'"
+    done
+  fi
+  mkdir -p "${file%/*}"
+  for setting; do echo "$setting=${!setting}"; done > "$file"
 }
 
 # Trains $run to its last step and scores it, or what is missing of both.

@@ -78,6 +78,10 @@ def test_an_absent_field_or_topic_has_its_default():
             {"train": {"ema_widths": [0.1, 0.1]}},
             r"each above 0 and below 0.2887, got \(0.1, 0.1\)$",
         ),
+        (
+            {"train": {"ema_widths": [0.2]}},
+            r"^train.ema_widths must be \(0.05, 0.1\) without train.ema_snapshot_every, got \(0.2,\)$",
+        ),
         ({"train": {"ema_widths": [0.05, 0.3]}}, r"below 0.2887, got \(0.05, 0.3\)$"),
         ({"train": {"ema_widths": ["x"]}}, r"below 0.2887, got \('x',\)$"),
         (
@@ -152,6 +156,12 @@ def test_only_what_changes_the_training_is_a_difference():
         ("seed", 0, 1),
         ("compute.dtype", "bfloat16", "float32"),
     ]
+
+
+def test_the_process_is_named_before_what_follows_from_it():
+    old, new = settings.read({}), settings.read({"diffusion": {"process": "linear"}})
+    names = [name for name, _, _ in settings.differences(old, new)]
+    assert names[0] == "diffusion.process" and "model.learn_sigma" in names
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from absl import flags
 from dit_jax import settings
 from dit_jax.cli import command
 from dit_jax.errors import UserError
+from dit_jax.machine import disk
 
 
 def define(values):
@@ -31,6 +32,8 @@ def check(values, run):
     command.output_folder(values.out)
     from dit_jax.runs import snapshots  # needs NumPy
 
+    if disk.absolute(values.out) == disk.absolute(run):
+        raise UserError(f"--out must be another folder than the run, got {values.out}")
     snapshots.check(run, widths, values.step)
 
 
@@ -50,7 +53,7 @@ def main(values, run):
 
     out = command.output_folder(values.out)
     for path, error in averages.write(run, read_widths(values.width), out, values.step):
-        print(f"{path}: expected error {error:.2g}")
+        print(f"{path}: expected error {error:.2%}")
 
 
 def entry():

@@ -178,6 +178,10 @@ def _check_sweep(values, inputs):
         if "ema_width" in swept[0]:
             from dit_jax.runs import snapshots  # needs NumPy
 
+            if values.weights != "ema":
+                raise UserError(
+                    f"--weights must be ema with --sweep=ema_width, got {values.weights}"
+                )
             snapshots.check(path, list(dict.fromkeys(each["ema_width"] for each in swept)))
     if not values.inception:
         _check_alike(inputs)

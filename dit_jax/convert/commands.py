@@ -272,6 +272,10 @@ def _read_diffusion(values, source, state_dict, model):
         is_velocity = values.prediction == "velocity"
         return Diffusion(**SIT) if is_velocity else Diffusion(values.schedule), "--prediction"
     if evidence:
+        if values["schedule"].present:
+            raise UserError(
+                f"--schedule must be left out for a SiT, which has a path, got {values.schedule}"
+            )
         hint = "; --prediction=noise for a DiT" if found.prediction == "velocity" else ""
         return found, evidence + hint
     return dataclasses.replace(found, schedule=values.schedule), ""

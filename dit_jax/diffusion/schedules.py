@@ -102,7 +102,10 @@ def keep_steps(num_steps, spacing):
         kept = np.arange(0, num_steps, stride)
         if len(kept) == count:
             return kept
-    raise UserError(f"num_steps has no whole stride through {num_steps} steps, got {spacing!r}")
+    raise UserError(
+        f"num_steps must be ddimN with N steps at a whole stride through {num_steps}, as ddim50, "
+        f"got {spacing!r}"
+    )
 
 
 def check_steps(num_steps, time):

@@ -9,6 +9,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import steps
 from dit_jax.machine import devices, prng, sharding, words
 from dit_jax.models import flops, pixels
+from dit_jax.runs import origin as origins
 from dit_jax.runs import outline, run
 from dit_jax.sampling import imagenet, pictures
 from dit_jax.train import step as train_steps
@@ -33,7 +34,9 @@ def describe(settings, workdir, init_from=None, picture_path=None):
     elif step:
         yield f"resumes from step {step}"
     elif origin:
-        yield f"starts from step {origin['step']} of {origin['path']} ({origin['weights']})"
+        yield f"starts from step {origin['step']} of {origin['path']} ({origin['weights']}):"
+        lines = origins.describe(origin, settings, parts.model, fed.class_names)
+        yield from (f"  {line}" for line in lines)
     state = parts.abstract_state()
     yield from outline.describe(settings, parts, state.params, len(fed.source))
     work = total_steps * settings.train.batch_size * flops.train_flops(parts.model)

@@ -100,17 +100,34 @@ def create_state(origin, settings, parts, class_names=()):
             verify=False,
         )
     store.compare(directory / str(step), {WEIGHTS: params}, meta["digests"])
-    before = settings_lib.read(meta["config"])
-    if class_names and (named := fields.class_names(meta)):
-        rows = _match(named, imagenet.named(class_names))
-    else:
-        classes = before.data.classes or range(source.num_classes)
-        rows = _match(classes, settings.data.classes or range(parts.model.num_classes))
+    rows = _match_classes(meta, settings, parts.model, class_names)
     logging.info("starting from step %d of %s (%s):", step, origin["path"], WEIGHTS)
-    for line in transfer.describe(source, parts.model, rows) + _differences(before, settings):
+    for line in _describe(meta, settings, parts.model, rows):
         logging.info("  %s", line)
     adapt = functools.partial(transfer.adapt, source=source, target=parts.model, rows=rows)
     return states.create(adapt, parts.optimizer, params, parts.mesh, **parts.state_options)
+
+
+def describe(origin, settings, model, class_names=()):
+    """What a new run takes from its origin and what it changes, as lines of text."""
+    directory = steps.locate(origin["path"])[0]
+    meta = store.read_meta(directory, origin["step"], of="model")
+    return _describe(meta, settings, model, _match_classes(meta, settings, model, class_names))
+
+
+def _describe(meta, settings, model, rows):
+    source = dit.DiTConfig.from_json(meta["model"])
+    before = settings_lib.read(meta["config"])
+    return transfer.describe(source, model, rows) + _differences(before, settings)
+
+
+def _match_classes(meta, settings, model, class_names):
+    """`_match` of the classes of a checkpoint and of a new run: by name, if both have names."""
+    if class_names and (named := fields.class_names(meta)):
+        return _match(named, imagenet.named(class_names))
+    before = settings_lib.read(meta["config"])
+    classes = before.data.classes or range(meta["model"]["num_classes"])
+    return _match(classes, settings.data.classes or range(model.num_classes))
 
 
 def _match(old, new):

@@ -57,6 +57,11 @@ def warnings(settings, model, num_examples):
             f"train.warmup_steps is {warmup_steps}, but run.total_steps is {total_steps}: the "
             "learning rate never reaches train.learning_rate"
         )
+    if (every := settings.train.ema_snapshot_every) > total_steps:
+        lines.append(
+            f"train.ema_snapshot_every is {every}, but run.total_steps is {total_steps}: one "
+            "snapshot gives few widths"
+        )
     numbers = model.patch_area * model.in_channels
     if numbers > model.hidden_size:
         lines.append(

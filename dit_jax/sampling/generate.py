@@ -299,4 +299,10 @@ def cache_bytes(config, process, sampling, dtype):
 def check(config, process, sampling):
     """UserError that names the option of a `settings.Sampling` that does not fit the model."""
     fields.check(sampling, config, last_time=process.last_time)
-    make_plan(process, sampling)
+    plan = make_plan(process, sampling)
+    (first, last), time = sampling.cfg_interval, plan.levels.time[:-1]
+    if plan.scales is not None and not ((first <= time) & (time <= last)).any():
+        raise UserError(
+            f"cfg_interval must hold the time of a step, {time[0]:g} .. {time[-1]:g}, unless "
+            f"cfg_scale is 1, got {sampling.cfg_interval}"
+        )

@@ -96,3 +96,9 @@ def test_a_sit_of_another_objective_is_one_line(refuse, tmp_path, weights):
     file = save(tmp_path / "x.pt", weights, prediction="score")
     line = refuse(convert, "from-torch", file, tmp_path / "out")
     assert "prediction of a SiT must be velocity or noise, got score in" in line
+
+
+def test_a_sit_has_no_schedule(refuse, tmp_path, weights):
+    file = save(tmp_path / "x.pt", weights)
+    line = refuse(convert, "from-torch", file, tmp_path / "out", "--schedule=linear")
+    assert "--schedule must be left out for a SiT, which has a path, got linear" in line

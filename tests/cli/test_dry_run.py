@@ -52,6 +52,16 @@ def test_a_dry_run_leaves_a_run_as_it_is(call, tmp_path, reference):
     assert state() == before
 
 
+def test_a_dry_run_says_what_a_new_run_takes_from_its_origin(call, tmp_path, reference):
+    flags = (f"--workdir={tmp_path}/new", "--dry_run", f"--init_from={reference}")
+    code, out, _ = call(train, *SMALL, *flags, "--config.diffusion.process=linear")
+    assert code == 0
+    lines = out.splitlines()
+    assert f"starts from step {small_run.LAST} of {reference} (ema):" in lines
+    assert any(line.startswith("  diffusion.process: ddpm before, linear now") for line in lines)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     "args, message",
     [

@@ -171,7 +171,7 @@ def test_widths_are_reconstructed(call, walk, tmp_path):
     assert code == 0
     lines = [line.split(": expected error ") for line in said.splitlines()]
     assert [name for name, _ in lines] == [f"{tmp_path}/{width}" for width in WIDTHS]
-    errors = [float(error) for _, error in lines]
+    errors = [float(error.removesuffix("%")) / 100 for _, error in lines]
     assert max(errors[:2]) < 1e-6 and 0.04 < errors[2] < 0.05
     for width, error in zip(WIDTHS, errors, strict=True):
         made = dit_jax.load(tmp_path / f"{width}").params
@@ -240,6 +240,11 @@ def test_wrong_use_is_one_line(call, walk, tmp_path, args, message):
     assert message.format(run=walk[0]) in line
 
 
+def test_averages_are_not_written_into_the_run_itself(call, walk):
+    code, _, errors = call(ema, walk[0], "--width=0.1", f"--out={walk[0]}/")
+    assert code == 2 and "--out must be another folder than the run" in errors
+
+
 def test_a_snapshot_of_a_diverged_run_is_named(walk, tmp_path):
     run, known = walk
     shutil.copytree(run / "averages", tmp_path / "averages")
@@ -276,6 +281,8 @@ def test_a_sweep_of_widths_judges_each_average(call, walk, tmp_path, monkeypatch
     assert code == 2 and "ema_width must be above 0 and below 0.2887, got 0.5" in errors
     code, _, errors = call(evaluate, "--sweep=ema_width=0.01", f"--out={tmp_path}", path)
     assert code == 2 and "width must be one that snapshots of 4 steps" in errors
+    code, _, errors = call(evaluate, *flags, "--weights=params", path)
+    assert code == 2 and "--weights must be ema with --sweep=ema_width, got params" in errors
 
 
 def test_widths_are_judged_with_each_value_of_another_option(call, walk, tmp_path, monkeypatch):

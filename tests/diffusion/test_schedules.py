@@ -93,7 +93,7 @@ def test_kept_steps(spacing, first, last):
         (schedules.keep_steps, (1000, 0), "num_steps must be in 2 .. 1000, got '0'"),
         (schedules.keep_steps, (1000, "1"), "num_steps must be in 2 .. 1000, got '1'"),
         (schedules.keep_steps, (1000, "1001"), "num_steps must be in 2 .. 1000, got '1001'"),
-        (schedules.keep_steps, (1000, "ddim600"), "no whole stride through 1000 .* 'ddim600'"),
+        (schedules.keep_steps, (1000, "ddim600"), "at a whole stride through 1000, .* 'ddim600'"),
     ],
 )
 def test_bad_schedule(function, arguments, message):

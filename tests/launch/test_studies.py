@@ -221,6 +221,26 @@ def test_objectives_skips_what_is_done_and_resumes_what_is_not(compare, tmp_path
     assert [line.split()[-1].rpartition("/")[2] for line in calls[1:]] == ["noise-0", "velocity-0"]
 
 
+@pytest.mark.parametrize(
+    "flags, changed, name, advice",
+    [
+        ([], {"SAMPLES": "8"}, "SAMPLES must be '9'", "study"),
+        (["--config.train.batch_size=8"], {}, "FLAGS must be ''", "study"),
+        ([], {"SAMPLERS": "ddim"}, "SAMPLERS must be 'ddim heun'", "study/samplers"),
+        ([], {"STEPS": "8"}, "STEPS must be '4'", "study/samplers"),
+    ],
+)
+def test_objectives_keeps_the_settings_of_its_results(
+    compare, tmp_path, flags, changed, name, advice
+):
+    settings = {"OBJECTIVES": "noise", "SEEDS": "0", "SAMPLES": "9", "SAMPLERS": "ddim heun"}
+    assert compare(**settings)[0].returncode == 0
+    done, _ = compare(*flags, **settings | changed)
+    rule = f"objectives.sh: {name} as before, unless you delete {tmp_path}/{advice}, got "
+    assert done.returncode == 2 and done.stderr.startswith(rule)
+    assert compare(**settings)[0].returncode == 0
+
+
 def test_objectives_takes_all_but_muon_and_three_seeds_by_default(compare):
     names = ["noise", "v", "x0_min_snr", "velocity", "velocity_logit_normal"]
     calls = compare(SAMPLERS="")[1]
@@ -251,9 +271,15 @@ def test_objectives_on_fashion_downloads_nothing_that_is_there(compare, tmp_path
         ({"OBJECTIVES": "v,noise"}, "OBJECTIVES must be of noise, "),
         ({"SEEDS": "-1"}, "SEEDS must be whole numbers, separated by spaces, got '-1'"),
         ({"SAMPLERS": "plms"}, "SAMPLERS must be of ddpm, ddim, euler, heun, sde, dpm2m, unipc, "),
-        ({"NUM_STEPS": "0"}, "NUM_STEPS must be whole numbers, separated by spaces, got '0'"),
+        (
+            {"NUM_STEPS": "5 1"},
+            "NUM_STEPS must be whole numbers in 2 .. 1000, separated by spaces, ",
+        ),
+        ({"NUM_STEPS": "1001"}, "NUM_STEPS must be whole numbers in 2 .. 1000, "),
+        ({"OBJECTIVES": ""}, "OBJECTIVES must be of noise, "),
+        ({"SAMPLES": "5"}, "SAMPLES must be a whole number of at least 6, got '5'"),
         ({"STEPS": "5"}, "STEPS must be divisible by EVERY 2, got 5"),
-        ({"SAMPLES": "many"}, "SAMPLES must be a whole number of at least 1, got 'many'"),
+        ({"SAMPLES": "many"}, "SAMPLES must be a whole number of at least 6, got 'many'"),
         ({"DATA": "x"}, "DATA must be set with DATA_SET=fashion only, got 'x'"),
         ({"WORKDIR": "gs://a/b"}, "WORKDIR must be on a local disk, got gs://a/b"),
     ],
