@@ -115,6 +115,7 @@ def test_samples_of_a_model_are_drawn_by_index(call, inception_path, tmp_path):
         "name": "Ti/4",
         "num_params": pytest.approx(1.27e6, rel=0.1),
         "gflops": pytest.approx(0.004, rel=0.5),
+        "sampling_gflops": pytest.approx(3 * found["model"]["gflops"]),
         "calls": 3,
         "passes": 3,
     }

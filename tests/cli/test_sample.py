@@ -59,6 +59,7 @@ def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch
     def record(self, labels, *, seed, batch_size, progress, same_noise, **sampling):
         assert progress and not same_noise
         given.update(sampling, seed=seed, batch_size=batch_size)
+        self.seconds_per_image = 0.1
         return np.zeros((len(labels), 8, 8, 1), np.uint8)
 
     monkeypatch.setattr(trained.LoadedDiT, "sample", record)
@@ -66,7 +67,7 @@ def test_sampling_flags_override_the_run(call, tmp_path, checkpoint, monkeypatch
     values |= {"cfg_channels": 1, "clip_x0": False, "seed": 7, "batch_size": 3}
     values |= {"spacing": "auto", "cfg_schedule": "cosine", "shift": 0.0}
     values |= {"sde_noise": "sigma", "sde_last": 0.04, "cache": "every:2:1-3", "cache_order": 3}
-    values |= {"cache_guidance": "steps:0+3", "cache_fit": "chebyshev"}
+    values |= {"cache_guidance": "steps:3", "cache_fit": "chebyshev"}
     options = [f"--{name}={value}" for name, value in values.items()] + ["--cfg_interval=0, 400.5"]
     usual = (f"--checkpoint={checkpoint}", "--labels=3,1,4", f"--out={tmp_path}/x.npz")
     assert call(sample, *usual, *options)[0] == 0
@@ -113,8 +114,8 @@ def test_a_calibration_prints_a_schedule_that_can_be_given(call, tmp_path, check
     computed = forecasts.read(found["cache"], 8)
     assert computed[0] and computed[-1] and 2 <= computed.sum() <= 4
     assert call(sample, *steps, option, "--labels=3", f"--out={tmp_path}/x.npz")[0] == 0
-    again = call(sample, *steps, f"--calibrate={found['threshold']}", "--labels=0-7")[1]
-    assert again.splitlines()[1] == text.splitlines()[1]  # the threshold
+    text = call(sample, *steps, "--calibrate=0.001", "--labels=0-7")[1]
+    assert text.splitlines()[1:] == ["threshold 0.001", "--cache=steps:0-7"]
 
 
 def test_a_folder_has_one_png_per_image(call, refuse, tmp_path, checkpoint):
