@@ -128,6 +128,15 @@ def fit_process(settings, fields):
     return dataclasses.replace(settings, **fitted)
 
 
+def check_averages(train, *, usual):
+    """UserError for widths of averages that are not tracked; usual: the default ones."""
+    if train.ema_widths != usual and not train.ema_snapshot_every:
+        raise UserError(
+            f"train.ema_widths must be {usual} without train.ema_snapshot_every, "
+            f"got {train.ema_widths}"
+        )
+
+
 def check_best(run):
     """UserError if steps are kept by a score that they do not have."""
     if run.keep_best_by == "score" and not run.score_every:

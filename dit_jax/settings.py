@@ -232,6 +232,7 @@ def read(fields):
             "train.class_dropout_prob must be 0 without model.null_label, "
             f"got {settings.train.class_dropout_prob}"
         )
+    rules.check_averages(settings.train, usual=Train.ema_widths)
     rules.check_best(settings.run)
     return settings
 

@@ -146,7 +146,7 @@ def test_every_option_reaches_the_samples(params, usual, options):
         ({"cfg_interval": (5, 1000)}, r"first <= last in 0 .. 999, got \(5, 1000\)"),
         (
             {"cfg_interval": (0.1, 0.9), "cfg_scale": 2.0},
-            r"cfg_interval must hold the time of a step, 999 .. 0, unless cfg_scale is 1, got \(0.1",
+            "cfg_interval must hold the time of a step, 999 .. 0, unless cfg_scale is 1, got",
         ),
         ({"num_steps": "0"}, "num_steps must be in 2 .. 1000, got '0'"),
         ({"num_steps": "-3"}, "num_steps must be a number"),
