@@ -42,8 +42,8 @@ def make_examples(key, batch, process, *, class_dropout_prob):
     noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
     examples = {"x0": x0, "t": t, "noise": noise, "given": {"y": y}}
     if class_dropout_prob:
-        chance = jnp.float32(class_dropout_prob)
-        examples["dropped"] = jax.random.bernoulli(drop_key, chance, y.shape)
+        dropped = jax.random.bernoulli(drop_key, jnp.float32(class_dropout_prob), y.shape)
+        examples["dropped"] = dropped
     return examples
 
 

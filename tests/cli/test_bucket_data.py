@@ -103,6 +103,7 @@ def test_a_model_that_does_not_fit_is_refused_before_data_are_copied(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_damage_in_the_copy_ends_a_run_with_one_line_and_the_same_command_goes_on(
     remote, tmp_path, train_to
 ):

@@ -195,6 +195,7 @@ def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
             assert image.width > 600
 
 
+@pytest.mark.slow
 def test_a_sweep_over_pairs_is_a_table_and_a_plot_of_network_calls(call, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
     random_run.save(tmp_path / "run")

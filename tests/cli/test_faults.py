@@ -51,6 +51,7 @@ def test_a_run_that_diverges_again_after_its_rollbacks_exits_with_3_and_keeps_a_
     assert f"diverged at step {bad}" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_before_its_first_save_exits_with_3_and_names_no_step(tmp_path):
     errors = finish(start(tmp_path / "run", *DIVERGES, "--config.run.max_rollbacks=1"), code=3)
     assert ": rolled back to step 0, skipping the " in errors

@@ -131,4 +131,4 @@ def test_a_trajectory_ends_at_the_samples(checkpoint):
 )
 def test_no_other_code_samples_it(name, out, flags, refuse, checkpoint, tmp_path):
     line = refuse(convert, name, checkpoint, tmp_path / out, *flags)
-    assert "process must be ddpm" in line and "velocity on mean_flow" in line
+    assert "conditions must be ('t', 'y') for PyTorch, as in the paper's DiT, got ('t', 'h'" in line

@@ -195,7 +195,7 @@ RANDOM = "--config.data.source=synthetic"
     [
         (
             ["--config=configs/imagenet256.py:XXL/2", RANDOM],
-            "model.size must be one of Pi, Na, Ti, XS, S, B, M, L, XL, got",
+            "model.size must be one of Pi, Na, Ti, XS, S, B, M, L, XL, H, G, got",
         ),
         (
             ["--config=configs/imagenet256.py:XL2"],
