@@ -46,12 +46,7 @@ design='jit_x0|plain_x0|jit_noise|plain_noise'
 must_match MODELS " *$model( +$model)* *" 'models such as Ti/4, separated by spaces'
 must_match DESIGNS " *($design)( +($design))* *" "of ${design//|/, }, with spaces"
 check_steps
-source "$root/launch/environment.sh"
-source "$root/launch/fashion_data.sh"
-workdir=$(path_of WORKDIR runs/pixels)
-data=$(path_of DATA runs/fashion-mnist)
-FLAGS=$* must_stay "$workdir/study.txt" FLAGS SAMPLES
-download_fashion "$data"
+prepare_fashion_study runs/pixels "$@"
 
 for model in $MODELS; do
   for design in $DESIGNS; do

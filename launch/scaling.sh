@@ -47,12 +47,7 @@ must_match DESIGN_MODEL "$model" 'a model such as Ti/4'
 must_match DESIGNS " *|( *($design))( +($design))* *" "of ${design//|/, }, separated by spaces"
 source "$root/launch/study.sh"
 check_steps
-source "$root/launch/environment.sh"
-source "$root/launch/fashion_data.sh"
-workdir=$(path_of WORKDIR runs/scaling)
-data=$(path_of DATA runs/fashion-mnist)
-FLAGS=$* must_stay "$workdir/study.txt" FLAGS SAMPLES
-download_fashion "$data"
+prepare_fashion_study runs/scaling "$@"
 
 study() {  # MODEL DESIGN FLAG...
   local model=$1 design=$2

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2153,SC2154
 # Functions of the studies that train several runs, score each at several steps and compare them.
-# scaling.sh and objectives.sh source it, after common.sh, and set workdir and run. Started alone,
-# `bash launch/study.sh` does nothing. Settings: none.
+# scaling.sh, pixels.sh and objectives.sh source it, after common.sh, and set workdir and run.
+# Started alone, `bash launch/study.sh` does nothing. Settings: none.
 
 check_steps() {  # STEPS, EVERY and SAMPLES
   local setting
@@ -27,6 +27,17 @@ must_stay() {  # FILE SETTING...
   fi
   mkdir -p "${file%/*}"
   for setting; do echo "$setting=${!setting}"; done > "$file"
+}
+
+# Installs the package; sets workdir and data of a study of Fashion-MNIST, and downloads the data.
+prepare_fashion_study() {  # DEFAULT_WORKDIR FLAG...
+  source "$root/launch/environment.sh"
+  source "$root/launch/fashion_data.sh"
+  workdir=$(path_of WORKDIR "$1")
+  data=$(path_of DATA runs/fashion-mnist)
+  shift
+  FLAGS=$* must_stay "$workdir/study.txt" FLAGS SAMPLES
+  download_fashion "$data"
 }
 
 # Trains $run to its last step and scores it, or what is missing of both.

@@ -179,7 +179,7 @@ def _orders(levels, restarts):
 
 
 def _growth(levels):
-    """The width of each step, divided by that of the step before: (S,), for steps of order 2."""
+    """The width of each step divided by the width of the step before it, (S,); for order 2."""
     width = _widths(levels)
     return np.where(np.isfinite(width), width, 1) / np.append(np.inf, width[:-1])
 

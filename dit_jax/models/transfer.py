@@ -61,7 +61,7 @@ def adapt(params, source, target, rows):
 
 
 def _new_embedder(embedder):
-    """A `conditions.TimestepEmbedder` that gives 0, from that of the time."""
+    """The embedder of a new condition: a copy of the time's, whose output is 0."""
     return embedder | {"fc2": jax.tree.map(jnp.zeros_like, embedder["fc2"])}
 
 

@@ -190,8 +190,8 @@ class LoadedDiT:
         """One image for each label: uint8 (N, H, W, C), or latents if there is no decoder.
 
         labels: N whole numbers, or weights (N, num_classes) that mix the vectors of the labels,
-        each row with the sum 1. noise: where to start, (N, H, W, C) standard normal numbers in the
-        units of the model; None: drawn from the seed, as is the noise of later steps. first: these
+        each row with the sum 1. noise: where to start, (N, H, W, C) standard normal numbers times
+        `process.noise_scale`; None: drawn from the seed, as is that of later steps. first: these
         are the images first, first + 1, ... of the seed, each with its own noise; same_noise: all
         with that of the first. trajectory True: returns what the sampler has at every level of
         noise, (S+1, N, ...) for S steps, from the noise to the samples; "x0": returns that and the

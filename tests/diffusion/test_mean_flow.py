@@ -128,7 +128,7 @@ def test_guidance_is_not_for_examples_without_a_label_nor_outside_its_times():
 
 
 def test_a_loss_stops_what_it_learns_from():
-    """The gradient by a factor of the network is that of a fixed target."""
+    """The loss has the same gradient as a squared error whose target and weight are constants."""
     process = mean_flow.MeanFlow(draw=DRAW, kappa=0.5, adaptive_power=0.0)
     x0, drawn, noise = examples(process)
 

@@ -94,7 +94,7 @@ def test_rotation_turns_neighbours_by_row_and_column():
 
 @pytest.mark.parametrize("grid", [(5,), (4, 5), (3, 4, 2)])
 def test_products_of_rotated_tokens_depend_on_the_difference_of_their_positions(grid):
-    """And on that of each axis, which a grid of three axes has too."""
+    """On grids of one, two and three axes."""
     token = normal(0, (2, 1, 1, 32))
     q, k = (
         attention.rotate(np.tile(each, (1, int(np.prod(grid)), 1, 1)), grid)[0, :, 0]

@@ -111,7 +111,7 @@ def test_classes_are_found_again_by_their_data_not_by_their_number(tmp_path, cap
 
 
 def test_a_flow_model_starts_one_of_mean_flow(tmp_path, caplog):
-    """The networks agree at the same t; a config that scales t otherwise is told so."""
+    """Both give the same output at the same t. A config with another time_scale is logged."""
     caplog.set_level(logging.INFO)
     model = MODEL._replace(learn_sigma=False)
     path = {"process": "linear", "time_scale": 1.0}
