@@ -4,6 +4,7 @@ A receipt is the content of a receipt.json of dit-evaluate. Gflops are multiply-
 paper.
 """
 
+import json
 import math
 import reprlib
 from typing import NamedTuple
@@ -205,7 +206,8 @@ def _circumstances(receipt, free):
     """{name: value} of what decides whether scores can be compared."""
     samples = receipt["samples"]
     known = samples.get("sampling") or {}  # an older receipt lacks what was not an option yet
-    sampling = vars(settings.Sampling()) | known if known else {}
+    usual = json.loads(json.dumps(vars(settings.Sampling())))  # a receipt has lists, no tuples
+    sampling = usual | known if known else {}
     sampling = {k: v for k, v in sampling.items() if k not in free}
     if sampling.get("cfg_scale") == 1:  # the other fields of guidance mean nothing
         sampling = {k: v for k, v in sampling.items() if k not in GUIDANCE}

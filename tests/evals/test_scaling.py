@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 from receipts import FID, PAPER, receipt, run, runs_of_paper
 
+from dit_jax import settings
 from dit_jax.errors import UserError
 from dit_jax.evals import scaling
 
@@ -97,6 +100,15 @@ def test_what_a_sweep_varies_and_the_seed_may_differ():
     sampling = receipt()["samples"]["sampling"] | {"cfg_scale": 4.0}
     receipts = [receipt(), receipt(sampling=sampling, step=7, seed=3)]
     scaling.check_comparable(receipts, free=["cfg_scale"])
+
+
+def test_an_older_receipt_has_the_usual_values_of_what_was_not_an_option_yet():
+    old = receipt()
+    new = json.loads(json.dumps(vars(settings.Sampling()) | old["samples"]["sampling"]))
+    scaling.check_comparable([old, receipt(sampling=new), old])
+    other = receipt(sampling=new | {"omega_interval": [0, 0.5]})
+    with pytest.raises(UserError, match=r"same sampling.omega_interval, got \[0, 1\] of .*, 0.5\]"):
+        scaling.check_comparable([old, other])
 
 
 def test_runs_are_compared_at_the_last_step_that_all_have():
