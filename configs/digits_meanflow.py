@@ -1,4 +1,4 @@
-"""MeanFlow on scikit-learn's digits: each sample is one network call.
+r"""MeanFlow on scikit-learn's digits: each sample is one network call.
 
     dit-train configs/digits_meanflow.py runs/one-step
     dit-sample runs/one-step samples.png --labels=0-9
@@ -8,6 +8,15 @@ Without guidance. To train further with it, which makes the classes clearer and 
     dit-train configs/digits_meanflow.py runs/guided --init_from=runs/one-step \
         --config.diffusion.kappa=0.5 --config.train.learning_rate=1e-3 \
         --config.run.total_steps=600 --config.train.decay_steps=600
+
+Pixel MeanFlow, whose network predicts x0 and takes the scale of guidance when it samples:
+
+    dit-train configs/digits_meanflow.py runs/pixel-meanflow \
+        --config.diffusion.process=improved_mean_flow --config.diffusion.prediction=x0 \
+        --config.diffusion.kappa=0.5 --config.model.velocity_head=true
+    dit-sample runs/pixel-meanflow samples.png --labels=0-9 --omega=2
+
+The same flags change configs/fashion_meanflow.py.
 """
 
 from configs import base, digits

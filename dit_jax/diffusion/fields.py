@@ -9,7 +9,7 @@ PREDICTIONS = {  # of each process, the usual one first
     "linear": ("velocity", "noise", "v", "x0"),
     "gvp": ("velocity", "noise", "v", "x0"),
     "mean_flow": ("velocity",),
-    "improved_mean_flow": ("velocity",),
+    "improved_mean_flow": ("velocity", "x0"),
 }
 MEAN_FLOWS = ("mean_flow", "improved_mean_flow")  # of `mean_flow.AverageVelocity`
 ONLY_PATHS = {"shift": 1.0, "time_scale": 1000.0, "reverse_time": False}  # values for DDPM
@@ -25,7 +25,6 @@ ONLY_OF = {  # {field: the processes that have it}; the others keep its default
     **dict.fromkeys(("omega_max", "omega_decay"), ("improved_mean_flow",)),
 }
 NOT_OF_MEAN_FLOWS = {"weight": "constant", "stratified": False, "shift": 1.0}  # their values
-NOT_OF_MEAN_FLOWS |= {"noise_scale": 1.0}
 MAX_STEPS = 100_000  # of a path
 
 

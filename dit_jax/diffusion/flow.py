@@ -62,9 +62,14 @@ class Flow:
         return 1
 
     @property
+    def clips_velocity(self):
+        """Whether the loss and the samplers use the velocity of what is predicted."""
+        return self.weight.kind == "velocity"
+
+    @property
     def edges(self):
         """The first and the last t at which the network is trained."""
-        is_open = self.prediction in ("noise", "x0") and self.weight.kind != "velocity"
+        is_open = self.prediction in ("noise", "x0") and not self.clips_velocity
         return (EDGE, 1 - EDGE) if is_open else (0.0, 1.0)
 
     def draw_time(self, key, shape):
@@ -125,8 +130,7 @@ class Flow:
         return Levels(alpha, sigma, time, rates)
 
     def reader(self, levels, *, clip_x0):
-        is_clipped = self.weight.kind == "velocity"
-        known = (self._readable if is_clipped else self._known)(levels.time, np)
+        known = (self._readable if self.clips_velocity else self._known)(levels.time, np)
         tables = predictions.tables(known)
 
         def read(out, x, i):
@@ -151,11 +155,11 @@ class Flow:
     def _readable(self, t, xp=jnp):
         """The `predictions.Coefficients` by which an output at t is read, finite at both ends.
 
-        They are those at the nearest edge. With the weight "velocity" they are those at t, and
-        beyond CLIP a multiple of the velocity is added to what is predicted, so that the
-        determinant is that at CLIP: this clips the divisor of the velocity.
+        They are those at the nearest edge. With `clips_velocity` they are those at t, and beyond
+        CLIP a multiple of the velocity is added to what is predicted, so that the determinant is
+        that at CLIP: this clips the divisor of the velocity.
         """
-        if self.weight.kind != "velocity":
+        if not self.clips_velocity:
             return self._known(xp.clip(t, *self.edges), xp)
         known, (_, _, d_alpha, d_sigma) = self._known(t, xp), self._path(t, xp)
         first, last = {"x0": (CLIP, 1.0), "noise": (0.0, 1 - CLIP)}.get(self.prediction, (0.0, 1.0))

@@ -42,18 +42,37 @@ class AverageVelocity(flow.Flow):
         return self.pair(one, two)
 
     def pair(self, one, two):
-        """{"t", "r"}: the larger and the smaller of two times (N,), the same on the first rows."""
+        """{"t", "r"}: the larger and the smaller of two times (N,), the same on the first rows.
+
+        These have the larger one; with the prediction "x0", as the authors' code, the first one.
+        """
+        is_same = jnp.arange(len(one)) < int(self.same_times * len(one))
+        if self.prediction == "x0":
+            two = jnp.where(is_same, one, two)
         t, r = jnp.maximum(one, two), jnp.minimum(one, two)
-        is_same = jnp.arange(len(t)) < int(self.same_times * len(t))
         return {"t": t, "r": jnp.where(is_same, t, r)}
 
     def inputs(self, t, end):
         return {"h": t - end}
 
+    @property
+    def clips_velocity(self):
+        return self.prediction == "x0"
+
     def velocity(self, network, x, t, **given):
-        """The network's output with the sign of our time, which SiT's has not."""
+        """The velocities (N, ..., C or 2C) that the network's output says at x and t (N,)."""
         out = network(x, t, **given)
-        return -out if self.reverse_time else out
+        if self.prediction == "x0":
+            heads = jnp.split(out, out.shape[-1] // x.shape[-1], axis=-1)
+            return jnp.concatenate([_velocity_of(x0, x, t) for x0 in heads], axis=-1)
+        return -out if self.reverse_time else out  # SiT's has the other sign
+
+    def noisy(self, x0, t, noise):
+        """(x_t, its velocity), both like x0, for times t (N,)."""
+        x_t = self.corrupt(x0, t, noise)
+        if self.prediction == "x0":
+            return x_t, _velocity_of(x0, x_t, t)
+        return x_t, self.noise_scale * noise - x0
 
     def differentiate(self, network, x_t, t, r, slope, **given):
         """(out, d out / dt) of the network at (x_t, t, t - r), where x_t moves by `slope`."""
@@ -85,7 +104,7 @@ class MeanFlow(AverageVelocity):
     def losses(self, network, x0, t, noise):
         """{"loss", "mse"}: the squared error of u, with and without its weight."""
         t, r = t["t"], t["r"]
-        x_t, v = self.corrupt(x0, t, noise), noise - x0
+        x_t, v = self.noisy(x0, t, noise)
         v = self.guide(network, x_t, t, v)
         u, change = self.differentiate(network, x_t, t, r, v)
         target = jax.lax.stop_gradient(v - _beside(jnp.clip(t - r, 0, 1), v) * change)
@@ -112,6 +131,10 @@ class ImprovedMeanFlow(AverageVelocity):
     scale of the guidance and the times t_min .. t_max that it holds for are conditions. Training
     draws scales of 1 .. omega_max, with the density omega^-omega_decay. The velocity is u for h = 0
     or, of a network with 2C channels, its second half: another head, which learns v.
+
+    With the prediction "x0" it is pixel MeanFlow (Lu et al. 2026, https://arxiv.org/abs/2601.22158)
+    without its perceptual losses, which need networks that others trained: both heads give an x0,
+    and their velocity is (x_t - x0) / max(t, CLIP).
     """
 
     omega_max: float = 8.0
@@ -144,7 +167,7 @@ class ImprovedMeanFlow(AverageVelocity):
         """{"loss", "mse"}: the squared errors of v, with and without their weight."""
         given = dict(t)
         t, r = given.pop("t"), given.pop("r")
-        x_t, v, channels = self.corrupt(x0, t, noise), noise - x0, x0.shape[-1]
+        (x_t, v), channels = self.noisy(x0, t, noise), x0.shape[-1]
         is_guided = (given["t_min"] <= t) & (t <= given["t_max"])
         slope, v = self.guide(network, x_t, t, v, jnp.where(is_guided, given["omega"], 1))
         out, change = self.differentiate(network, x_t, t, r, slope, **given)
@@ -166,6 +189,11 @@ class ImprovedMeanFlow(AverageVelocity):
         dropped = jnp.broadcast_to(network.dropped, t.shape)
         guided = jnp.where(_beside(dropped, v), v, guided)
         return jax.lax.stop_gradient((kept, guided))
+
+
+def _velocity_of(x0, x, t):
+    """(x - x0) / max(t, CLIP), the velocity of x if its data are x0, at t (N,)."""
+    return (x - x0) / _beside(jnp.maximum(t, flow.CLIP), x)
 
 
 def _beside(values, x):

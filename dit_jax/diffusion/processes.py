@@ -24,7 +24,8 @@ def make(diffusion):
 
 def _mean_flow(diffusion, draw):
     kind = mean_flow.MeanFlow
-    names = ("time_scale", "reverse_time", "same_times", "adaptive_power", "adaptive_eps")
+    names = ("prediction", "noise_scale", "time_scale", "reverse_time")
+    names += ("same_times", "adaptive_power", "adaptive_eps")
     if diffusion.process == "improved_mean_flow":
         kind, names = mean_flow.ImprovedMeanFlow, (*names, "omega_max", "omega_decay")
     else:

@@ -66,6 +66,33 @@ def test_a_run_trains_and_samples_with_one_call(call, caplog, tmp_path):
     assert "an image takes 1 network call, 1 forward pass" in caplog.text
 
 
+@pytest.mark.slow
+def test_pixel_mean_flow_by_flags(call, caplog, tmp_path):
+    """The flags of configs/digits_meanflow.py, on a smaller model; one step and three."""
+    caplog.set_level(logging.INFO)
+    options = (
+        *("--config=configs/digits_meanflow.py:Pi/4", f"--workdir={tmp_path}/run"),
+        *("--config.diffusion.process=improved_mean_flow", "--config.diffusion.prediction=x0"),
+        *("--config.diffusion.kappa=0.5", "--config.model.velocity_head=true"),
+        *("--config.diffusion.noise_scale=2", "--config.run.total_steps=150"),
+        *("--config.train.decay_steps=0", "--config.train.warmup_steps=10"),
+        *("--config.run.log_every=10", "--config.run.sample_every=150"),
+    )
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        code, _, errors = call(train, *options)
+    assert code == 0, errors
+    mse = [each["mse"] for each in record.read(tmp_path / "run" / "metrics.jsonl")]
+    assert np.mean(mse[-5:]) < 0.5 * mse[0]
+    images = []
+    for flags in ([], ["--omega=4"], ["--num_steps=3"]):
+        out = tmp_path / f"samples{len(images)}.npz"
+        assert call(sample, f"{tmp_path}/run", out, "--labels=0-9", *flags)[0] == 0
+        images += [np.load(out)["arr_0"]]
+    assert images[0].shape == (10, 8, 8, 1)
+    assert not any(np.array_equal(images[0], other) for other in images[1:])
+    assert "an image takes 1 network call, 1 forward pass" in caplog.text
+
+
 @pytest.mark.parametrize(
     "option, message",
     [

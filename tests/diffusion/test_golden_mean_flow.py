@@ -1,8 +1,8 @@
-"""MeanFlow and improved MeanFlow against the authors' codes, for networks that are formulas.
+"""MeanFlow, improved and pixel MeanFlow against the authors' codes, for networks that are formulas.
 
-testdata/golden_mean_flow.npz holds what the codes of MeanFlow (d70cb55, MIT) and improved MeanFlow
-(bf60cd7, MIT) compute in float64 for the network of `analytic`. Labels are numbers here, and 10 is
-the null label.
+testdata/golden_mean_flow.npz holds what the codes of MeanFlow (d70cb55, MIT), improved MeanFlow
+(bf60cd7, MIT) and pixel MeanFlow (75f6073, MIT) compute in float64 for the network of `analytic`.
+Labels are numbers here, and 10 is the null label.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion import guidance, mean_flow, samplers, solvers, times
+from dit_jax.diffusion import flow, guidance, mean_flow, samplers, solvers, times
 from dit_jax.diffusion.process import Network, predictor, timed
 
 TESTDATA = Path(__file__).parents[1] / "testdata"
@@ -24,7 +24,12 @@ OPTIONS = {  # of the cases of MeanFlow
     "none_p0.75_eps1e-3": {"adaptive_power": 0.75, "adaptive_eps": 1e-3},
     "none_p0": {"adaptive_power": 0.0},
 }
-HEADS = mean_flow.ImprovedMeanFlow()
+HEADS = {  # processes of two heads by the prefix of their arrays; pmf: by the scale of the noise
+    "imf": mean_flow.ImprovedMeanFlow(),
+    "pmf/s1": mean_flow.ImprovedMeanFlow(prediction="x0"),
+    "pmf/s2": mean_flow.ImprovedMeanFlow(prediction="x0", noise_scale=2.0),
+}
+SAMPLED = {"imf": HEADS["imf"], "pmf": HEADS["pmf/s2"]}
 IMF = {"omega": 7.5, "t_min": 0.4, "t_max": 0.65}  # of its samples
 
 
@@ -35,6 +40,12 @@ def golden():
         return {
             name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in file.items()
         }
+
+
+def assert_near(actual, expected):
+    """Equal to 1e-5 of the largest value: float32 after divisions by the smallest times."""
+    assert np.shape(actual) == np.shape(expected)
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def assert_close(actual, expected):
@@ -108,52 +119,65 @@ def test_velocities_of_mean_flow(case, golden, inputs):
         assert_close(array, golden[f"mf/{case}/{name}"])
 
 
-def test_losses_and_gradients_of_improved_mean_flow(golden, inputs):
+@pytest.mark.parametrize("case", HEADS)
+def test_losses_and_gradients_of_two_heads(case, golden, inputs):
+    process = HEADS[case]
     x0, drawn, noise = inputs("t", "r", "omega", "t_min", "t_max")
     is_same = golden["in/fm"]
     drawn |= {"t_min": np.where(is_same, np.float32(0), drawn["t_min"])}
     drawn |= {"t_max": np.where(is_same, np.float32(1), drawn["t_max"])}
 
     def mean_loss(theta):
-        terms = HEADS.losses(network(golden, HEADS, two_heads, theta), x0, drawn, noise)
+        terms = process.losses(network(golden, process, two_heads, theta), x0, drawn, noise)
         return terms["loss"].mean(), terms
 
     grad, terms = jax.grad(mean_loss, has_aux=True)(golden["in/theta_two"])
-    assert_close(grad, golden["imf/grad"])
-    assert_close(terms["loss"], golden["imf/loss"])
-    assert_close(terms["loss"].mean(), golden["imf/mean_loss"])
-    assert_close(terms["mse"] * 48, golden["imf/squared_error_u"])
+    assert_near(grad, golden[f"{case}/grad"])
+    assert_near(terms["loss"], golden[f"{case}/loss"])
+    assert_near(terms["loss"].mean(), golden[f"{case}/mean_loss"])
+    assert_near(terms["mse"] * 48, golden[f"{case}/squared_error_u"])
 
 
-def test_velocities_of_improved_mean_flow(golden, inputs):
-    x0, drawn, noise = inputs("t", "r", "omega")
-    t, r, v = drawn["t"], drawn["r"], noise - x0
-    net, x_t = (
-        network(golden, HEADS, two_heads, golden["in/theta_two"]),
-        HEADS.corrupt(x0, t, noise),
-    )
-    given = {name: golden[f"imf/{name}_used"] for name in ("omega", "t_min", "t_max")}
-    kept, target = HEADS.guide(net, x_t, t, v, given["omega"])
+@pytest.mark.parametrize("case", HEADS)
+def test_velocities_of_two_heads(case, golden, inputs):
+    process, (x0, drawn, noise) = HEADS[case], inputs("t", "r", "omega")
+    t, r = drawn["t"], drawn["r"]
+    net = network(golden, process, two_heads, golden["in/theta_two"])
+    x_t, v = process.noisy(x0, t, noise)
+    given = {name: golden[f"{case}/{name}_used"] for name in ("omega", "t_min", "t_max")}
+    kept, target = process.guide(net, x_t, t, v, given["omega"])
     given["omega"] = drawn["omega"]
-    out, change = HEADS.differentiate(net, x_t, t, r, kept, **given)
+    out, change = process.differentiate(net, x_t, t, r, kept, **given)
     u, head, change = out[..., :3], out[..., 3:], change[..., :3]
     h = (t - r).reshape(-1, 1, 1, 1)
-    null = HEADS.velocity(net._replace(dropped=True), x_t, t)[..., 3:]
+    null = process.velocity(net._replace(dropped=True), x_t, t)[..., 3:]
     found = {"z": x_t, "v_t": v, "v_cond": kept, "v_uncond": null, "v_target": target}
     found |= {"u": u, "du_dt": change, "v_head": head, "V": u + h * change}
-    found |= {"x_from_u": HEADS.read(u, x_t, t)[0]}
+    found |= {"x_from_u": x_t - t.reshape(-1, 1, 1, 1) * u}
     for name, array in found.items():
-        assert_close(array, golden[f"imf/{name}"])
+        assert_near(array, golden[f"{case}/{name}"])
+    assert_near(jnp.square(head - target).sum((1, 2, 3)), golden[f"{case}/squared_error_v"])
+    assert (t < flow.CLIP).any()  # where a velocity of pixel MeanFlow has another divisor
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_outputs_of_two_heads_are_read_as_the_loss_has_them(case, golden, inputs):
+    process, (x0, drawn, noise) = HEADS[case], inputs("t", "r")
+    net = network(golden, process, two_heads, golden["in/theta_two"])
+    x_t, _ = process.noisy(x0, drawn["t"], noise)
+    u = process.velocity(net, x_t, drawn["t"])[..., :3]
+    data, of_noise = process.read(net(x_t, drawn["t"]), x_t, drawn["t"])
+    assert_near(process.noise_scale * of_noise - data, u)
 
 
 @pytest.mark.parametrize("count", ["1", "2", "4"])
-@pytest.mark.parametrize("name", ["mf", "imf"])
+@pytest.mark.parametrize("name", ["mf", "imf", "pmf"])
 @pytest.mark.parametrize("sampler", ["euler", "ddim"])
 def test_samples(sampler, name, count, golden):
     if name == "mf":
         process, model, theta = mean_flow.MeanFlow(), mean_net, golden["in/theta_mf"]
     else:
-        process, model, theta = HEADS, two_heads, golden["in/theta_two"]
+        process, model, theta = SAMPLED[name], two_heads, golden["in/theta_two"]
     given = {"y": golden["in/y"].astype(np.float32)}
     given |= {} if name == "mf" else {k: np.full(8, v, np.float32) for k, v in IMF.items()}
 
@@ -162,7 +186,8 @@ def test_samples(sampler, name, count, golden):
 
     levels = process.levels(count)
     predict = predictor(guidance.condition(apply, given), process, levels)
-    x = samplers.run(solvers.SAMPLERS[sampler](levels), predict, jnp.asarray(golden["in/z1"]))
+    x = process.noise_scale * jnp.asarray(golden["in/z1"])
+    x = samplers.run(solvers.SAMPLERS[sampler](levels), predict, x)
     assert_close(x, golden[f"sample/{name}/{count}"])
 
 
@@ -172,6 +197,19 @@ def test_draws_of_times(share, golden):
     one, two = (times.logit_normal(each, -0.4, 1.0) for each in golden["in/normals"])
     drawn = process.pair(one, two)
     assert_close(jnp.stack([drawn["t"], drawn["r"]]), golden[f"draw/t_r_{share}"])
+
+
+def test_times_of_pixel_mean_flow(golden):
+    """The examples with r = t have the first of the two times, not the larger one."""
+    process = mean_flow.ImprovedMeanFlow(prediction="x0", same_times=0.5)
+    one, two = (times.logit_normal(each, 0.8, 0.8) for each in golden["in/normals"])
+    assert_close(one, golden["draw/t_pmf"])
+    drawn = process.pair(one, two)
+    first = golden["draw/t_pmf"][:4]
+    assert_close(jnp.stack([drawn["t"], drawn["r"]])[:, :4], [first, first])
+    assert (two[:4] > one[:4]).any()  # where improved MeanFlow would take the other
+    np.testing.assert_array_equal(drawn["t"][4:], np.maximum(one, two)[4:])
+    np.testing.assert_array_equal(drawn["r"][4:], np.minimum(one, two)[4:])
 
 
 @pytest.mark.parametrize("decay", [1, 2])

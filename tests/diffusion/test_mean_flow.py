@@ -32,17 +32,34 @@ def examples(process, seed=0):
 
 
 @pytest.mark.parametrize("make", BOTH)
-@pytest.mark.parametrize("reverse_time", [False, True])
-def test_the_exact_average_velocity_has_no_loss(make, reverse_time):
-    process = make(draw=DRAW, same_times=0.5, reverse_time=reverse_time)
+@pytest.mark.parametrize("options", [{}, {"reverse_time": True}, {"noise_scale": 2.0}])
+def test_the_exact_average_velocity_has_no_loss(make, options):
+    process = make(draw=DRAW, same_times=0.5, **options)
 
     def apply(x, *, t, **given):
         given = process.inputs(t, t) | given
-        return (-1 if reverse_time else 1) * exact(x, t=t, **given)
+        return (-1 if process.reverse_time else 1) * exact(x, t=t, **given)
 
     terms = process.losses(network(apply), *examples(process))
     np.testing.assert_allclose(terms["mse"], 0, atol=1e-10)
     np.testing.assert_allclose(terms["loss"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("reverse_time", [False, True])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_exact_x0_has_no_loss(heads, reverse_time):
+    options = {"same_times": 0.5, "noise_scale": 2.0, "reverse_time": reverse_time}
+    process = mean_flow.ImprovedMeanFlow(draw=DRAW, prediction="x0", **options)
+    x0, drawn, noise = examples(process)
+    assert (drawn["t"] > 0.05).all()  # below, the velocity changes along the path
+
+    def apply(x, *, t, **given):
+        return jnp.full((*x.shape[:-1], heads), 0.5)
+
+    terms = process.losses(network(apply), x0, drawn, noise)
+    np.testing.assert_allclose(terms["mse"], 0, atol=1e-10)
+    np.testing.assert_allclose(terms["loss"], 0, atol=1e-6)
+    np.testing.assert_array_less(1, process.losses(network(apply), x0 + 1, drawn, noise)["mse"])
 
 
 @pytest.mark.parametrize("make", BOTH)

@@ -14,7 +14,10 @@ from dit_jax.errors import UserError
 from dit_jax.models import dit
 from dit_jax.runs import build, fields, run
 
-FAST = (("linear", "velocity"), ("mean_flow", "velocity"))  # ten seconds each
+FAST = (  # ten seconds each
+    *(("linear", "velocity"), ("mean_flow", "velocity")),
+    ("improved_mean_flow", "x0"),
+)
 PAIRS = [
     pytest.param(name, each, marks=() if (name, each) in FAST else pytest.mark.slow)
     for name, kinds in diffusion_fields.PREDICTIONS.items()
@@ -44,7 +47,10 @@ def read(**diffusion):
 def read_objective(process, prediction):
     """Settings with a weight of the loss, and guidance in sampling or in training."""
     if process in diffusion_fields.MEAN_FLOWS:
-        changes = {"diffusion": {"process": process}}
+        changes = {"diffusion": {"process": process, "prediction": prediction}}
+        if prediction == "x0":
+            changes["diffusion"]["noise_scale"] = 2.0
+            changes["model"] = CONFIG["model"] | {"velocity_head": True}
         changes["sampling"] = CONFIG["sampling"] | {"num_steps": "1", "cfg_scale": 1.0}
         return settings_lib.read(CONFIG | changes)
     return read(process=process, prediction=prediction, weight="min_snr")
@@ -124,6 +130,15 @@ def test_one_line_chooses_a_path_in_every_config(name, process):
         (
             {"process": "improved_mean_flow", "omega": 2.0},
             "^diffusion.omega must be 1.0 for process improved_mean_flow, which has none, got 2.0$",
+        ),
+        (
+            {"process": "improved_mean_flow", "prediction": "noise"},
+            "^diffusion.prediction must be one of velocity, x0 for process improved_mean_flow, "
+            "got noise$",
+        ),
+        (
+            {"process": "mean_flow", "prediction": "x0"},
+            "^diffusion.prediction must be one of velocity for process mean_flow, got x0$",
         ),
         (
             {"process": "mean_flow", "omega_interval": [0, 2]},
