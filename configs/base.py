@@ -100,6 +100,8 @@ def get_config():
     config.train.ema_snapshot_every = 0  # steps; for averages chosen later, by dit-ema; 0: none
     config.train.ema_widths = (0.05, 0.1)  # of these averages: spread over the steps, relative
     config.train.frozen = ()  # not trained: paths with a match of these regular expressions
+    config.train.route_share = 0.0  # of the tokens, which skip the middle blocks: TREAD
+    config.train.route_blocks = ()  # first and last of these blocks; (): all but the ends
 
     config.sampling = ConfigDict()  # the defaults of dit-sample; may change when a run is resumed
     config.sampling.sampler = "ddpm"  # ddpm, ddim, euler, heun, sde, dpm2m or unipc

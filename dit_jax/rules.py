@@ -87,6 +87,15 @@ def is_width(value):
     return isinstance(value, (int, float)) and 0 < value < MAX_WIDTH
 
 
+def blocks():
+    """Numbers of the first and the last of several blocks; empty: chosen by the model."""
+    return keeps("two whole numbers of at least 0, or empty", _are_blocks, ())
+
+
+def _are_blocks(value):
+    return len(value) in (0, 2) and all(type(x) is int and x >= 0 for x in value)
+
+
 def is_pattern(value):
     try:
         return bool(value) and bool(re.compile(value))

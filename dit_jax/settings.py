@@ -153,6 +153,8 @@ class Train:
     ema_snapshot_every: int = rules.steps(0, 0)
     ema_widths: tuple = rules.widths((0.05, 0.1))
     frozen: tuple = rules.tuple_of("regular expressions", rules.is_pattern)
+    route_share: float = rules.fraction(0.0)
+    route_blocks: tuple = rules.blocks()
 
     @property
     def averages(self):

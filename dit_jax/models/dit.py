@@ -15,10 +15,10 @@ from flax import nnx
 
 from dit_jax import settings
 from dit_jax.machine import prng
-from dit_jax.models import conditions, fields, layers, watched
+from dit_jax.models import conditions, fields, layers, routing, watched
 from dit_jax.models.blocks import BLOCKS
 from dit_jax.models.fields import SIZES
-from dit_jax.models.layers import DTYPES, REMAT_POLICIES
+from dit_jax.models.layers import DTYPES
 
 
 class DiTConfig(NamedTuple):
@@ -123,17 +123,16 @@ class DiT(nnx.Module):
 
         self.blocks = stack(rngs)
         out_features = config.patch_area * config.out_channels
-        self.final_layer = layers.FinalLayer(
-            size, out_features, norm=config.norm, adaptive=config.adaptive, **options
-        )
+        options |= {"norm": config.norm, "adaptive": config.adaptive}
+        self.final_layer = layers.FinalLayer(size, out_features, **options)
         if config.class_tokens:
             self.class_tokens = nnx.Param(layers.normal(rngs.params(), (config.class_tokens, size)))
 
-    def __call__(self, x, *, blocks=None, **given):
+    def __call__(self, x, *, blocks=None, route=None, **given):
         """x (N, H, W, C), each condition (N, ...) by name -> (N, H, W, out_channels) float32.
 
-        With `watch`, the result is that and a `Watched`. blocks(run, x): replaces the blocks, which
-        are run(x), from tokens (N, T, D) to tokens (N, T, D); None: they are run.
+        With `watch`, also a `Watched`. blocks(run, x): replaces the blocks, which are run(x), from
+        tokens (N, T, D) to tokens; None: they are run. route: a `Routing` and its draw, or None.
         """
         config = self.config
         x = self.x_embedder(x)  # (N, T, D)
@@ -151,7 +150,7 @@ class DiT(nnx.Module):
         def run(x):
             if config.conditioning == "in_context":
                 x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
-            x, seen = self.run_blocks(x, c, pooled, joining)
+            x, seen = self.run_blocks(x, c, pooled, joining, route)
             return x[:, : config.num_tokens], seen  # (N, T, D)
 
         x, seen = (blocks(lambda x: run(x)[0], x), None) if blocks else run(x)
@@ -159,7 +158,7 @@ class DiT(nnx.Module):
         x = layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
         return (x, seen) if self.watch else x
 
-    def run_blocks(self, x, c, pooled, joining):
+    def run_blocks(self, x, c, pooled, joining, route):
         """x (N, T, D), c (N, M, D), pooled (N, 1, D) -> (N, T+S, D), in a loop over the blocks.
 
         joining: tokens (N, S, D) that join x before a later block, or None. The second result is
@@ -176,21 +175,22 @@ class DiT(nnx.Module):
             after = block(x, c if modulation is None else modulation)
             return after, (x, block.attn.weights[...]) if self.watch else None
 
-        if self.remat != "none":
-            # In a loop XLA cannot undo the rematerialisation, so CSE need not be prevented.
-            policy = REMAT_POLICIES[self.remat]
-            run = jax.checkpoint(run, policy=policy, prevent_cse=self.unroll)
-        unroll = self.config.depth if self.unroll else 1
-        stack, kept = (params, modulations), []
-        if joining is not None:
-            if first := self.config.class_tokens_from:
-                early = jax.tree.map(lambda y: y[:first], stack)
-                stack = jax.tree.map(lambda y: y[first:], stack)
-                x, before = jax.lax.scan(run, x, early, unroll=unroll)
-                kept = [before]
-            x = jnp.concatenate([x, joining], axis=1)  # (N, T+S, D)
-        x, after = jax.lax.scan(run, x, stack, unroll=unroll)
-        return x, watched.join([*kept, after], x) if self.watch else None
+        run = layers.rematerialise(run, self.remat, prevent_cse=self.unroll)
+        stack, seen = (params, modulations), []
+
+        def scan(x, i=0, j=None):
+            part = stack if (i, j) == (0, None) else jax.tree.map(lambda y: y[i:j], stack)
+            x, each = jax.lax.scan(run, x, part, unroll=self.unroll)
+            seen.append(each)
+            return x
+
+        if route is not None:
+            x = route[0].run(scan, x, route[1])
+        elif joining is not None:
+            x = routing.join(scan, x, joining, first=self.config.class_tokens_from)
+        else:
+            x = scan(x)
+        return x, watched.join(seen, x) if self.watch else None
 
     def modulations(self, params, pooled):
         """pooled (N, 1, D) -> the modulations of all blocks, (L, N, 1, chunks, D).

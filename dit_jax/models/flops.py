@@ -57,6 +57,14 @@ def forecast_flops(config):
     return 2 * forecast_multiply_adds(config)
 
 
-def train_flops(config):
-    """FLOPs of one example in a training step, without what rematerialisation repeats."""
-    return 3 * forward_flops(config)
+def train_flops(config, routing=None):
+    """FLOPs of one example in a training step, without what rematerialisation repeats.
+
+    routing: a `models.routing.Routing` of tokens that skip blocks, or None.
+    """
+    saved = 0
+    if routing is not None:
+        kept = config.num_tokens - routing.num_skipping
+        saved = _block(config, config.num_tokens) - _block(config, kept)
+        saved *= routing.last - routing.first + 1
+    return 3 * (forward_flops(config) - 2 * saved)

@@ -22,6 +22,17 @@ REMAT_POLICIES = {  # what a block stores for the backward pass; none: everythin
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
+
+def rematerialise(run, name, *, prevent_cse):
+    """run, storing for the backward pass what the name says in `REMAT_POLICIES`.
+
+    prevent_cse: needed outside of a loop, where XLA would undo the rematerialisation.
+    """
+    if name == "none":
+        return run
+    return jax.checkpoint(run, policy=REMAT_POLICIES[name], prevent_cse=prevent_cse)
+
+
 xavier = nnx.initializers.xavier_uniform()
 zeros = nnx.initializers.zeros
 normal = nnx.initializers.normal(0.02)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dit_jax.convert import files, native, torch_dit
 from dit_jax.data import feed, loader
 from dit_jax.machine import devices, prng, sharding
-from dit_jax.models import dit, flops
+from dit_jax.models import dit
 from dit_jax.runs import build
 from dit_jax.sampling import generate as generate_lib
 
@@ -103,7 +103,7 @@ def prepare_train(settings):
         state, _ = step(state, batch, key)
         jax.block_until_ready(state)
 
-    work = settings.train.batch_size * flops.train_flops(parts.model)
+    work = settings.train.batch_size * parts.train_flops
     run()
     return Work(run, work, compile_seconds, devices.peak_memory())
 

@@ -16,7 +16,7 @@ from dit_jax.diffusion.process import Process, timed
 from dit_jax.errors import UserError, of_topic
 from dit_jax.machine import devices as devices_lib
 from dit_jax.machine import prng, sharding
-from dit_jax.models import conditions, dit
+from dit_jax.models import conditions, dit, flops, routing
 from dit_jax.models import fields as model_fields
 from dit_jax.sampling import generate
 from dit_jax.train import frozen as frozen_lib
@@ -48,6 +48,7 @@ class Parts(NamedTuple):
     mesh: jax.sharding.Mesh
     shard_optimizer: bool
     num_averages: int  # power-function averages in the state
+    routing: routing.Routing | None  # of tokens that skip blocks in training
 
     def init(self, key):
         """Random parameters."""
@@ -62,6 +63,11 @@ class Parts(NamedTuple):
         return states.abstract(
             self.init, self.optimizer, prng.key(0), self.mesh, **self.state_options
         )
+
+    @property
+    def train_flops(self):
+        """FLOPs of one example in a training step."""
+        return flops.train_flops(self.model, self.routing)
 
     @property
     def state_options(self):
@@ -93,15 +99,22 @@ def parts(settings, devices=None):
     with of_topic("diffusion"):
         process = processes.make(settings.diffusion)
     apply = timed(apply, process)
-    optimizer, train_step = _make_training(settings, model, process, apply)
+    with of_topic("train"):
+        route = routing.make(model, settings.train.route_share, settings.train.route_blocks)
+        if route and forward:
+            raise UserError(
+                f"route_share must be 0 for process {settings.diffusion.process}, "
+                f"got {settings.train.route_share}"
+            )
+    optimizer, train_step = _make_training(settings, model, process, apply, route)
     space, sampling = settings.data.space, settings.sampling
     with of_topic("sampling"):
         generate_batch = generate.make(apply, model, process, mesh, space=space, sampling=sampling)
     parts = model, process, optimizer, train_step, generate_batch, mesh, shard_optimizer
-    return Parts(*parts, num_averages=len(settings.train.averages))
+    return Parts(*parts, num_averages=len(settings.train.averages), routing=route)
 
 
-def _make_training(settings, model, process, apply):
+def _make_training(settings, model, process, apply, route):
     """(the optimizer, the training step)."""
     train = vars(settings.train)
     if settings.train.frozen:
@@ -115,6 +128,7 @@ def _make_training(settings, model, process, apply):
         process,
         optimizer,
         nulls=conditions.nulls(model),
+        routing=route,
         ema_exponents=tuple(map(power_ema.exponent_of, settings.train.averages)),
         **{name: train[name] for name in STEP},
     )

@@ -39,7 +39,7 @@ def describe(settings, workdir, init_from=None, picture_path=None):
         yield from (f"  {line}" for line in lines)
     state = parts.abstract_state()
     yield from outline.describe(settings, parts, state.params, len(fed.source))
-    work = total_steps * settings.train.batch_size * flops.train_flops(parts.model)
+    work = total_steps * settings.train.batch_size * parts.train_flops
     yield (
         f"FLOPs: {flops.forward_flops(parts.model) / 1e9:.4g} G for a forward pass of an example, "
         f"{work:.3g} for {total_steps:,} steps"

@@ -6,7 +6,6 @@ import jax
 from absl import logging
 
 from dit_jax.machine import devices, words
-from dit_jax.models import flops
 
 
 def log(settings, parts, params, num_examples):
@@ -24,7 +23,7 @@ def describe(settings, parts, params, num_examples):
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     mesh = ", ".join(f"{name} {size}" for name, size in parts.mesh.shape.items())
     name = f"{settings.model.size}/{model.patch_size}"
-    work = batch_size * flops.train_flops(model)
+    work = batch_size * parts.train_flops
     total_steps = settings.run.total_steps
     lines = [
         f"devices: {devices.describe()}; mesh: {mesh}",

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dit_jax.models import dit, flops
+from dit_jax.models import dit
 from dit_jax.planning import plan
 from dit_jax.runs import build
 
@@ -13,7 +13,7 @@ def plan_one(settings, target):
     """The figures of the training step of a settings on a Target."""
     parts = build.parts(settings, target.devices)
     args = plan.arguments(parts.abstract_state(), batch(settings), parts.mesh)
-    work = settings.train.batch_size * flops.train_flops(parts.model)
+    work = settings.train.batch_size * parts.train_flops
     figures = plan.make(parts.jit_step(), args, target, model_flops=work)
     mesh = dict(parts.mesh.shape)
     choice = {

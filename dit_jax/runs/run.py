@@ -17,7 +17,6 @@ from dit_jax.checkpoint import steps, store
 from dit_jax.data import feed, loader
 from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.machine import cluster, devices, prng, sharding
-from dit_jax.models import flops
 from dit_jax.runs import (
     averages,
     build,
@@ -285,7 +284,7 @@ def _open_outputs(settings, parts, workdir, start, measured):
             measured=measured,
             total_steps=limits.total_steps,
             batch_size=batch_size,
-            flops_per_step=batch_size * flops.train_flops(parts.model),
+            flops_per_step=batch_size * parts.train_flops,
             peak_flops=devices.total_peak_flops(),
             saved=lambda: keeper.saved,
             shown=watched,

@@ -30,11 +30,12 @@ def to_x0(batch, key):
     return batch["x0"] if "x0" in batch else pixels.to_unit(batch["image"])
 
 
-def make_examples(key, batch, process, *, class_dropout_prob):
+def make_examples(key, batch, process, *, class_dropout_prob, routing=None):
     """A batch with "label" (N,) -> {"x0", "t", "noise", "given": {"y": (N,)}, "dropped": (N,)}.
 
     A pure function of the key over global arrays: the same on any number of devices. dropped: with
-    probability class_dropout_prob the network gets the null label; absent if that is 0.
+    probability class_dropout_prob the network gets the null label; absent if that is 0. With a
+    `models.routing.Routing` there is "kept" (N, K) too, the tokens that pass all blocks.
     """
     t_key, noise_key, drop_key, posterior_key = jax.random.split(key, 4)
     x0, y = to_x0(batch, posterior_key), batch["label"]
@@ -44,14 +45,17 @@ def make_examples(key, batch, process, *, class_dropout_prob):
     if class_dropout_prob:
         dropped = jax.random.bernoulli(drop_key, jnp.float32(class_dropout_prob), y.shape)
         examples["dropped"] = dropped
+    if routing is not None:
+        examples["kept"] = routing.draw(jax.random.fold_in(drop_key, 1), len(x0))
     return examples
 
 
-def make_loss(apply, process, nulls):
+def make_loss(apply, process, nulls, routing=None):
     """loss_fn(params, examples) -> scalar, {"loss", ...}: means over the examples."""
 
     def loss_fn(params, examples):
-        model = functools.partial(apply, params)
+        route = {} if routing is None else {"route": (routing, examples["kept"])}
+        model = functools.partial(apply, params, **route)
         network = Network(model, examples["given"], nulls, examples.get("dropped", False))
         terms = process.losses(network, examples["x0"], examples["t"], examples["noise"])
         means = jax.tree.map(jnp.mean, terms)
@@ -98,15 +102,17 @@ def make_train_step(
     accumulation_steps,
     frozen=(),
     ema_exponents=(),
+    routing=None,
 ):
     """train_step(state, batch, key) -> state, metrics. key: the run's; the step is folded into it.
 
     apply(params, x, t=..., **given) is a DiT, process a `diffusion.process.Process`, nulls {name:
     null value} of the conditions. frozen: patterns of the parameters that are not trained; the
     optimizer, of `train.frozen.leave_out`, sees the others only, and so does grad_norm.
-    ema_exponents: of the power-function averages in the state.
+    ema_exponents: of the power-function averages in the state. routing: a `models.routing.Routing`
+    of tokens that skip blocks, or None.
     """
-    loss_fn = make_loss(apply, process, nulls)
+    loss_fn = make_loss(apply, process, nulls, routing)
 
     def train_step(state, batch, key):
         examples = make_examples(
@@ -114,6 +120,7 @@ def make_train_step(
             batch,
             process,
             class_dropout_prob=class_dropout_prob,
+            routing=routing,
         )
         trained, rest = frozen_lib.split(state.params, frozen)
 

@@ -86,6 +86,19 @@ def test_every_objective_trains_resumes_and_samples(process, prediction, tmp_pat
     assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
 
 
+def test_tokens_skip_blocks_in_training_and_count_less():
+    train = CONFIG["train"] | {"route_share": 0.5, "route_blocks": [0, 0]}
+    parts = build.parts(settings_lib.read(CONFIG | {"train": train}), jax.devices()[:1])
+    assert parts.routing.num_skipping == 2 and parts.routing.num_tokens == 4
+    assert parts.train_flops < build.parts(read(), jax.devices()[:1]).train_flops
+    with pytest.raises(UserError, match="^train.route_blocks must be .*, in 0 .. 0, got "):
+        build.parts(settings_lib.read(CONFIG | {"train": train | {"route_blocks": [0, 1]}}))
+    settings = {"train": train, "diffusion": {"process": "mean_flow"}}
+    settings["sampling"] = CONFIG["sampling"] | {"num_steps": "1", "cfg_scale": 1.0}
+    with pytest.raises(UserError, match="^train.route_share must be 0 for process mean_flow, got "):
+        build.parts(settings_lib.read(CONFIG | settings), jax.devices()[:1])
+
+
 @pytest.mark.parametrize("name", ["base", "digits", "fashion", "imagenet256", "scaling"])
 @pytest.mark.parametrize("process", ["linear", "gvp"])
 def test_one_line_chooses_a_path_in_every_config(name, process):

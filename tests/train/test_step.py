@@ -8,13 +8,14 @@ import pytest
 
 from dit_jax.diffusion import ddpm, schedules
 from dit_jax.machine import sharding
-from dit_jax.models import dit
+from dit_jax.models import dit, routing
 from dit_jax.train import state as states
 from dit_jax.train import step as steps
 
 CONFIG = dit.configure("Ti", 4, input_size=(8, 8), in_channels=1, num_classes=10)
 PROCESS = ddpm.DDPM(schedules.linear())
 NULLS = {"y": 10}
+ROUTE = routing.make(CONFIG, 0.5, ())  # two of four tokens skip two of four blocks
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ SGD = optax.sgd(0.1)
 
 
 @functools.cache  # compiles once for all tests
-def make_step(*, accumulation_steps=1):
+def make_step(*, accumulation_steps=1, route=None):
     """(jitted step, state, key) of a tiny DiT on eight devices; the state is not donated."""
     step = steps.make_train_step(
         dit.make_apply(CONFIG),
@@ -39,6 +40,7 @@ def make_step(*, accumulation_steps=1):
         ema_decay=0.75,
         ema_warmup=False,
         accumulation_steps=accumulation_steps,
+        routing=route,
     )
     key, mesh = jax.random.key(0), sharding.make_mesh()
     state = states.create(perturbed_init, SGD, key, mesh, shard_optimizer=False)
@@ -125,9 +127,21 @@ def test_eight_devices_compute_the_same_update_as_one(batch):
     assert_close((on_eight.params, eight_metrics), (on_one.params, one_metrics))
 
 
+def test_the_same_tokens_skip_blocks_on_eight_devices_and_in_micro_batches(batch):
+    whole, state, key = make_step(route=ROUTE)
+    parts, _, _ = make_step(accumulation_steps=2, route=ROUTE)
+    alone = jax.device_put(jax.device_get(state), jax.devices()[0])
+    a, a_metrics = whole(alone, jax.device_put(batch, jax.devices()[0]), key)
+    b, b_metrics = parts(state, shard(batch, sharding.make_mesh()), key)
+    assert_close((a.params, a_metrics), (b.params, b_metrics))
+    _, metrics = make_step()[0](state, batch, key)
+    assert abs(float(a_metrics["loss"]) - float(metrics["loss"])) > 1e-4  # it is another program
+
+
 def test_examples_do_not_depend_on_the_number_of_devices(batch):
     def make(batch):
-        return steps.make_examples(jax.random.key(3), batch, PROCESS, class_dropout_prob=0.1)
+        options = {"class_dropout_prob": 0.1, "routing": ROUTE}
+        return steps.make_examples(jax.random.key(3), batch, PROCESS, **options)
 
     spread = jax.jit(make)(shard(batch, sharding.make_mesh()))
     alone = jax.jit(make)(jax.device_put(batch, jax.devices()[0]))
