@@ -155,7 +155,6 @@ def test_a_damaged_classifier_is_fitted_anew_and_a_full_disk_ends_nothing(
     assert "classifier could not be saved: No space left on device" in caplog.text
 
 
-@pytest.mark.slow  # fast tests: the refusal in sampling/test_trained.py, scoring without it here
 def test_samples_that_are_not_finite_are_a_warning(undisturbed, tmp_path, monkeypatch, caplog):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
     sample = scoring.generate.run
