@@ -13,13 +13,14 @@ from testdata import evaluation
 from dit_jax.cli import evaluate
 from dit_jax.data import imagefolder, prepare
 from dit_jax.evals import classifier, features, receipt
-from dit_jax.sampling import extractor
+from dit_jax.sampling import extractor, generate
 
 
 @pytest.fixture(autouse=True)
-def one_image_per_device(monkeypatch):
-    """Less work for few images."""
+def few_images_per_device(monkeypatch):
+    """Less work for few images: 2,048 would be sampled at once."""
     monkeypatch.setattr(extractor, "PER_DEVICE", 1)
+    monkeypatch.setattr(generate, "images_at_once", lambda config: 8)
 
 
 @pytest.fixture(scope="module")
