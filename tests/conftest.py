@@ -16,6 +16,7 @@ import hub_server
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from testdata import evaluation, weights
 
 from dit_jax.convert import torch_dit, torch_inception
@@ -168,12 +169,23 @@ def check_close():
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Lets the processes that tests start share a compilation cache; this process has none."""
+    """Lets the processes that tests start share a compilation cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # hides long lines of XLA about the cache
         yield
+
+
+@pytest.fixture(scope="module")
+def compilation_cache_in_this_process(compiled_once):
+    """Lets this process use that cache too; without this fixture it has none."""
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    compilation_cache.reset_cache()  # it looks at the configuration once
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

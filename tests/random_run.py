@@ -1,6 +1,10 @@
 """Writes the checkpoint of a run without training: a tiny DiT of digits with random weights."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dit_jax.checkpoint import store
 from dit_jax.models import dit
@@ -37,11 +41,24 @@ def save(path, config=CONFIG, step=30, model=None, **meta):
 
     model: a DiTConfig; None: that of MODEL. meta: more that the checkpoint remembers.
     """
-    key, model = jax.random.key(0), model or dit.configure(**MODEL)
-    params = dit.init(model, key)
-    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
-    ema = jax.tree.map(lambda x: 0.9 * x, params)
+    model = model or dit.configure(**MODEL)
+    params, ema = draw(model)
     with store.open_writer(background=False) as writer:
         meta |= {"model": model._asdict(), "config": config}
         store.save(writer, path / "checkpoints", step, {"params": params, "ema": ema}, meta)
     return params, ema
+
+
+@functools.cache
+def draw(model):
+    """Random parameters of a DiTConfig and their EMA."""
+    params = weights(dit.init, model)
+    return params, jax.tree.map(lambda x: 0.9 * x, params)
+
+
+def weights(init, config):
+    """Random float32 arrays of the shapes of init(config, key); NumPy draws without compiling."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    draw = rng.standard_normal
+    return jax.tree.map(lambda x: jnp.asarray(0.07 * draw(x.shape, np.float32)), shapes)

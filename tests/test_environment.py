@@ -85,6 +85,8 @@ def compute():
     results["encoded"] = moments = p.vae.encode(p.photos)
     results["decoded"] = p.vae.decode(moments[..., :1])
     results = {name: digest(x) for name, x in results.items()}
+    if not jax.config.jax_enable_x64:  # 32 bits are the most that jax has
+        return results
     return results | {"64 bits": sorted({str(eqn) for jaxpr in traces(p) for eqn in wide(jaxpr)})}
 
 
@@ -143,7 +145,7 @@ def plain():
 
 def test_no_variable_of_jax_changes_a_bit_of_training_sampling_and_encoding(plain):
     changed = run(VARIABLES)
-    assert changed["64 bits"] == []
+    assert changed.pop("64 bits") == []
     assert changed == plain
 
 
@@ -152,7 +154,9 @@ def test_no_variable_of_jax_changes_a_bit_of_training_sampling_and_encoding(plai
     "name, value", [*VARIABLES.items(), ("JAX_DEFAULT_PRNG_IMPL", "unsafe_rbg")]
 )
 def test_a_single_variable_of_jax_changes_no_bit(plain, name, value):
-    assert run({name: value}) == plain
+    changed = run({name: value})
+    assert changed.pop("64 bits", []) == []
+    assert changed == plain
 
 
 if __name__ == "__main__":

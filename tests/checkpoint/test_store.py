@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_run
 from trees import abstract, make_tree, save
 
 from dit_jax.checkpoint import store
@@ -162,7 +163,7 @@ def test_a_state_may_be_donated_after_the_save(tmp_path):
 
 def test_restore_params_reads_one_item_sharded_over_a_mesh(tmp_path):
     config = dit.configure("Ti", 4, input_size=(8, 8), in_channels=1, num_classes=10)
-    params = dit.init(config, jax.random.key(0))
+    params = random_run.weights(dit.init, config)
     ema = jax.tree.map(lambda x: 2 * x, params)
     with store.open_writer(background=False) as writer:
         store.save(writer, tmp_path, 5, {"params": params, "ema": ema}, {})

@@ -1,22 +1,12 @@
 """Fixtures of the tests of commands."""
 
-import os
-
-import jax
 import pytest
 import small_run
-from jax.experimental.compilation_cache import compilation_cache
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compilation_cache_in_this_process(compiled_once):
-    """A command that is called several times compiles its programs once."""
-    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    compilation_cache.reset_cache()  # it looks at the configuration once
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+def each_program_compiles_once(compilation_cache_in_this_process):
+    """For all commands of a file, and for the processes that they start."""
 
 
 @pytest.fixture

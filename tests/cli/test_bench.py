@@ -35,7 +35,7 @@ def test_loading_is_measured_on_one_core(call, tmp_path):
     assert figures["cores_for_1459_images_per_second"] == pytest.approx(1459 / rate)
 
 
-@pytest.mark.parametrize("what", ["train", "sample"])
+@pytest.mark.parametrize("what", [pytest.param("train", marks=pytest.mark.slow), "sample"])
 def test_peer_figures_are_compared_with_ours(call, tmp_path, what, monkeypatch):
     monkeypatch.setattr("torch.compile", lambda net: net)  # compiling takes minutes
     out = tmp_path / "bench.json"

@@ -170,7 +170,8 @@ def test_a_field_that_a_config_removed_has_its_default(call, tmp_path, monkeypat
     body = "\n    ".join(["def get_config():", *lines, "return config\n"])
     (tmp_path / "mine.py").write_text(f"from configs import digits\n\n\n{body}")
     options = ("--config.run.total_steps=1", "--config.train.decay_steps=0")
-    options += ("--config.train.warmup_steps=0", "--config.run.num_samples=8")
+    options += ("--config.train.warmup_steps=0", "--config.train.batch_size=8")
+    options += ("--config.run.num_samples=8", "--config.sampling.num_steps=2")
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of a test before this one
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes dtypes
         code, _, errors = call(

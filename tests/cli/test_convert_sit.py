@@ -3,9 +3,9 @@
 import argparse
 import json
 
-import jax
 import numpy as np
 import pytest
+import random_run
 import torch
 
 import dit_jax
@@ -24,9 +24,7 @@ ARGS = {
 @pytest.fixture(scope="module")
 def weights():
     """The official names: eight channels come out, of which SiT drops four, and 10 + 1 labels."""
-    key = jax.random.key(0)
-    params = dit.init(MODEL, key)
-    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
+    params, _ = random_run.draw(MODEL)
     state_dict = torch_dit.to_official(params, MODEL)
     assert state_dict["final_layer.linear.weight"].shape == (4 * 4 * 8, 64)
     assert state_dict["y_embedder.embedding_table.weight"].shape == (11, 64)

@@ -55,7 +55,7 @@ def test_folder_is_converted_and_checked(call, folder, tmp_path):
     assert "autoencoder of diffusers" in convert_ok(call, "inspect", folder)
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "x.bin"])
+@pytest.mark.parametrize("name", [pytest.param("x.safetensors", marks=pytest.mark.slow), "x.bin"])
 def test_file_without_config_is_assumed_to_be_stable_diffusions(
     call, caplog, folder, tmp_path, name
 ):
@@ -73,9 +73,11 @@ class Callback:
 @pytest.mark.parametrize(
     "name, prefix, dtype",
     [
-        ("vae.ckpt", "", torch.float32),
+        pytest.param("vae.ckpt", "", torch.float32, marks=pytest.mark.slow),
         ("sd.ckpt", "first_stage_model.", torch.float16),
-        ("sd.safetensors", "first_stage_model.", torch.bfloat16),
+        pytest.param(
+            *("sd.safetensors", "first_stage_model.", torch.bfloat16), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_original_file_of_stable_diffusion_is_converted(
@@ -143,6 +145,7 @@ def test_failed_download_prints_one_line(refuse, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # test_convert.py has a fast one, of a DiT
 def test_failed_parity_check_exits_with_1(call, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(commands.parity, "VAE_TOLERANCES", {"moments": 1e-5, "decoded": 1e-12})
     code, out, _ = call(convert, "vae", folder, tmp_path / "out")

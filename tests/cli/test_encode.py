@@ -60,7 +60,9 @@ def test_dit_verify_checks_a_cache(call, root, tmp_path):
     assert code == 1 and f"DAMAGED: {shard} must have" in out
 
 
-@pytest.mark.parametrize("dtype, bound", [("float16", 5e-4), ("float32", 0)])
+@pytest.mark.parametrize(
+    "dtype, bound", [("float16", 5e-4), pytest.param("float32", 0, marks=pytest.mark.slow)]
+)
 def test_cache_matches_encoding_in_the_loop(call, root, tmp_path, dtype, bound):
     options = (f"--vae={root}/vae", "--size=16", f"--dtype={dtype}")
     assert call(encode, root / "data", tmp_path / "cache", *options)[0] == 0

@@ -1,6 +1,7 @@
 """dit-evaluate with Inception from end to end: existing images, a model, references, receipts."""
 
 import json
+import shutil
 
 import numpy as np
 import pictures
@@ -12,13 +13,14 @@ from testdata import evaluation
 from dit_jax.cli import evaluate
 from dit_jax.data import imagefolder, prepare
 from dit_jax.evals import classifier, features, receipt
-from dit_jax.sampling import extractor
+from dit_jax.sampling import extractor, generate
 
 
 @pytest.fixture(autouse=True)
-def one_image_per_device(monkeypatch):
-    """Less work for few images."""
+def few_images_per_device(monkeypatch):
+    """Less work for few images: 2,048 would be sampled at once."""
     monkeypatch.setattr(extractor, "PER_DEVICE", 1)
+    monkeypatch.setattr(generate, "images_at_once", lambda config: 8)
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +155,26 @@ def test_a_reference_is_made_of_prepared_images(call, inception_path, tmp_path):
     assert scores["precision"]["value"] == scores["recall"]["value"] == 1
 
 
-def test_small_data_are_judged_by_a_classifier_of_their_own(call, caplog, tmp_path, monkeypatch):
-    """500 samples of random weights, with real digits beside them."""
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """A run of random weights; the first test that judges it fits its classifier."""
+    path = tmp_path_factory.mktemp("digits") / "run"
+    random_run.save(path)
+    return path
+
+
+@pytest.fixture
+def short_fit(monkeypatch):
     monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
-    random_run.save(tmp_path / "run")
+
+
+def test_small_data_are_judged_by_a_classifier_of_their_own(
+    call, caplog, tmp_path, digits_run, short_fit
+):
+    """200 samples of random weights, with real digits beside them."""
+    shutil.rmtree(digits_run / "evaluation", ignore_errors=True)
     caplog.set_level("INFO")
-    given = [tmp_path / "run", tmp_path / "out", "--num_samples=500"]
+    given = [digits_run, tmp_path / "out", "--num_samples=200"]
     code, text, errors = call(evaluate, *given)
     assert code == 0, errors
     found = receipt.read(tmp_path / "out")
@@ -175,11 +191,9 @@ def test_small_data_are_judged_by_a_classifier_of_their_own(call, caplog, tmp_pa
     assert code == 0 and again == text and "fitted" not in caplog.text
 
 
-def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
-    random_run.save(tmp_path / "run")
+def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, digits_run, short_fit):
     flags = ["--sweep=cfg_scale=1,2", f"--out={tmp_path}/sweep", "--num_samples=40", "--timed"]
-    code, text, errors = call(evaluate, *flags, tmp_path / "run")
+    code, text, errors = call(evaluate, *flags, digits_run)
     assert code == 0, errors
     results = json.loads((tmp_path / "sweep/sweep.json").read_text())
     assert [result["value"] for result in results] == [1.0, 2.0]
@@ -196,11 +210,11 @@ def test_a_sweep_is_a_plot_and_its_numbers(call, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_over_pairs_is_a_table_and_a_plot_of_network_calls(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
-    random_run.save(tmp_path / "run")
+def test_a_sweep_over_pairs_is_a_table_and_a_plot_of_network_calls(
+    call, tmp_path, digits_run, short_fit
+):
     flags = ["--sweep=num_steps=2,4", "--sweep=sampler=ddpm,ddim", "--num_samples=40"]
-    code, text, errors = call(evaluate, *flags, f"--out={tmp_path}/sweep", tmp_path / "run")
+    code, text, errors = call(evaluate, *flags, f"--out={tmp_path}/sweep", digits_run)
     assert code == 0, errors
     results = json.loads((tmp_path / "sweep/sweep.json").read_text())
     pairs = [(each["options"]["sampler"], each["value"]) for each in results]

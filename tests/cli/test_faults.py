@@ -38,6 +38,7 @@ def test_a_run_that_diverges_again_after_its_rollbacks_exits_with_3_and_keeps_a_
     errors = finish(start(tmp_path / "run", *DIVERGES, *options), code=3)
     assert "rollback 1 of 2" in errors and "rollback 2 of 2" in errors
     assert "rollback 3" not in errors
+    assert ", skipping the 1 batches since" in errors
     message = errors.strip().splitlines()[-1]
     assert message.startswith("dit-train: ") and " at step " in message
     bad = int(message.split(" at step ")[1].split(";")[0])
@@ -65,6 +66,7 @@ def spiking(tmp_path_factory):
     return path, finish(start(path, *SPIKES))
 
 
+@pytest.mark.slow  # fast tests: the first one here rolls back, train/test_divergence.py has spikes
 def test_a_rollback_skips_the_batches_since_the_saved_step(spiking):
     whole, errors = spiking
     bad, good = store.read_meta(whole / "checkpoints", LAST)["rollbacks"][0]
@@ -147,7 +149,7 @@ def test_a_final_save_that_fails_exits_with_2_and_names_the_step_before(tmp_path
     store.verify(tmp_path / "run" / "checkpoints", newest)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_resume_is_bit_identical_after_kills_in_saves(reference, tmp_path, count):
     seed = random.randrange(1000)
     print(f"seed of the moments: {seed}")
@@ -158,9 +160,9 @@ def test_resume_is_bit_identical_after_kills_in_saves(reference, tmp_path, count
         wait_for_step(process, tmp_path / "run", before + 1)
         time.sleep(pauses.random() * 0.15)
         kill(process)
-        newest = steps.latest(directory)
-        if before:  # the saved step is still there, or a newer one
-            assert newest >= before
+        newest = steps.latest(directory) or 0
+        assert newest >= before  # the saved step is still there, or a newer one
+        if newest:
             store.verify(directory, newest)
     finish(start(tmp_path / "run"))
     assert_same_end(tmp_path / "run", reference)

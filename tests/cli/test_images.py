@@ -69,6 +69,7 @@ def test_files_to_decoded_samples_with_one_command_each(call, caplog, root):
         assert ("is not the one whose latents" in caplog.text) == warns
 
 
+@pytest.mark.slow  # runs/test_pixels.py and launch/test_notebook_train.py train on pixels too
 def test_training_on_pixels_needs_no_autoencoder(call, root):
     call(prepare, root / "tree", root / "data", "--num_shards=2")
     options = (

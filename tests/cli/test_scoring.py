@@ -128,6 +128,7 @@ def test_a_stopped_run_repeats_and_loses_no_score(undisturbed, tmp_path, quick, 
     assert len(quick) == 1  # the others opened the classifier that was kept
 
 
+@pytest.mark.slow  # the test before this one resumes from a step whose scores are missing too
 def test_a_run_that_turns_scores_on_scores_the_step_that_it_resumes_from(undisturbed, tmp_path):
     with pytest.raises(run.Stopped):
         train_until(tmp_path / "run", 8, score_every=0, keep_best_by="loss")

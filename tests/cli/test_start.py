@@ -11,7 +11,6 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
 import pytest
 import random_run
 import small_run
@@ -153,7 +152,7 @@ def places(tmp_path_factory):
         config = vae.VAEConfig(
             channels=(8, 8), latent_channels=channels, num_resnets=1, num_groups=4
         )
-        autoencoder.save(root / name, config, vae.init(config, jax.random.key(0)))
+        autoencoder.save(root / name, config, random_run.weights(vae.init, config))
     (root / "data").mkdir()
     (root / "data/dataset_info.json").write_text('{"splits": [{"name": "train"}]}')
     (root / "foreign").mkdir()

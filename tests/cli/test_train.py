@@ -143,14 +143,6 @@ def test_a_finished_run_ends_at_once_without_a_restore(reference, tmp_path):
     assert (run / "config.json").read_bytes() == before
 
 
-def test_a_workdir_alone_resumes_with_its_own_config(reference, tmp_path):
-    run = shutil.copytree(reference, tmp_path / "run")
-    steps.delete(run / "checkpoints", LAST)
-    assert f"resuming {run} from step 56" in finish(start(run, config=()))
-    assert_same_end(run, reference)
-    assert (run / "config.json").read_bytes() == (reference / "config.json").read_bytes()
-
-
 def test_a_run_whose_rate_has_decayed_names_the_way_to_train_on(call, reference, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     run = shutil.copytree(reference, tmp_path / "run")
@@ -361,13 +353,16 @@ def test_a_corrupt_step_is_set_aside_and_the_run_resumes_from_the_one_before(
     assert all(again[step] == loss for step, loss in losses(reference).items())  # bit-identical
 
 
-def test_an_incomplete_step_is_set_aside(reference, tmp_path):
+def test_an_incomplete_step_is_set_aside_by_a_workdir_alone_with_its_own_config(
+    reference, tmp_path
+):
     run = shutil.copytree(reference, tmp_path / "run")
     (run / "checkpoints" / str(LAST) / "_CHECKPOINT_METADATA").unlink()
-    errors = finish(start(run))
+    errors = finish(start(run, config=()))
     assert f"step {LAST} is incomplete and was moved to {run}/damaged/{LAST}" in errors
     assert f"resuming {run} from step 56" in errors
     assert_same_end(run, reference)
+    assert (run / "config.json").read_bytes() == (reference / "config.json").read_bytes()
 
 
 def test_a_run_whose_only_step_is_corrupt_is_refused_and_not_changed(refuse, reference, tmp_path):

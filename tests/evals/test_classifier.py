@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pictures
 import pytest
+import random_run
 
 from dit_jax.checkpoint import store
 from dit_jax.data import digits, images
@@ -99,7 +100,7 @@ def test_a_damaged_or_another_checkpoint_is_refused(network, tmp_path):
     with pytest.raises(store.Damaged):
         classifier.load(tmp_path / "kept")
     config = vae.VAEConfig(channels=(8,), num_resnets=1, num_groups=4)
-    autoencoder.save(tmp_path / "vae", config, vae.init(config, jax.random.key(0)))
+    autoencoder.save(tmp_path / "vae", config, random_run.weights(vae.init, config))
     with pytest.raises(UserError, match="checkpoint must be one of a classifier, got"):
         classifier.load(tmp_path / "vae")
 

@@ -110,7 +110,7 @@ def prepare(config, target):
     return parts, args, settings.train.batch_size * flops.train_flops(parts.model)
 
 
-@pytest.mark.parametrize("topology", ["v2:2x2", "v5e:2x2"])
+@pytest.mark.parametrize("topology", [pytest.param("v2:2x2", marks=pytest.mark.slow), "v5e:2x2"])
 def test_the_figures_of_a_small_step(topology):
     target = plan.make_target(topology)
     config = small()

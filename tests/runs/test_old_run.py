@@ -101,8 +101,14 @@ def test_samples_of_an_old_run_are_unchanged(old, name, options):
     assert difference.max() <= 1 and np.mean(difference > 0) <= 0.01
 
 
+@pytest.mark.slow  # the next test resumes it too, with fewer fields
 def test_an_old_run_resumes_with_the_same_losses(old):
     assert f"resuming {old}/run from step 8" in resume(old / "run")
+    check_losses(old)
+
+
+def check_losses(old):
+    """Expects the losses of the run to be those that the old commit went on with."""
     metrics = ("step", "loss", "grad_norm")
     lines = [[line[name] for name in metrics] for line in record.read(old / "run/metrics.jsonl")]
     expected = json.loads((old / "expected.json").read_text())["losses"]
@@ -114,10 +120,8 @@ def test_an_old_run_without_later_fields_opens_and_resumes(old):
     edit(old / "run/config.json", drop_later_fields)
     edit(meta, drop_from_meta)
     assert dit_jax.load(old / "run").sampling["cfg_interval"] == (0, 999)
-    resume(old / "run")
-    last = record.read(old / "run/metrics.jsonl")[-1]
-    expected = json.loads((old / "expected.json").read_text())["losses"][-1]
-    np.testing.assert_allclose([last["loss"], last["grad_norm"]], expected[1:], rtol=1e-5)
+    assert f"resuming {old}/run from step 8" in resume(old / "run")
+    check_losses(old)
 
 
 def test_a_field_that_is_added_to_the_settings_gets_its_default(old, monkeypatch):

@@ -162,7 +162,7 @@ def test_a_name_with_an_accent_is_found_however_its_letters_are_encoded(tmp_path
 
 def test_a_converted_checkpoint_starts_a_run(tmp_path):
     model = dit.configure("Ti", 4, input_size=(16, 16), num_classes=20)  # latents
-    params = dit.init(model, jax.random.key(0))
+    params = random_run.weights(dit.init, model)
     expected = flat(params)
     native.write(tmp_path / "converted", model, native.settings_of(model), params)
     settings = make_settings(

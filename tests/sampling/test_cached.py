@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_run
 
 from dit_jax import settings
 from dit_jax.diffusion import caches, flow
@@ -23,15 +24,9 @@ SAMPLING = settings.Sampling(
 LABELS = np.arange(8)
 
 
-def random_params(config):
-    key = jax.random.key(0)
-    params = dit.init(config, key)
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
-
-
 @pytest.fixture(scope="module")
 def params():
-    return random_params(CONFIG)
+    return random_run.draw(CONFIG)[0]
 
 
 def draw(params, *, config=CONFIG, mesh=None, labels=LABELS, trajectory=True, **options):
@@ -99,7 +94,7 @@ DESIGNS = [
 def test_every_design_splits_into_blocks_and_the_rest(conditioning):
     """What blocks add, added again, is the output; the blocks get tokens of the image only."""
     config = CONFIG._replace(conditioning=conditioning)
-    params, apply = random_params(config), dit.make_apply(config)
+    (params, _), apply = random_run.draw(config), dit.make_apply(config)
 
     def model(x, **given):
         return apply(params, x, **given)

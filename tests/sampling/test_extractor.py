@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+import random_run
 from testdata import evaluation
 
 from dit_jax.errors import UserError
@@ -9,6 +10,7 @@ from dit_jax.models import vae
 from dit_jax.sampling import autoencoder, extractor
 
 
+@pytest.mark.slow  # fast tests: evals/test_classifier.py, and cli/test_evaluate_images.py by index
 def test_features_depend_neither_on_batch_size_nor_on_devices(
     inception_path, golden_eval, check_close
 ):
@@ -36,7 +38,7 @@ def test_checkpoint_says_what_was_converted(inception_path):
 
 def test_wrong_use_is_refused(inception_path, tmp_path):
     config = vae.VAEConfig(channels=(8,), num_resnets=1, num_groups=4)
-    autoencoder.save(tmp_path / "vae", config, vae.init(config, jax.random.key(0)))
+    autoencoder.save(tmp_path / "vae", config, random_run.weights(vae.init, config))
     for other in (tmp_path / "vae", tmp_path / "nothing"):
         with pytest.raises(UserError, match="inception must be a folder that `dit-convert incep"):
             extractor.load(other)

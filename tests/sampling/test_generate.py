@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import random_run
 
 from dit_jax import settings
 from dit_jax.diffusion import ddpm, flow, samplers, schedules, solvers
@@ -26,9 +27,7 @@ def make(config=CONFIG, *, space="pixels", mesh=None, **options):
 
 @pytest.fixture(scope="module")
 def params():
-    key = jax.random.key(0)
-    params = dit.init(CONFIG, key)
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), params)
+    return random_run.draw(CONFIG)[0]
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,9 @@ def test_patterns_divide_the_parameters_and_merge_restores_them():
     assert frozen.split(SHAPES, ()) == (SHAPES, {})
 
 
-@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param({}, marks=pytest.mark.slow), {"data": 2, "fsdp": 2, "tensor": 2}]
+)
 def test_frozen_parameters_stay_and_the_others_train_as_usual(sizes):
     before, after, metrics = train_once(PATTERNS, **sizes)
     _, usual, usual_metrics = train_once(())

@@ -126,6 +126,7 @@ def test_the_state_of_muon_is_sharded_as_its_parameters(name):
     assert not any(x.sharding.is_fully_replicated for x in kernels)
 
 
+@pytest.mark.slow  # checkpoint/test_store.py restores on a mesh, the test before has the shardings
 def test_a_checkpoint_of_muon_and_averages_is_restored_on_another_mesh(tmp_path):
     options = {"shard_optimizer": True, "num_averages": 2}
     state = states.create(init, MUON, jax.random.key(0), make_mesh("alone"), **options)
