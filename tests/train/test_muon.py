@@ -95,8 +95,12 @@ def test_the_first_average_takes_the_parameters_whole_and_a_wider_one_lags():
 def test_averages_change_nothing_of_what_is_learned():
     (state, metrics), (plain, others) = train("alone", SGD)[-1], train("alone", SGD, ())[-1]
     assert plain.averages == () and metrics == others
-    for name in ("params", "ema", "opt_state"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(plain, name))
+    for name in ("params", "ema", "opt_state"):  # two programs, which XLA may round differently
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9),
+            getattr(state, name),
+            getattr(plain, name),
+        )
 
 
 @pytest.mark.parametrize("name", ["zero1", "fsdp", "mixed"])
