@@ -146,7 +146,9 @@ def test_remat_and_unroll_do_not_change_the_training_of_a_sharded_model(alone, o
 @pytest.mark.slow
 def test_mean_flow_in_bfloat16_trains_as_in_float32(alone):
     ours, _ = train(make_parts(MESHES["mixed"], "mean_flow", dtype="bfloat16"), STEPS)
-    for one, two in zip(alone("mean_flow")[1], ours, strict=True):
+    for one, two in list(zip(alone("mean_flow")[1], ours, strict=True))[
+        1:
+    ]:  # first: the output is 0
         assert two["mse"] != one["mse"]
         assert two["mse"] == pytest.approx(one["mse"], rel=0.02)  # bfloat16 has 8 bits
 
