@@ -25,7 +25,7 @@ def with_bias(module):
 
 
 def count_products(jaxpr):
-    """Multiply-adds of the dot_generals of a jaxpr, those of a loop as often as it runs."""
+    """Multiply-adds of a jaxpr's dot_generals: of all runs of a loop, of the largest branch."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -34,8 +34,9 @@ def count_products(jaxpr):
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(
                 shape[axis] for axis in contracted
             )
-        for value in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += count_products(inner) * equation.params.get("length", 1)  # of a scan
+        found = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()))]
+        inner = [count_products(each) for each in found if hasattr(each, "eqns")]
+        if equation.primitive.name == "cond":
+            inner = [max(inner)]
+        total += sum(inner) * equation.params.get("length", 1)  # of a scan
     return total

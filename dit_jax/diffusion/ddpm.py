@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion import gaussian, losses, predictions, schedules, times
-from dit_jax.diffusion.process import Levels, Prediction, Rates
+from dit_jax.diffusion.process import Levels, Passes, Prediction, Rates
 
 
 class DDPM(NamedTuple):
@@ -32,6 +32,10 @@ class DDPM(NamedTuple):
     @property
     def shift(self):
         return None
+
+    @property
+    def passes(self):
+        return Passes()
 
     @property
     def noise_scale(self):

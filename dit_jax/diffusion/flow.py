@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion import fields, losses, predictions, times
-from dit_jax.diffusion.process import Levels, Prediction, Rates, at
+from dit_jax.diffusion.process import Levels, Passes, Prediction, Rates, at
 from dit_jax.errors import UserError
 
 EDGE = 1e-3  # as SiT: the noise and x_0 are learned and asked for at t in EDGE .. 1 - EDGE only
@@ -60,6 +60,10 @@ class Flow:
     @property
     def last_time(self):
         return 1
+
+    @property
+    def passes(self):
+        return Passes()
 
     @property
     def clips_velocity(self):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.diffusion import flow, losses, times
+from dit_jax.diffusion.process import Passes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,14 @@ class MeanFlow(AverageVelocity):
     kappa: float = 0.0
     omega_interval: tuple = (0.0, 1.0)
 
+    @property
+    def passes(self):
+        return Passes(forwards=int(self.is_guided) + bool(self.kappa), tangents=1)
+
+    @property
+    def is_guided(self):
+        return (self.omega, self.kappa) != (1, 0)
+
     def losses(self, network, x0, t, noise):
         """{"loss", "mse"}: the squared error of u, with and without its weight."""
         t, r = t["t"], t["r"]
@@ -112,7 +121,7 @@ class MeanFlow(AverageVelocity):
 
     def guide(self, network, x_t, t, v):
         """v, guided by what the network predicts now; examples without a label keep v."""
-        if (self.omega, self.kappa) == (1, 0):
+        if not self.is_guided:
             return v
         null = self.velocity(network._replace(dropped=True), x_t, t)
         guided = self.omega * v + (1 - self.omega - self.kappa) * null
@@ -139,6 +148,10 @@ class ImprovedMeanFlow(AverageVelocity):
 
     omega_max: float = 8.0
     omega_decay: float = 1.0
+
+    @property
+    def passes(self):
+        return Passes(forwards=2, tangents=1)
 
     def draw_time(self, key, shape):
         """{"t", "r", "omega", "t_min", "t_max"}, each (N,)."""

@@ -59,6 +59,17 @@ class Prediction(NamedTuple):
     log_variance: jax.Array | None = None
 
 
+class Passes(NamedTuple):
+    """What the loss of an example computes beside one forward and backward pass of the network.
+
+    forwards: passes that are not differentiated. tangents: derivatives of a pass along a direction
+    (jvp).
+    """
+
+    forwards: int = 0
+    tangents: int = 0
+
+
 class Process(Protocol):
     """How data become noise, what is learned, and how it is read.
 
@@ -78,6 +89,10 @@ class Process(Protocol):
 
         A path also has `least_steps`, the fewest steps of a sampling.
         """
+
+    @property
+    def passes(self):
+        """The `Passes` of `losses`."""
 
     @property
     def noise_scale(self):

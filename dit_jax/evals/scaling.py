@@ -15,7 +15,6 @@ from dit_jax import settings
 from dit_jax.errors import UserError
 
 LOWER_IS_BETTER = ("fid", "sfid", "frechet", "kid")  # how the names of such scores begin
-BACKWARD = 3  # a training step costs three forward passes, as the paper counts
 GUIDANCE = ("cfg_channels", "cfg_interval", "cfg_schedule")
 AGREEMENT = "agreement with the label"
 TIMES = {"hours": 3600, "minutes": 60, "seconds": 1}  # in seconds
@@ -26,7 +25,8 @@ class Run(NamedTuple):
 
     design: what tells it from other runs of the same size and patch. receipts: one a step,
     ascending. losses: (steps, smoothed losses). times: (steps, seconds of training until then),
-    None if the record has no speed.
+    None if the record has no speed. passes: what an example of a training step costs, in forward
+    passes; 3, as the paper counts, for a forward and backward pass.
     """
 
     size: str
@@ -37,6 +37,7 @@ class Run(NamedTuple):
     losses: tuple
     times: tuple | None = None
     seeds: int = 1
+    passes: float = 3
 
     @property
     def model(self):
@@ -57,8 +58,8 @@ class Run(NamedTuple):
         return [receipt["samples"]["step"] for receipt in self.receipts]
 
     def training_gflops(self, step):
-        """The estimate of fig. 9: model Gflops x batch size x steps x 3."""
-        return self.gflops * self.batch_size * step * BACKWARD
+        """The estimate of fig. 9: model Gflops x batch size x steps x passes."""
+        return self.gflops * self.batch_size * step * self.passes
 
     def receipt_at(self, step):
         return self.receipts[self.steps.index(step)]

@@ -1,7 +1,7 @@
 """Counts the arithmetic of a DiT from its config.
 
 Only matrix products count, as in table 4 of the paper, whose "Gflops" are multiply-adds: true
-FLOPs are twice that, and a training step costs three forward passes.
+FLOPs are twice that, and a forward and backward pass costs three forward passes.
 """
 
 from dit_jax.models import conditions
@@ -10,10 +10,15 @@ from dit_jax.models.fields import mlp_width
 
 def multiply_adds(config):
     """Multiply-adds of one forward pass of one example."""
-    early = config.class_tokens_from  # blocks without the class tokens
-    blocks = early * _block(config, config.num_tokens)
-    blocks += (config.depth - early) * _block(config, config.num_tokens + config.class_tokens)
-    return forecast_multiply_adds(config) + blocks
+    return forecast_multiply_adds(config) + _over_blocks(config, _block)
+
+
+def tangent_multiply_adds(config):
+    """Multiply-adds of the derivative of a forward pass along a direction (jvp), beside the pass.
+
+    A product of two activations has two products as its derivative.
+    """
+    return multiply_adds(config) + _over_blocks(config, _attention)
 
 
 def forecast_multiply_adds(config):
@@ -30,21 +35,40 @@ def forecast_multiply_adds(config):
     return embedders + final
 
 
+def _over_blocks(config, count):
+    """The sum over the blocks of count(config, tokens)."""
+    early = config.class_tokens_from  # blocks without the class tokens
+    late = (config.depth - early) * count(config, config.num_tokens + config.class_tokens)
+    return early * count(config, config.num_tokens) + late
+
+
 def _block(config, tokens):
-    size = config.hidden_size
-    count = sum(each.num_tokens for each in conditions.of(config))  # M
+    size, extra = config.hidden_size, _condition_tokens(config)
+    attention = _attention(config, tokens)
     if config.conditioning == "in_context":
-        tokens += count
-    attention = 4 * tokens * size**2 + 2 * tokens**2 * size
+        tokens += extra
     matrices = {"gelu": 2, "swiglu": 3}[config.mlp]
     mlp = matrices * tokens * size * mlp_width(config.mlp, size)
     condition = {
         "in_context": 0,
-        "cross_attention": (2 * tokens + 2 * count) * size**2 + 2 * tokens * count * size,
+        "cross_attention": (2 * tokens + 2 * extra) * size**2,
         "adaln": 4 * size**2,
         "adaln_zero": 6 * size**2,
     }
-    return attention + mlp + condition[config.conditioning]
+    return attention + 4 * tokens * size**2 + mlp + condition[config.conditioning]
+
+
+def _attention(config, tokens):
+    """Multiply-adds of the products of queries, keys, weights and values."""
+    size, extra = config.hidden_size, _condition_tokens(config)
+    if config.conditioning == "in_context":
+        tokens += extra
+    crossed = tokens * extra if config.conditioning == "cross_attention" else 0
+    return 2 * (tokens**2 + crossed) * size
+
+
+def _condition_tokens(config):
+    return sum(each.num_tokens for each in conditions.of(config))  # M
 
 
 def forward_flops(config):
@@ -57,14 +81,16 @@ def forecast_flops(config):
     return 2 * forecast_multiply_adds(config)
 
 
-def train_flops(config, routing=None):
+def train_flops(config, routing=None, *, forwards=0, tangents=0):
     """FLOPs of one example in a training step, without what rematerialisation repeats.
 
-    routing: a `models.routing.Routing` of tokens that skip blocks, or None.
+    routing: a `models.routing.Routing` of tokens that skip blocks, or None. forwards, tangents: of
+    `diffusion.process.Passes`, beside a forward and backward pass.
     """
     saved = 0
     if routing is not None:
         kept = config.num_tokens - routing.num_skipping
         saved = _block(config, config.num_tokens) - _block(config, kept)
         saved *= routing.last - routing.first + 1
-    return 3 * (forward_flops(config) - 2 * saved)
+    once = forward_flops(config) - 2 * saved
+    return (3 + forwards) * once + tangents * 2 * tangent_multiply_adds(config)

@@ -213,17 +213,17 @@ def advise(figures, *, mesh, remat, shard_optimizer):
     return lines
 
 
-def meshes(count, *, heads, batch_size):
+def meshes(count, *, heads, width, batch_size):
     """The meshes worth trying with so many devices, as dicts of data, fsdp and tensor.
 
-    tensor is at most 8 and divides the heads; the batch is divided evenly. fsdp is at most 16: with
-    32, each shard would have 36 of XL's 1152 rows, not a multiple of the tile of 8, and the copies
-    would be slow.
+    tensor is at most 8 and divides the heads and the width of the MLP; the batch is divided evenly.
+    fsdp is at most 16: with 32, each shard would have 36 of XL's 1152 rows, not a multiple of the
+    tile of 8, and the copies would be slow.
     """
     found = []
     for tensor in (1, 2, 4, 8):
         rest = count // tensor
-        if count % tensor or heads % tensor or batch_size % rest:
+        if count % tensor or heads % tensor or width % tensor or batch_size % rest:
             continue
         for fsdp in sorted({1, 4, 8, 16, min(rest, 16)}):
             if rest % fsdp == 0:

@@ -67,7 +67,7 @@ class Parts(NamedTuple):
     @property
     def train_flops(self):
         """FLOPs of one example in a training step."""
-        return flops.train_flops(self.model, self.routing)
+        return _count_flops(self.model, self.process, self.routing)
 
     @property
     def state_options(self):
@@ -100,7 +100,7 @@ def parts(settings, devices=None):
         process = processes.make(settings.diffusion)
     apply = timed(apply, process)
     with of_topic("train"):
-        route = routing.make(model, settings.train.route_share, settings.train.route_blocks)
+        route = _make_routing(settings, model)
         if route and forward:
             raise UserError(
                 f"route_share must be 0 for process {settings.diffusion.process}, "
@@ -112,6 +112,21 @@ def parts(settings, devices=None):
         generate_batch = generate.make(apply, model, process, mesh, space=space, sampling=sampling)
     parts = model, process, optimizer, train_step, generate_batch, mesh, shard_optimizer
     return Parts(*parts, num_averages=len(settings.train.averages), routing=route)
+
+
+def train_passes(settings):
+    """What one example of a training step costs, in forward passes."""
+    model, process = dit.configure(**vars(settings.model)), processes.make(settings.diffusion)
+    work = _count_flops(model, process, _make_routing(settings, model))
+    return work / flops.forward_flops(model)
+
+
+def _make_routing(settings, model):
+    return routing.make(model, settings.train.route_share, settings.train.route_blocks)
+
+
+def _count_flops(model, process, route):
+    return flops.train_flops(model, route, **process.passes._asdict())
 
 
 def _make_training(settings, model, process, apply, route):

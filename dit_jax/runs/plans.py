@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dit_jax.models import dit
+from dit_jax.models import dit, fields
 from dit_jax.planning import plan
 from dit_jax.runs import build
 
@@ -42,8 +42,9 @@ def batch(settings):
 def sweep(settings, target):
     """Figures of the choices worth trying, best first; prints each, then the best one."""
     at_once = settings.train.batch_size // settings.train.accumulation_steps
-    options = {"heads": dit.SIZES[settings.model.size][2], "batch_size": at_once}
-    found = plan.meshes(len(target.devices), **options)
+    _, size, heads = dit.SIZES[settings.model.size]
+    options = {"heads": heads, "width": fields.mlp_width(settings.model.mlp, size)}
+    found = plan.meshes(len(target.devices), batch_size=at_once, **options)
     if not found:  # plan_one raises the UserError that says why
         found = [{name: getattr(settings.mesh, name) for name in CHOICES[:3]}]
     print(" ".join(f"{name:>6s}" for name in CHOICES), "    GB of limit  ms with, without overlap")

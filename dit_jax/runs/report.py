@@ -17,8 +17,9 @@ from dit_jax.sampling import fields
 
 FILE = "report.html"
 COST = (
-    "FLOPs are those of the model: matrix products, three forward passes a step; lost and skipped "
-    "steps count too. Times are of the steps in the record, without compiling, saving and sampling."
+    "FLOPs are those of the loss and its gradient: matrix products, without what rematerialisation "
+    "repeats; lost and skipped steps count too. Times are of the steps in the record, without "
+    "compiling, saving and sampling."
 )
 
 

@@ -15,7 +15,7 @@ from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import UserError
 from dit_jax.evals import plots, receipt, scaling
 from dit_jax.machine import disk, words
-from dit_jax.runs import history, own_config, record, summary
+from dit_jax.runs import build, history, own_config, record, summary
 
 CONDITIONING = "model.conditioning"  # named without its field, as in the paper
 APART = ("seed", "model.size", "model.patch_size")  # fields that are no part of a design
@@ -219,6 +219,7 @@ def _make_run(path, settings, design, receipts):
         receipts=receipts,
         losses=(steps, record.smooth(means)),
         times=_read_times(records, settings.train.batch_size),
+        passes=build.train_passes(settings),
     )
 
 

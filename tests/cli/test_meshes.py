@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import imagenet256
+from configs import imagenet256, meanflow
 from dit_jax.data import loader, synthetic
 from dit_jax.errors import UserError
 from dit_jax.machine import sharding
@@ -29,11 +29,16 @@ JIT = {  # the parts of pixel transformers, beside adaLN-Zero
 
 
 def make_parts(mesh, design, **compute):
-    config = imagenet256.get_config("Ti/4")
+    """design: a conditioning, or "jit", or "mean_flow", which is guided and accumulates."""
+    config = (meanflow if design == "mean_flow" else imagenet256).get_config("Ti/4")
     config.model.input_size, config.model.num_classes = (8, 8), 10
-    config.model.update(JIT if design == "jit" else {"conditioning": design})
     if design == "jit":
+        config.model.update(JIT)
         config.model.size = "Pi"  # whose MLP of width 170 two devices can share
+    elif design == "mean_flow":
+        config.model.size, config.train.accumulation_steps = "Pi", 2
+    else:
+        config.model.conditioning = design
     config.compute.dtype = "float32"
     config.compute.update(compute)
     config.train.batch_size, config.train.learning_rate = BATCH, 1e-3
@@ -102,11 +107,13 @@ def alone():
     [
         ("mixed", "adaln_zero"),
         ("mixed", "jit"),
+        ("mixed", "mean_flow"),
         *(
             pytest.param(name, conditioning, marks=pytest.mark.slow)
             for name, conditioning in [
                 *((name, "adaln_zero") for name in ("zero1", "fsdp", "tensor")),
                 *((name, "cross_attention") for name in MESHES if name != "data"),
+                *((name, "mean_flow") for name in ("zero1", "fsdp", "tensor")),
             ]
         ),
     ],
@@ -127,12 +134,23 @@ def test_every_mesh_gives_the_same_training(alone, name, conditioning):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("design", ["adaln_zero", "mean_flow"])
 @pytest.mark.parametrize("options", [{"remat": "dots"}, {"remat": "full"}, {"unroll": True}])
-def test_remat_and_unroll_do_not_change_the_training_of_a_sharded_model(alone, options):
-    ours, _ = train(make_parts(MESHES["mixed"], "adaln_zero", **options), 2)
-    for one, two in zip(alone("adaln_zero")[1], ours, strict=False):
+def test_remat_and_unroll_do_not_change_the_training_of_a_sharded_model(alone, options, design):
+    ours, _ = train(make_parts(MESHES["mixed"], design, **options), 2)
+    for one, two in zip(alone(design)[1], ours, strict=False):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_mean_flow_in_bfloat16_trains_as_in_float32(alone):
+    ours, _ = train(make_parts(MESHES["mixed"], "mean_flow", dtype="bfloat16"), STEPS)
+    for one, two in list(zip(alone("mean_flow")[1], ours, strict=True))[
+        1:
+    ]:  # first: the output is 0
+        assert two["mse"] != one["mse"]
+        assert two["mse"] == pytest.approx(one["mse"], rel=0.02)  # bfloat16 has 8 bits
 
 
 @pytest.mark.parametrize("name", ["fsdp", "mixed"])

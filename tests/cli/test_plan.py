@@ -52,7 +52,7 @@ def test_a_sweep_ranks_what_it_tries(call, tmp_path, standard, monkeypatch):
     options += ("--config.compute.dtype=bfloat16", f"--out={out}")
     code, printed, _ = call(plan, *SMALL, "--sweep", *options)
     assert code == 0
-    assert asked == [{"heads": 4, "batch_size": 4}]  # the examples of one pass
+    assert asked == [{"heads": 4, "width": 512, "batch_size": 4}]  # the examples of one pass
     rows = json.loads(out.read_text())
     tried = [(row["mesh"]["data"], row["remat"]) for row in rows]
     assert len(tried) == 4 and len(set(tried)) == 4  # both meshes, the better with all policies

@@ -71,7 +71,29 @@ def test_multiply_adds_are_those_of_the_program(conditioning, options):
     assert count_products(program.jaxpr) == examples * flops.multiply_adds(config)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"mlp": "swiglu", "bottleneck": 7, "class_tokens": 5, "class_tokens_from": 3}]
+)
+def test_multiply_adds_of_a_tangent_are_those_of_the_program(options):
+    config = dit.configure("Ti", 2, input_size=(8, 4), **options)
+    params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    apply = dit.make_apply(config, forward=True)
+
+    def derivative(params, x, t):
+        return jax.jvp(lambda x, t: apply(params, x, t=t, y=jnp.int32([3])), (x, t), (x, t))
+
+    program = jax.make_jaxpr(derivative)(params, jnp.zeros((1, 8, 4, 4)), jnp.zeros(1))
+    early = config.class_tokens_from
+    tokens = [8] * early + [8 + config.class_tokens] * (config.depth - early)
+    again = sum(each**2 for each in tokens) * config.hidden_size  # the rule repeats the logits
+    expected = flops.multiply_adds(config) + flops.tangent_multiply_adds(config) + again
+    assert count_products(program.jaxpr) == expected
+
+
 def test_flops_of_a_forward_pass_and_of_a_training_step():
     config = dit.configure("S", 8)
     assert flops.forward_flops(config) == 2 * flops.multiply_adds(config)
     assert flops.train_flops(config) == 6 * flops.multiply_adds(config)
+    tangent = 2 * flops.tangent_multiply_adds(config)
+    work = flops.train_flops(config, forwards=2, tangents=1)
+    assert work == 5 * flops.forward_flops(config) + tangent

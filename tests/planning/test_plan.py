@@ -209,14 +209,18 @@ def test_times_of_a_program_with_known_costs():
 
 def test_candidate_meshes_divide_batch_and_model():
     for count, heads, batch_size in [(256, 16, 256), (16, 16, 64), (8, 6, 8), (1, 16, 256)]:
-        found = plan.meshes(count, heads=heads, batch_size=batch_size)
+        found = plan.meshes(count, heads=heads, width=4096, batch_size=batch_size)
         assert found
         for mesh in found:
             assert np.prod(list(mesh.values())) == count
             assert heads % mesh["tensor"] == 0
             assert batch_size % (mesh["data"] * mesh["fsdp"]) == 0
-    assert {"data": 8, "fsdp": 8, "tensor": 4} in plan.meshes(256, heads=16, batch_size=256)
-    assert plan.meshes(256, heads=16, batch_size=3) == []
+    found = plan.meshes(256, heads=16, width=4096, batch_size=256)
+    assert {"data": 8, "fsdp": 8, "tensor": 4} in found
+    assert plan.meshes(256, heads=16, width=4096, batch_size=3) == []
+    for width, sizes in [(2730, {1, 2}), (3413, {1})]:  # of SwiGLU in L and H
+        found = plan.meshes(16, heads=16, width=width, batch_size=1024)
+        assert {mesh["tensor"] for mesh in found} == sizes
 
 
 def test_the_fastest_that_fits_is_first():

@@ -11,7 +11,7 @@ from dit_jax import settings as settings_lib
 from dit_jax.checkpoint import store
 from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import UserError
-from dit_jax.models import dit
+from dit_jax.models import dit, flops
 from dit_jax.runs import build, fields, run
 
 FAST = (  # ten seconds each
@@ -97,6 +97,16 @@ def test_tokens_skip_blocks_in_training_and_count_less():
     settings["sampling"] = CONFIG["sampling"] | {"num_steps": "1", "cfg_scale": 1.0}
     with pytest.raises(UserError, match="^train.route_share must be 0 for process mean_flow, got "):
         build.parts(settings_lib.read(CONFIG | settings), jax.devices()[:1])
+
+
+def test_a_step_of_mean_flow_costs_its_derivative_and_its_guidance_too():
+    passes = []
+    for process in ("linear", "mean_flow", "improved_mean_flow"):
+        settings = read_objective(process, "velocity")
+        parts = build.parts(settings, jax.devices()[:1])
+        passes.append(parts.train_flops / flops.forward_flops(parts.model))
+        assert build.train_passes(settings) == passes[-1]
+    assert passes == pytest.approx([3, 6, 6], rel=0.02)  # attention has two products as its tangent
 
 
 @pytest.mark.parametrize("name", ["base", "digits", "fashion", "imagenet256", "scaling"])

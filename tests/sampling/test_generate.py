@@ -4,16 +4,18 @@ import jax
 import numpy as np
 import pytest
 import random_run
+from modules import count_products
 
 from dit_jax import settings
-from dit_jax.diffusion import ddpm, flow, samplers, schedules, solvers
-from dit_jax.diffusion.process import Prediction
+from dit_jax.diffusion import ddpm, flow, mean_flow, samplers, schedules, solvers
+from dit_jax.diffusion.process import Prediction, timed
 from dit_jax.errors import UserError
 from dit_jax.machine import sharding
 from dit_jax.models import dit, pixels
 from dit_jax.sampling import generate
 
-CONFIG = dit.configure("Ti", 4, input_size=(8, 8), in_channels=1, num_classes=10)
+SMALL = {"input_size": (8, 8), "in_channels": 1, "num_classes": 10}
+CONFIG = dit.configure("Ti", 4, **SMALL)
 PROCESS = ddpm.DDPM(schedules.linear())
 SAMPLING = settings.Sampling(num_steps="4", clip_x0=True, cfg_scale=2.0, cfg_channels=0)
 
@@ -226,3 +228,36 @@ def test_weights_go_from_class_to_class():
     expected = [[0, 0, 0, 1], [0, 0.5, 0, 0.5], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 1, 0]]
     np.testing.assert_allclose(weights, expected)
     np.testing.assert_allclose(generate.interpolate([3, 1], 1, 4), expected[:1])
+
+
+JIT = {
+    **{"norm": "rms", "mlp": "swiglu", "position": "rope", "qk_norm": True, "bottleneck": 7},
+    **{"class_tokens": 5, "class_tokens_from": 3},
+}
+CONDITIONS = ("t", "h", "omega", "t_min", "t_max", "y")  # of improved MeanFlow
+HEADS = {"conditions": CONDITIONS, "velocity_head": True}
+
+
+@pytest.mark.parametrize(
+    "process, model, options",
+    [
+        (PROCESS, {}, {"cfg_scale": 1.0}),
+        (PROCESS, {"learn_sigma": True}, {"num_steps": "3"}),
+        (flow.Flow("linear"), JIT, {"sampler": "euler", "cfg_interval": (0, 1)}),
+        (mean_flow.MeanFlow(), {"conditions": ("t", "h", "y")}, {"num_steps": "1"}),
+        (mean_flow.ImprovedMeanFlow(), HEADS | JIT, {"num_steps": "2", "omega": 3.0}),
+    ],
+)
+def test_the_flops_of_an_image_are_those_of_the_program(process, model, options):
+    config = dit.configure("Ti", 4, **SMALL | {"learn_sigma": False} | model)
+    if isinstance(process, mean_flow.AverageVelocity):
+        options = {"sampler": "euler", "cfg_scale": 1.0, "cfg_interval": (0, 1)} | options
+    sampling = dataclasses.replace(SAMPLING, **options)
+    made = generate.make(
+        *(timed(dit.make_apply(config), process), config, process, sharding.make_mesh()),
+        **{"space": "latents", "sampling": sampling},
+    )
+    params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    given = {"labels": np.arange(8), "key_data": np.zeros((8, 2), np.uint32)}
+    products = count_products(jax.make_jaxpr(made)(params, given).jaxpr)
+    assert 8 * generate.count_flops(config, process, sampling) == 2 * products

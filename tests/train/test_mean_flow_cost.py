@@ -10,7 +10,7 @@ from modules import count_products
 
 from dit_jax.diffusion import processes
 from dit_jax.diffusion.process import timed
-from dit_jax.models import dit
+from dit_jax.models import dit, flops
 from dit_jax.settings import Diffusion
 from dit_jax.train import step as steps
 
@@ -21,12 +21,14 @@ CONDITIONS = {
 }
 
 
+def configure(process):
+    return dit.configure("S", 2, learn_sigma=False, conditions=CONDITIONS[process])
+
+
 @functools.cache
 def multiply_adds(remat, process, **options):
     """Of one gradient of DiT-S/2 on eight latents of 32x32."""
-    diffusion = Diffusion(process=process, **options)
-    config = dit.configure("S", 2, learn_sigma=False, conditions=CONDITIONS[process])
-    made = processes.make(diffusion)
+    config, made = configure(process), processes.make(Diffusion(process=process, **options))
     apply = dit.make_apply(config, remat=remat, forward=process != "linear")
     loss = steps.make_loss(timed(apply, made), made, {"y": 1000})
     params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
@@ -59,3 +61,22 @@ def test_a_step_costs_what_its_passes_cost(remat, plain, one_pass, two_passes):
     ]
     ratios = [count / base for count in found]
     assert ratios == pytest.approx([plain, one_pass, two_passes, two_passes], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "process, options, forwards, tangents",
+    [
+        ("linear", {}, 0, 0),
+        ("mean_flow", {"kappa": 0.0}, 0, 1),
+        ("mean_flow", {"omega": 2.0, "kappa": 0.0}, 1, 1),
+        ("mean_flow", {}, 2, 1),
+        ("improved_mean_flow", {}, 2, 1),
+    ],
+)
+def test_the_flops_of_a_step_are_those_of_the_program(process, options, forwards, tangents):
+    config, made = configure(process), processes.make(Diffusion(process=process, **options))
+    assert made.passes == (forwards, tangents)
+    work = 4 * flops.train_flops(config, **made.passes._asdict())  # 8 examples, multiply-adds
+    logits = config.depth * config.num_tokens**2 * config.hidden_size
+    repeated = 8 * logits * (1 + tangents)  # in the backward pass and in the rule of the jvp
+    assert multiply_adds("none", process, **options) == pytest.approx(work + repeated, rel=2e-3)
