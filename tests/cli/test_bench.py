@@ -3,9 +3,11 @@ import json
 import jax
 import pytest
 
+from configs import digits_meanflow, pixels
 from dit_jax import settings as settings_lib
 from dit_jax.cli import bench
 from dit_jax.runs import bench as work
+from dit_jax.runs import build
 
 SMALL = ("--config=configs/digits.py:Pi/4", "--config.train.batch_size=8", "--repeats=3")
 
@@ -24,6 +26,21 @@ def test_every_figure_is_printed_and_written(call, tmp_path, what):
     assert figures["model_tflops_per_second"] > 0 and figures["compile_seconds"] > 0
     assert "mfu" not in figures  # the peak of a CPU is unknown
     assert 0.1 < figures["peak_memory_gb"] < 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config, variant", [(digits_meanflow, "Pi/4"), (pixels, "Pi/7")])
+def test_other_objectives_and_models_are_measured(call, tmp_path, config, variant):
+    flags = (f"--config={config.__file__}:{variant}", "--config.train.batch_size=8", "--repeats=2")
+    for what in ("train", "sample"):
+        out = tmp_path / f"{what}.json"
+        with jax.numpy_dtype_promotion("standard"):
+            code, _, errors = call(bench, what, *flags, f"--out={out}")
+        assert code == 0, errors
+    figures = json.loads((tmp_path / "train.json").read_text())
+    flops = build.parts(build.read(config.get_config(variant))).train_flops
+    rate = figures["model_tflops_per_second"] / figures["images_per_second"]  # TFLOP of an image
+    assert rate == pytest.approx(flops / 1e12)
 
 
 def test_loading_is_measured_on_one_core(call, tmp_path):

@@ -1,5 +1,6 @@
 """MeanFlow through the commands: train, sample with one network call, refuse what it has not."""
 
+import json
 import logging
 
 import jax
@@ -9,8 +10,9 @@ import random_run
 
 import dit_jax
 from dit_jax.checkpoint import store
-from dit_jax.cli import convert, sample, train
-from dit_jax.models import dit
+from dit_jax.cli import convert, evaluate, sample, train
+from dit_jax.evals import classifier
+from dit_jax.models import dit, flops
 from dit_jax.runs import record, summary
 
 SAMPLING = {"sampler": "euler", "num_steps": "1", "cfg_scale": 1.0, "cfg_channels": 0}
@@ -64,6 +66,9 @@ def test_a_run_trains_and_samples_with_one_call(call, caplog, tmp_path):
     assert call(sample, f"{tmp_path}/run", out, "--labels=0-9")[0] == 0
     assert np.load(out)["arr_0"].shape == (10, 8, 8, 1)
     assert "an image takes 1 network call, 1 forward pass" in caplog.text
+    assert caplog.messages[-1].endswith(" s, without compilation")
+    work = flops.forward_flops(dit_jax.load(tmp_path / "run").config)
+    assert f"an image takes {work / 1e9:.4g} GFLOPs" in caplog.messages
 
 
 @pytest.mark.slow
@@ -142,6 +147,21 @@ def test_a_call_is_the_velocity_and_may_be_guided(improved):
     early = model.sample([3, 4], omega=6, omega_interval=(0.4, 0.6))
     assert not np.array_equal(plain, guided) and not np.array_equal(early, guided)
     assert model.cost(num_steps="3", omega=6) == (3, 3)
+
+
+@pytest.mark.slow
+def test_steps_and_scales_are_swept(call, improved, monkeypatch, tmp_path):
+    monkeypatch.setattr(classifier, "NUM_STEPS", (60, 60))
+    flags = ["--sweep=omega=1,6", "--sweep=num_steps=1,2,4", "--num_samples=40"]
+    code, _, errors = call(evaluate, *flags, f"--out={tmp_path}/sweep", improved)
+    assert code == 0, errors
+    results = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    one_pass = results[0]["receipt"]["model"]["gflops"]
+    for each in results:
+        cost, count = each["receipt"]["model"], int(each["options"]["num_steps"])
+        assert cost["calls"] == cost["passes"] == count
+        assert cost["sampling_gflops"] == pytest.approx(count * one_pass)
+    assert len({str(each["receipt"]["features"]) for each in results}) == 6
 
 
 def test_a_trajectory_ends_at_the_samples(checkpoint):
