@@ -165,6 +165,7 @@ def test_any_other_value_error_keeps_its_traceback(run):
         run(lambda values: samplers.run(samplers.ddpm(LEVELS), None, None))
 
 
+@pytest.mark.slow
 def test_a_field_that_a_config_removed_has_its_default(call, tmp_path, monkeypatch):
     lines = ["config = digits.get_config('Pi/4').unlock()", "del config.sampling.eta"]
     body = "\n    ".join(["def get_config():", *lines, "return config\n"])

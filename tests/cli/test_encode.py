@@ -167,6 +167,7 @@ def test_resume_after_kill_9_writes_the_same_bytes(root, tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_full_disk_prints_one_line_and_the_next_run_resumes(root, tmp_path):
     options = ("--size=16", f"--vae={root}/vae", "--examples_per_shard=5")
     command = [*COMMAND, root / "data", tmp_path / "cache", *options]

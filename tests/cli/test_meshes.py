@@ -106,14 +106,13 @@ def alone():
     "name, conditioning",
     [
         ("mixed", "adaln_zero"),
-        ("mixed", "jit"),
-        ("mixed", "mean_flow"),
         *(
             pytest.param(name, conditioning, marks=pytest.mark.slow)
             for name, conditioning in [
                 *((name, "adaln_zero") for name in ("zero1", "fsdp", "tensor")),
                 *((name, "cross_attention") for name in MESHES if name != "data"),
-                *((name, "mean_flow") for name in ("zero1", "fsdp", "tensor")),
+                *((name, "mean_flow") for name in ("zero1", "fsdp", "tensor", "mixed")),
+                ("mixed", "jit"),
             ]
         ),
     ],

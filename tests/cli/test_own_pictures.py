@@ -92,6 +92,7 @@ def test_the_classifier_of_shapes_is_right(tmp_path):
         assert (classifier.predict(outlines(part)) == label).mean() >= 0.96
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_work_in_any_folder(tmp_path):
     """From pictures to samples with two steps of training."""
     pictures.draw_shapes(tmp_path / "pictures", per_class=4)

@@ -9,6 +9,7 @@ import written_run
 from dit_jax.cli import report, runs
 
 
+@pytest.mark.slow
 def test_a_run_has_a_report_with_its_samples_and_a_row(call, reference):
     text = (reference / "report.html").read_text()
     assert "60 of 60" in text and "<b>finished</b>" in text and 'data-steps="[30, 60]"' in text

@@ -115,7 +115,8 @@ def test_scores_are_in_the_record_in_the_checkpoints_and_in_a_plot(undisturbed):
     assert kept.about["num_train"] == 1350
 
 
-@pytest.mark.parametrize("stops", [(4, 5), pytest.param((6, 8), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [(4, 5), (6, 8)])
 def test_a_stopped_run_repeats_and_loses_no_score(undisturbed, tmp_path, quick, stops):
     """Also if it stops in a step that is due, which it then scores when it is resumed."""
     for step in stops:

@@ -39,6 +39,7 @@ def test_peer_has_the_same_loss(channels):
     assert float(loss) == pytest.approx(float(terms["loss"].mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_peer_loss_decreases():
     model = dit.configure("Ti", 4, input_size=(8, 8), num_classes=5)
     options = {"batch_size": 16, "dtype": "float32", "learning_rate": 1e-3, "ema_decay": 0.99}

@@ -148,6 +148,7 @@ def test_flops_are_those_of_the_model():
     assert counted == pytest.approx(expected, rel=0.01)  # the inputs have no gradient
 
 
+@pytest.mark.slow
 def test_flops_are_near_those_of_the_compiler():
     target = plan.make_target("v5e:2x2")
     with jax.numpy_dtype_promotion("standard"):

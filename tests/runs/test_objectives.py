@@ -14,10 +14,7 @@ from dit_jax.errors import UserError
 from dit_jax.models import dit, flops
 from dit_jax.runs import build, fields, run
 
-FAST = (  # ten seconds each
-    *(("linear", "velocity"), ("mean_flow", "velocity")),
-    ("improved_mean_flow", "x0"),
-)
+FAST = (("linear", "velocity"), ("mean_flow", "velocity"))  # ten seconds each
 PAIRS = [
     pytest.param(name, each, marks=() if (name, each) in FAST else pytest.mark.slow)
     for name, kinds in diffusion_fields.PREDICTIONS.items()

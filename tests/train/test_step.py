@@ -148,6 +148,7 @@ def test_examples_do_not_depend_on_the_number_of_devices(batch):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, spread, alone)))
 
 
+@pytest.mark.slow
 def test_thirty_steps_lower_the_loss(batch):
     step, state, key = make_step()
     losses = []
