@@ -201,7 +201,7 @@ def spread(places, *, gap, low, high):
     from scipy import optimize
 
     order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
-    # Two neighbours are `gap` apart or more if place[i] - i * gap does not decrease.
+    # With i * gap taken away from place i, places that are far enough apart still rise.
     means = optimize.isotonic_regression(np.asarray(places, float)[order] - steps).x
     moved = np.maximum(np.minimum(means, high - steps[-1]), low) + steps
     result = np.empty(len(places))

@@ -254,7 +254,7 @@ def _curve(name, x, receipts, score):
 
 
 def _curves_of_runs(entries, place, score):
-    """One curve for each run of a sweep. place(entry): where an entry lies on the x axis."""
+    """One curve for each run of a sweep. place(entry): its position on the x axis."""
     groups = {}
     for entry in sorted(entries, key=place):
         groups.setdefault(entry["run"], []).append(entry)

@@ -42,19 +42,24 @@ def improved(tmp_path_factory):
     return save(tmp_path_factory.mktemp("improved"), "improved_mean_flow")
 
 
+def train_digits(call, workdir, *options):
+    """Trains a small model by configs/digits_meanflow.py; the lines of its record."""
+    config = ("--config=configs/digits_meanflow.py:Pi/4", "--config.train.decay_steps=0")
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        code, _, errors = call(train, *config, f"--workdir={workdir}", *options)
+    assert code == 0, errors
+    return record.read(workdir / "metrics.jsonl")
+
+
 def test_a_run_trains_and_samples_with_one_call(call, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     options = (
-        *("--config=configs/digits_meanflow.py:Pi/4", f"--workdir={tmp_path}/run"),
-        *("--config.run.total_steps=4", "--config.train.decay_steps=0"),
-        *("--config.train.warmup_steps=0", "--config.run.log_every=1"),
-        *("--config.train.accumulation_steps=2", "--config.run.sample_every=4"),
-        *("--config.run.checkpoint_every=2", "--config.run.keep_best=1"),
+        *("--config.run.total_steps=4", "--config.run.log_every=1"),
+        *("--config.train.warmup_steps=0", "--config.train.accumulation_steps=2"),
+        *("--config.run.sample_every=4", "--config.run.checkpoint_every=2"),
+        "--config.run.keep_best=1",
     )
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        code, _, errors = call(train, *options)
-    assert code == 0, errors
-    lines = record.read(tmp_path / "run" / "metrics.jsonl")
+    lines = train_digits(call, tmp_path / "run", *options)
     assert [each["step"] for each in lines] == [1, 2, 3, 4]
     assert all(0.9 < each["loss"] < 1 and each["mse"] > 0.1 for each in lines)
     assert f"step 4/4  mse {lines[-1]['mse']:.4f}  " in caplog.text
@@ -76,17 +81,13 @@ def test_pixel_mean_flow_by_flags(call, caplog, tmp_path):
     """The flags of configs/digits_meanflow.py, on a smaller model; one step and three."""
     caplog.set_level(logging.INFO)
     options = (
-        *("--config=configs/digits_meanflow.py:Pi/4", f"--workdir={tmp_path}/run"),
         *("--config.diffusion.process=improved_mean_flow", "--config.diffusion.prediction=x0"),
         *("--config.diffusion.kappa=0.5", "--config.model.velocity_head=true"),
         *("--config.diffusion.noise_scale=2", "--config.run.total_steps=150"),
-        *("--config.train.decay_steps=0", "--config.train.warmup_steps=10"),
-        *("--config.run.log_every=10", "--config.run.sample_every=150"),
+        *("--config.train.warmup_steps=10", "--config.run.log_every=10"),
+        "--config.run.sample_every=150",
     )
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        code, _, errors = call(train, *options)
-    assert code == 0, errors
-    mse = [each["mse"] for each in record.read(tmp_path / "run" / "metrics.jsonl")]
+    mse = [each["mse"] for each in train_digits(call, tmp_path / "run", *options)]
     assert np.mean(mse[-5:]) < 0.5 * mse[0]
     images = []
     for flags in ([], ["--omega=4"], ["--num_steps=3"]):
