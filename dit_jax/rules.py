@@ -123,10 +123,11 @@ def fit_process(settings, fields):
     conditions = CONDITIONS.get(diffusion.process, ("t", "y"))
     if is_left("model", "conditions"):
         model = dataclasses.replace(model, conditions=conditions)
-    elif model.conditions != conditions:
+    elif model.conditions not in (conditions, _without_time(conditions)):
+        also = ", with or without t," if "h" in conditions else ""
         raise UserError(
-            f"model.conditions must be {', '.join(conditions)} for process {diffusion.process}, "
-            f"got {', '.join(map(str, model.conditions))}"
+            f"model.conditions must be {', '.join(conditions)}{also} for process "
+            f"{diffusion.process}, got {', '.join(map(str, model.conditions))}"
         )
     if is_left("diffusion", "time_scale") and diffusion.process in CONDITIONS:
         diffusion = dataclasses.replace(diffusion, time_scale=1.0)
@@ -135,6 +136,11 @@ def fit_process(settings, fields):
         sampling = dataclasses.replace(sampling, cfg_interval=(0, last))
     fitted = {"model": model, "diffusion": diffusion, "sampling": sampling}
     return dataclasses.replace(settings, **fitted)
+
+
+def _without_time(conditions):
+    """All but t, for a network that knows by h how far it steps; else the conditions."""
+    return conditions[1:] if "h" in conditions else conditions
 
 
 def check_averages(train, *, usual):

@@ -40,6 +40,7 @@ class Model:
     """The architecture; `models.dit.configure` checks that the fields fit together."""
 
     size: str = "XL"
+    depth: int = rules.at_least(0, 0)
     patch_size: int = 2
     input_size: tuple = (32, 32)
     in_channels: int = 4
@@ -56,6 +57,12 @@ class Model:
     bottleneck: int = rules.at_least(0, 0)
     class_tokens: int = rules.at_least(0, 0)
     class_tokens_from: int = rules.at_least(0, 0)
+    head_depth: int = rules.at_least(0, 0)
+
+    @property
+    def name(self):
+        """Size and patch, such as "XL/2", and the number of blocks if it is given."""
+        return f"{self.size}/{self.patch_size}" + (f" of {self.depth} blocks" if self.depth else "")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Subject(NamedTuple):
     @property
     def name(self):
         """Of the repository; without one, a name that a folder can have."""
-        variant = re.sub("[^A-Za-z0-9]+", "-", describe.variant(self.model))
+        variant = re.sub("[^A-Za-z0-9]+", "-", self.model.name)
         return self.repository.partition("/")[2] or f"DiT-{variant}"
 
     @property
@@ -142,7 +142,7 @@ def _introduce(subject):
     return (
         f"# {subject.name}\n\n"
         f"A Diffusion Transformer ([Peebles & Xie 2023](https://arxiv.org/abs/2212.09748)), "
-        f"DiT-{describe.variant(model)}. It generates {what} with "
+        f"DiT-{model.name}. It generates {what} with "
         f"{words.count(model.in_channels, 'channel')} of "
         f"{words.count(model.num_classes, 'class', 'classes')}{names}."
     )

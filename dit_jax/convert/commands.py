@@ -321,7 +321,7 @@ def _write_bundle(folder, source, weights, out):
 
 
 def _write_native(temporary, state_dict, model, settings, out, **meta):
-    variant = describe.variant(model)
+    variant = model.name
     torch_dit.log_dtypes(state_dict)
     logging.info("writing %s: DiT %s, %s", out, variant, model.conditioning)
     params = torch_dit.from_official(state_dict, model)

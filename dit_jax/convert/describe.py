@@ -52,14 +52,6 @@ def describe(path, *, num_heads=0, num_classes=0):
     )
 
 
-def variant(model):
-    """Returns the name of a DiTConfig, such as "XL/2"."""
-    names = {size: name for name, size in dit.SIZES.items()}
-    fallback = f"{model.depth} blocks of {model.hidden_size}"
-    size = names.get((model.depth, model.hidden_size, model.num_heads), fallback)
-    return f"{size}/{model.patch_size}"
-
-
 def count_parameters(model):
     """Returns the number of parameters of a DiTConfig, as text."""
     return _count(lambda: dit.init(model, prng.key(0)))
@@ -70,7 +62,7 @@ def _of_data(settings):
 
 
 def _of_dit(model):
-    return {"variant": variant(model), **model.to_json(), "parameters": count_parameters(model)}
+    return {"variant": model.name, **model.to_json(), "parameters": count_parameters(model)}
 
 
 def _of_vae(config):

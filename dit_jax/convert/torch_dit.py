@@ -185,6 +185,8 @@ def check(config):
         name, value = next(iter(config.parts.items()))
         rule = f"{config._field_defaults[name]} for PyTorch, as in the paper's DiT"
         raise UserError(f"{name} must be {rule}, got {value}")
+    if config.conditioning == "in_context_zero":
+        raise UserError("conditioning must be one of the paper's for PyTorch, got in_context_zero")
 
 
 def fields(config):

@@ -107,14 +107,21 @@ def rotation_angles(grid, head_size):
     return np.pad(angles, ((0, 0), (0, head_size // 2 - angles.shape[1])))
 
 
-def rotate(x, grid):
+def rotate(x, grid, *, rotates_all=False):
     """Turns each pair of neighbours in x (N, T, K, D/K) by `rotation_angles`; in x's dtype.
 
     q and k of two tokens then have a product that depends on the difference of their positions.
-    Tokens after those of the grid have no position and are not turned.
+    Tokens after those of the grid have no position and are not turned. With rotates_all, on a grid
+    of one axis, they are: their positions are the last ones before those of the grid, -1 the last.
     """
     angles = rotation_angles(grid, x.shape[-1])
-    angles = np.pad(angles, ((0, x.shape[1] - len(angles)), (0, 0)))[None, :, None]
+    others = x.shape[1] - len(angles)
+    if rotates_all:
+        before = np.arange(-others, 0)[:, None]  # the angles of position 1 times the position
+        rates = rotation_angles((2,), x.shape[-1])[1:]
+        angles = np.concatenate([angles, before * rates])[None, :, None]
+    else:
+        angles = np.pad(angles, ((0, others), (0, 0)))[None, :, None]
     cos, sin = (jnp.asarray(wave(angles), jnp.float32) for wave in (np.cos, np.sin))
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     a, b = pairs[..., 0], pairs[..., 1]  # (N, T, K, D/K/2)
@@ -125,8 +132,9 @@ def rotate(x, grid):
 class Attention(nnx.Module):
     """Multi-head self-attention over T. attention: a name in `ATTENTIONS`.
 
-    grid: of the tokens whose q and k RoPE turns by their position; None: it turns none. qk_norm:
-    q and k of each head go through an RMSNorm first (Henry et al. 2020, arXiv:2010.04245).
+    grid, rotates_all: of the tokens whose q and k RoPE turns by their position, see `rotate`; a
+    grid of None: it turns none. qk_norm: q and k of each head go through an RMSNorm first (Henry
+    et al. 2020, arXiv:2010.04245). linear: of `Linear`, for all its linears.
 
     A call with keeps_weights also leaves softmax(q k / sqrt(D/K)) in `weights`, (N, K, T, T)
     float32.
@@ -134,12 +142,24 @@ class Attention(nnx.Module):
 
     keeps_weights = False  # set on an instance
 
-    def __init__(self, hidden_size, num_heads, *, grid=None, qk_norm=False, dtype, attention, rngs):
+    def __init__(
+        self,
+        hidden_size,
+        num_heads,
+        *,
+        grid=None,
+        rotates_all=False,
+        qk_norm=False,
+        attention,
+        dtype,
+        rngs,
+        **linear,
+    ):
         options = {"dtype": dtype, "rngs": rngs}
         self.num_heads, self.attention = num_heads, attention
-        self.grid, self.qk_norm = grid, qk_norm
-        self.qkv = JoinedLinear(hidden_size, 3, hidden_size, **options)
-        self.proj = Linear(hidden_size, hidden_size, **options)
+        self.grid, self.rotates_all, self.qk_norm = grid, rotates_all, qk_norm
+        self.qkv = JoinedLinear(hidden_size, 3, hidden_size, **linear, **options)
+        self.proj = Linear(hidden_size, hidden_size, **linear, **options)
         if qk_norm:
             self.q_norm = RMSNorm(hidden_size // num_heads, **options)
             self.k_norm = RMSNorm(hidden_size // num_heads, **options)
@@ -150,7 +170,7 @@ class Attention(nnx.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.grid:
-            q, k = rotate(q, self.grid), rotate(k, self.grid)
+            q, k = (rotate(each, self.grid, rotates_all=self.rotates_all) for each in (q, k))
         if self.keeps_weights:
             self.weights = nnx.Intermediate(jax.nn.softmax(_logits(q, k)))  # (N, K, T, T)
         x = ATTENTIONS[self.attention](q, k, v)

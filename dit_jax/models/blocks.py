@@ -1,4 +1,4 @@
-"""The four designs of a DiT block (Peebles & Xie 2023, fig. 3): how the conditions enter it.
+"""The designs of a DiT block: how the conditions enter it; four of Peebles & Xie 2023, fig. 3.
 
 Shapes: N batch, T tokens, M tokens of the conditions, D hidden size. Every block maps x (N, T, D)
 to (N, T, D). Beside x, the adaLN blocks take modulations (N, 1, chunks, D), and the others the
@@ -10,28 +10,53 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_jax.models.attention import Attention, CrossAttention
-from dit_jax.models.layers import MLPS, NORMS, Linear, modulate, zeros
+from dit_jax.models.layers import MLPS, NORMS, Linear, fan_in, modulate, zeros
 
 
 class InContextBlock(nnx.Module):
     """Attention and MLP. The conditions are tokens of x already, so c is not used."""
+
+    linears = {}  # options of the linears of both branches
 
     def __init__(self, config, *, dtype, attention, rngs):
         size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
         self.norm1 = NORMS[config.norm](size, **options)
         self.attn = Attention(
             *(size, config.num_heads),
-            grid=config.token_grid if config.position == "rope" else None,
+            grid=config.rotated_grid,
+            rotates_all=config.position == "rope_1d",
             qk_norm=config.qk_norm,
             attention=attention,
+            **self.linears,
             **options,
         )
         self.norm2 = NORMS[config.norm](size, **options)
-        self.mlp = MLPS[config.mlp](size, **options)
+        self.mlp = MLPS[config.mlp](size, **self.linears, **options)
 
     def __call__(self, x, c):
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+class InContextZeroBlock(InContextBlock):
+    """As InContextBlock without biases; each branch has a learned gate (D,), 0 at the start.
+
+    Of improved MeanFlow (Geng et al. 2025, https://arxiv.org/abs/2512.02012).
+    """
+
+    linears = {"kernel_init": fan_in(0.32), "use_bias": False}
+
+    def __init__(self, config, *, dtype, attention, rngs):
+        super().__init__(config, dtype=dtype, attention=attention, rngs=rngs)
+        self.gate_msa = nnx.Param(jnp.zeros(config.hidden_size))
+        self.gate_mlp = nnx.Param(jnp.zeros(config.hidden_size))
+
+    def __call__(self, x, c):
+        gate_msa, gate_mlp = (
+            gate[...].astype(x.dtype)[None, None] for gate in (self.gate_msa, self.gate_mlp)
+        )
+        x = x + gate_msa * self.attn(self.norm1(x))
+        return x + gate_mlp * self.mlp(self.norm2(x))
 
 
 class CrossAttentionBlock(InContextBlock):
@@ -82,6 +107,7 @@ class AdaLNZeroBlock(AdaLNBlock):
 
 BLOCKS = {
     "in_context": InContextBlock,
+    "in_context_zero": InContextZeroBlock,
     "cross_attention": CrossAttentionBlock,
     "adaln": AdaLNBlock,
     "adaln_zero": AdaLNZeroBlock,

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dit_jax.models.layers import Linear, normal
+from dit_jax.models.layers import Linear, fan_in, normal
 
 FREQUENCIES = 256  # size of the sinusoidal embedding of t
+# The tokens of each condition in the design in_context_zero, in their order: those of iMF, and t.
+TOKENS = {"y": 8, "omega": 4, "t_min": 2, "t_max": 2, "h": 4, "t": 4}
 
 
 class Condition(NamedTuple):
@@ -38,17 +40,42 @@ def of(config):
     t: the time. y: the label. Of one-step models, all in 0 .. 1 but omega: h, how far below t the
     velocity is averaged; omega, the scale of the guidance in t_min <= t <= t_max.
     """
-    label = functools.partial(LabelEmbedder, config.num_classes + config.null_label)
-    null = config.num_classes if config.null_label else None
+    has_tokens = config.conditioning == "in_context_zero"
+    kernel, row = (fan_in(1), _row(config.hidden_size)) if has_tokens else (normal, normal)
+    time = functools.partial(TimestepEmbedder, kernel_init=kernel)
+    scale = functools.partial(ScaleEmbedder, kernel_init=kernel)
+    num_labels = config.num_classes + config.null_label
     known = [
-        Condition("t", TimestepEmbedder, None),
-        Condition("h", TimestepEmbedder, None),
-        Condition("omega", ScaleEmbedder, None),
-        Condition("t_min", TimestepEmbedder, None),
-        Condition("t_max", TimestepEmbedder, None),
-        Condition("y", label, null),
+        Condition("t", time, None),
+        Condition("h", time, None),
+        Condition("omega", scale, None),
+        Condition("t_min", time, None),
+        Condition("t_max", time, None),
+        Condition(
+            "y",
+            functools.partial(LabelEmbedder, num_labels, embedding_init=row),
+            config.num_classes if config.null_label else None,
+        ),
     ]
+    if has_tokens:
+        by_name = {each.name: each for each in known}
+        known = [_with_tokens(by_name[name], count) for name, count in TOKENS.items()]
     return tuple(each for each in known if each.name in config.conditions)
+
+
+def _with_tokens(condition, count):
+    make = functools.partial(TokensEmbedder, condition.make, count)
+    return condition._replace(make=make, num_tokens=count)
+
+
+def _row(hidden_size):
+    """The initializer of learned vectors (..., D) of in_context_zero."""
+    return nnx.initializers.normal(hidden_size**-0.5)
+
+
+def count_tokens(config):
+    """How many tokens the conditions of a DiTConfig have together: M."""
+    return sum(each.num_tokens for each in of(config))
 
 
 def nulls(config, *, mixed=False):
@@ -73,8 +100,8 @@ def timestep_embedding(t):
 class TimestepEmbedder(nnx.Module):
     """An MLP of the sinusoids of t; t (N,) may be a step or any real number."""
 
-    def __init__(self, hidden_size, *, dtype, rngs):
-        options = {"kernel_init": normal, "dtype": dtype, "rngs": rngs}
+    def __init__(self, hidden_size, *, kernel_init, dtype, rngs):
+        options = {"kernel_init": kernel_init, "dtype": dtype, "rngs": rngs}
         self.fc1 = Linear(FREQUENCIES, hidden_size, **options)
         self.fc2 = Linear(hidden_size, hidden_size, **options)
 
@@ -95,10 +122,8 @@ class LabelEmbedder(nnx.Module):
     y (N,) are labels; y (N, L), with a column for each of the L vectors, are weights that mix them.
     """
 
-    def __init__(self, num_labels, hidden_size, *, dtype, rngs):
-        self.embedding_table = nnx.Embed(
-            num_labels, hidden_size, embedding_init=normal, dtype=dtype, rngs=rngs
-        )
+    def __init__(self, num_labels, hidden_size, **options):
+        self.embedding_table = nnx.Embed(num_labels, hidden_size, **options)
 
     def __call__(self, y):
         embed = self.embedding_table
@@ -108,3 +133,15 @@ class LabelEmbedder(nnx.Module):
         table = embed.embedding[...].astype(jnp.float32)
         mixed = jnp.einsum("nl,ld->nd", y, table, precision="highest")  # (N, D)
         return mixed.astype(embed.dtype)
+
+
+class TokensEmbedder(nnx.Module):
+    """The embedding of `make`, added to each of num_tokens learned vectors: (N, S, D)."""
+
+    def __init__(self, make, num_tokens, hidden_size, *, dtype, rngs):
+        self.embedder = make(hidden_size, dtype=dtype, rngs=rngs)
+        self.tokens = nnx.Param(_row(hidden_size)(rngs.params(), (num_tokens, hidden_size)))
+
+    def __call__(self, values):
+        embedding = self.embedder(values)[:, None]  # (N, 1, D)
+        return embedding + self.tokens[...].astype(embedding.dtype)[None]

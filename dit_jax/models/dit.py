@@ -6,93 +6,18 @@ statistics of LayerNorm, the softmax and the output are float32.
 """
 
 import functools
-import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dit_jax import settings
 from dit_jax.machine import prng
 from dit_jax.models import conditions, fields, layers, routing, watched
+from dit_jax.models.architecture import DiTConfig as DiTConfig
+from dit_jax.models.architecture import configure as configure
 from dit_jax.models.blocks import BLOCKS
-from dit_jax.models.fields import SIZES
+from dit_jax.models.fields import SIZES as SIZES
 from dit_jax.models.layers import DTYPES
-
-
-class DiTConfig(NamedTuple):
-    """The architecture: everything that the parameters depend on."""
-
-    input_size: tuple[int, ...]  # H, W; any number of axes
-    patch_size: int
-    in_channels: int
-    depth: int
-    hidden_size: int
-    num_heads: int
-    num_classes: int
-    null_label: bool  # whether label `num_classes` exists and means "no label"
-    learn_sigma: bool
-    conditioning: str  # a name in `BLOCKS`
-    conditions: tuple[str, ...] = ("t", "y")  # names in `conditions.of`
-    velocity_head: bool = False  # whether it gives a velocity beside the average velocity
-    norm: str = "layer"  # a name in `layers.NORMS`
-    mlp: str = "gelu"  # a name in `layers.MLPS`
-    position: str = "sincos"  # or "rope": attention also rotates by the position
-    qk_norm: bool = False  # RMSNorm of queries and keys
-    bottleneck: int = 0  # numbers of a patch before D; 0: from p*p*C to D at once
-    class_tokens: int = 0  # tokens of the label that join the others, without a position
-    class_tokens_from: int = 0  # before this block
-
-    @classmethod
-    def from_json(cls, fields):
-        """The config of an `_asdict()` that went through JSON, which has no tuples."""
-        names = ("input_size", "conditions")
-        return cls(**fields | {name: tuple(fields[name]) for name in names if name in fields})
-
-    def to_json(self):
-        """The fields without those that have their default, so that older code can read them."""
-        usual, none = self._field_defaults, object()
-        return {name: x for name, x in self._asdict().items() if x != usual.get(name, none)}
-
-    @property
-    def token_grid(self):
-        """How many tokens there are along each axis."""
-        return tuple(extent // self.patch_size for extent in self.input_size)
-
-    @property
-    def num_tokens(self):
-        return math.prod(self.token_grid)
-
-    @property
-    def patch_area(self):
-        """How many positions a patch covers: p * p on a grid of two axes."""
-        return self.patch_size ** len(self.input_size)
-
-    @property
-    def out_channels(self):
-        """Of the prediction and, if there is one, of the variance's code or the velocity head."""
-        return (1 + self.learn_sigma + self.velocity_head) * self.in_channels
-
-    @property
-    def parts(self):
-        """{field: value} of what is not as in the paper's DiT."""
-        defaults = self._field_defaults.items()
-        return {name: getattr(self, name) for name, x in defaults if getattr(self, name) != x}
-
-    @property
-    def adaptive(self):
-        """Whether the conditions enter through adaptive LayerNorm."""
-        return self.conditioning.startswith("adaln")
-
-
-def configure(size, patch_size, **more):
-    """The DiTConfig of a size in `SIZES` and other fields of a `settings.Model`, else UserError."""
-    model = settings.Model(size=size, patch_size=patch_size, **more)
-    fields.check(model)
-    given = dict(zip(("depth", "hidden_size", "num_heads"), SIZES[size], strict=True))
-    given |= {name: x for name, x in vars(model).items() if name != "size"}
-    return DiTConfig.from_json(given)
 
 
 class DiT(nnx.Module):
@@ -102,6 +27,10 @@ class DiT(nnx.Module):
     unroll: compile every block separately (slower to compile) instead of one loop over them.
     gather(tree, dtype): all-gathers the sharded arrays of a tree, by their names, and casts them.
     watch: a call returns a `watched.Watched` too.
+
+    With `velocity_head` the second half of the output's channels is a velocity. With `head_depth`
+    it has that many blocks of its own, the last ones of the stack, and a final layer of its own;
+    where only one half is used, the compiler leaves out the blocks of the other.
     """
 
     def __init__(self, config, *, dtype, attention, remat, unroll, gather, watch, rngs):
@@ -109,24 +38,31 @@ class DiT(nnx.Module):
         self.remat, self.unroll, self.gather = remat, unroll, gather
         size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
         patch = config.patch_area * config.in_channels
-        embed = layers.patch_embedder(config.bottleneck)
+        in_context_zero = config.conditioning == "in_context_zero"
+        embed = layers.patch_embedder(config.bottleneck, use_bias=in_context_zero)
         self.x_embedder = embed(config.patch_size, patch, size, **options)
         self.conditions = tuple(each.name for each in conditions.of(config))
         for each in conditions.of(config):
             setattr(self, f"{each.name}_embedder", each.make(size, **options))
 
-        @nnx.split_rngs(splits=config.depth)
+        @nnx.split_rngs(splits=config.num_blocks)
         @nnx.vmap
         def stack(rngs):
             block = BLOCKS[config.conditioning]
             return block(config, dtype=dtype, attention=attention, rngs=rngs)
 
         self.blocks = stack(rngs)
-        out_features = config.patch_area * config.out_channels
+        out_features = config.patch_area * config.head_channels
         options |= {"norm": config.norm, "adaptive": config.adaptive}
         self.final_layer = layers.FinalLayer(size, out_features, **options)
+        if config.head_depth:
+            self.velocity_layer = layers.FinalLayer(size, out_features, **options)
         if config.class_tokens:
             self.class_tokens = nnx.Param(layers.normal(rngs.params(), (config.class_tokens, size)))
+        if config.position == "learned_rope":
+            tokens = config.num_tokens
+            tokens += conditions.count_tokens(config) if config.in_context else 0
+            self.position_table = nnx.Param(layers.normal(rngs.params(), (tokens, size)))
 
     def __call__(self, x, *, blocks=None, route=None, **given):
         """x (N, H, W, C), each condition (N, ...) by name -> (N, H, W, out_channels) float32.
@@ -136,33 +72,48 @@ class DiT(nnx.Module):
         """
         config = self.config
         x = self.x_embedder(x)  # (N, T, D)
-        table = layers.position_table(config.token_grid, config.hidden_size)
-        x = x + jnp.asarray(table, x.dtype)[None]
         embeddings = [getattr(self, f"{name}_embedder")(given[name]) for name in self.conditions]
         embeddings = [e if e.ndim == 3 else e[:, None] for e in embeddings]  # each (N, S, D)
         c = jnp.concatenate(embeddings, axis=1)  # (N, M, D)
         pooled = sum(e.mean(axis=1, keepdims=True) for e in embeddings)  # (N, 1, D)
+        x, c = self.add_positions(x, c)
         joining = None
         if config.class_tokens:
             label = embeddings[self.conditions.index("y")]  # (N, 1, D)
             joining = label + self.class_tokens[...].astype(x.dtype)[None]  # (N, S, D)
 
         def run(x):
-            if config.conditioning == "in_context":
+            if config.in_context:
                 x = jnp.concatenate([x, c], axis=1)  # (N, T+M, D)
-            x, seen = self.run_blocks(x, c, pooled, joining, route)
-            return x[:, : config.num_tokens], seen  # (N, T, D)
+            ends, seen = self.run_blocks(x, c, pooled, joining, route)
+            return [end[:, : config.num_tokens] for end in ends], seen  # each (N, T, D)
 
-        x, seen = (blocks(lambda x: run(x)[0], x), None) if blocks else run(x)
-        x = self.final_layer(x, pooled)  # (N, T, p*p*out_channels)
-        x = layers.unpatchify(x, config.patch_size, config.input_size).astype(jnp.float32)
-        return (x, seen) if self.watch else x
+        ends, seen = ([blocks(lambda x: run(x)[0][0], x)], None) if blocks else run(x)
+        heads = (
+            (self.final_layer, self.velocity_layer) if config.head_depth else (self.final_layer,)
+        )
+        patches = [head(end, pooled) for head, end in zip(heads, ends, strict=True)]
+        out = [layers.unpatchify(x, config.patch_size, config.input_size) for x in patches]
+        out = jnp.concatenate(out, axis=-1).astype(jnp.float32)
+        return (out, seen) if self.watch else out
+
+    def add_positions(self, x, c):
+        """Tokens x (N, T, D) and c (N, M, D) of the conditions, with their vectors of the table."""
+        config = self.config
+        if config.position == "rope_1d":
+            return x, c
+        if config.position == "learned_rope":
+            table = self.position_table[...].astype(x.dtype)[None]
+            c = c + table[:, config.num_tokens :] if config.in_context else c
+            return x + table[:, : config.num_tokens], c
+        table = layers.position_table(config.token_grid, config.hidden_size)
+        return x + jnp.asarray(table, x.dtype)[None], c
 
     def run_blocks(self, x, c, pooled, joining, route):
-        """x (N, T, D), c (N, M, D), pooled (N, 1, D) -> (N, T+S, D), in a loop over the blocks.
+        """x (N, T, D), c (N, M, D), pooled (N, 1, D) -> [(N, T+S, D) of each head], in loops.
 
         joining: tokens (N, S, D) that join x before a later block, or None. The second result is
-        the `Watched` of the blocks, None without `watch`.
+        the `Watched` of the blocks of the first head, None without `watch`.
         """
         graphdef, params = nnx.split(self.blocks)
         params = nnx.to_pure_dict(params)  # each (L, ...)
@@ -185,12 +136,15 @@ class DiT(nnx.Module):
             return x
 
         if route is not None:
-            x = route[0].run(scan, x, route[1])
+            ends = [route[0].run(scan, x, route[1])]
         elif joining is not None:
-            x = routing.join(scan, x, joining, first=self.config.class_tokens_from)
+            ends = [routing.join(scan, x, joining, first=self.config.class_tokens_from)]
+        elif self.config.head_depth:
+            ends = routing.branch(scan, x, self.config)
+            seen.pop()
         else:
-            x = scan(x)
-        return x, watched.join(seen, x) if self.watch else None
+            ends = [scan(x)]
+        return ends, watched.join(seen, ends[0]) if self.watch else None
 
     def modulations(self, params, pooled):
         """pooled (N, 1, D) -> the modulations of all blocks, (L, N, 1, chunks, D).

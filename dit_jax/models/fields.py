@@ -18,14 +18,15 @@ SIZES = {
     "G": (40, 1664, 16),
 }
 CONDITIONS = ("t", "h", "omega", "t_min", "t_max", "y")  # as `conditions.of`
-DESIGNS = ("in_context", "cross_attention", "adaln", "adaln_zero")  # as `blocks.BLOCKS`
+# As `blocks.BLOCKS`.
+DESIGNS = ("in_context", "in_context_zero", "cross_attention", "adaln", "adaln_zero")
 PARTS = {  # of a block, as `layers.NORMS`, `layers.MLPS` and `attention.Attention`
     "norm": ("layer", "rms"),
     "mlp": ("gelu", "swiglu"),
-    "position": ("sincos", "rope"),
+    "position": ("sincos", "rope", "learned_rope", "rope_1d"),
 }
 LEAST = {"in_channels": 1, "num_classes": 1}
-LEAST |= {"bottleneck": 0, "class_tokens": 0, "class_tokens_from": 0}
+LEAST |= {"bottleneck": 0, "class_tokens": 0, "class_tokens_from": 0, "depth": 0, "head_depth": 0}
 ARITHMETIC = {  # as `layers.DTYPES`, `attention.ATTENTIONS` and `layers.REMAT_POLICIES`
     "dtype": ("float32", "bfloat16"),
     "attention": ("xla", "cudnn"),
@@ -63,21 +64,43 @@ def check(model):
         if (value := getattr(model, name)) < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
     _check_parts(model)
+    _check_head(model)
+
+
+def shape(model):
+    """(depth, hidden size, heads) of a `settings.Model`."""
+    depth, *others = SIZES[model.size]
+    return model.depth or depth, *others
+
+
+def _check_head(model):
+    """UserError if a velocity head cannot have blocks of its own."""
+    depth, _, _ = shape(model)
+    for when, is_wrong in (
+        ("without velocity_head", not model.velocity_head),
+        ("with class_tokens", model.class_tokens),
+    ):
+        if model.head_depth and is_wrong:
+            raise UserError(f"head_depth must be 0 {when}, got {model.head_depth}")
+    if model.head_depth >= depth:
+        raise UserError(f"head_depth must be below the {depth} blocks, got {model.head_depth}")
 
 
 def _check_parts(model):
     """UserError if a part has nothing to work on."""
-    depth, hidden_size, num_heads = SIZES[model.size]
+    depth, hidden_size, num_heads = shape(model)
     first, axes = model.class_tokens_from, len(model.input_size)
     if first and not model.class_tokens:
         raise UserError(f"class_tokens_from must be 0 without class_tokens, got {first}")
     if first >= depth:
         raise UserError(f"class_tokens_from must be below the {depth} blocks, got {first}")
-    if model.position == "rope" and hidden_size // num_heads < 2 * axes:
+    if model.position in ("rope", "learned_rope") and hidden_size // num_heads < 2 * axes:
         raise UserError(
             f"position must be sincos for {axes} axes and heads of {hidden_size // num_heads}, "
-            "too few to rotate, got rope"
+            f"too few to rotate, got {model.position}"
         )
+    if model.position == "rope_1d" and model.class_tokens:
+        raise UserError(f"class_tokens must be 0 with rope_1d, got {model.class_tokens}")
 
 
 def _is_size(size):

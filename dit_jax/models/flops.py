@@ -4,12 +4,12 @@ Only matrix products count, as in table 4 of the paper, whose "Gflops" are multi
 FLOPs are twice that, and a forward and backward pass costs three forward passes.
 """
 
-from dit_jax.models import conditions
+from dit_jax.models.conditions import FREQUENCIES, count_tokens
 from dit_jax.models.fields import mlp_width
 
 
 def multiply_adds(config):
-    """Multiply-adds of one forward pass of one example."""
+    """Multiply-adds of one forward pass of one example; with `head_depth`, of one head."""
     return forecast_multiply_adds(config) + _over_blocks(config, _block)
 
 
@@ -28,11 +28,22 @@ def forecast_multiply_adds(config):
     numbers = len(set(config.conditions) - {"y"})  # a label is looked up
     embedders = (
         config.num_tokens * embed_patch  # x
-        + numbers * (conditions.FREQUENCIES * size + size**2)  # t and others like it
+        + numbers * (FREQUENCIES * size + size**2)  # t and others like it
     )
-    final = config.num_tokens * size * config.patch_area * config.out_channels
-    final += 2 * size**2 if config.adaptive else 0
-    return embedders + final
+    return embedders + _final_layer(config)
+
+
+def second_head_multiply_adds(config):
+    """Multiply-adds of the blocks and the final layer that a velocity head has for itself."""
+    if not config.head_depth:
+        return 0
+    return config.head_depth * _block(config, config.num_tokens) + _final_layer(config)
+
+
+def _final_layer(config):
+    size = config.hidden_size
+    linear = config.num_tokens * size * config.patch_area * config.head_channels
+    return linear + (2 * size**2 if config.adaptive else 0)
 
 
 def _over_blocks(config, count):
@@ -43,14 +54,15 @@ def _over_blocks(config, count):
 
 
 def _block(config, tokens):
-    size, extra = config.hidden_size, _condition_tokens(config)
+    size, extra = config.hidden_size, count_tokens(config)
     attention = _attention(config, tokens)
-    if config.conditioning == "in_context":
+    if config.in_context:
         tokens += extra
     matrices = {"gelu": 2, "swiglu": 3}[config.mlp]
     mlp = matrices * tokens * size * mlp_width(config.mlp, size)
     condition = {
         "in_context": 0,
+        "in_context_zero": 0,
         "cross_attention": (2 * tokens + 2 * extra) * size**2,
         "adaln": 4 * size**2,
         "adaln_zero": 6 * size**2,
@@ -60,15 +72,11 @@ def _block(config, tokens):
 
 def _attention(config, tokens):
     """Multiply-adds of the products of queries, keys, weights and values."""
-    size, extra = config.hidden_size, _condition_tokens(config)
-    if config.conditioning == "in_context":
+    size, extra = config.hidden_size, count_tokens(config)
+    if config.in_context:
         tokens += extra
     crossed = tokens * extra if config.conditioning == "cross_attention" else 0
     return 2 * (tokens**2 + crossed) * size
-
-
-def _condition_tokens(config):
-    return sum(each.num_tokens for each in conditions.of(config))  # M
 
 
 def forward_flops(config):
@@ -85,7 +93,7 @@ def train_flops(config, routing=None, *, forwards=0, tangents=0):
     """FLOPs of one example in a training step, without what rematerialisation repeats.
 
     routing: a `models.routing.Routing` of tokens that skip blocks, or None. forwards, tangents: of
-    `diffusion.process.Passes`, beside a forward and backward pass.
+    `diffusion.process.Passes`, beside a forward and backward pass; these need one head only.
     """
     saved = 0
     if routing is not None:
@@ -93,4 +101,5 @@ def train_flops(config, routing=None, *, forwards=0, tangents=0):
         saved = _block(config, config.num_tokens) - _block(config, kept)
         saved *= routing.last - routing.first + 1
     once = forward_flops(config) - 2 * saved
-    return (3 + forwards) * once + tangents * 2 * tangent_multiply_adds(config)
+    both = once + 2 * second_head_multiply_adds(config)
+    return 3 * both + forwards * once + tangents * 2 * tangent_multiply_adds(config)

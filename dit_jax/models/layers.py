@@ -38,6 +38,11 @@ zeros = nnx.initializers.zeros
 normal = nnx.initializers.normal(0.02)
 
 
+def fan_in(scale):
+    """An initializer: normal numbers with the standard deviation scale / sqrt(inputs)."""
+    return nnx.initializers.variance_scaling(scale**2, "fan_in", "normal")
+
+
 def position_table(grid, hidden_size):
     """Fixed sinusoids, [sin, cos] for each axis of the grid of tokens, the last axis first.
 
@@ -131,10 +136,11 @@ class JoinedLinear(nnx.LinearGeneral):
     that tensor parallelism over F never divides a head.
     """
 
-    def __init__(self, hidden_size, count, out_features, *, dtype, rngs):
-        super().__init__(
-            hidden_size, (count, out_features), kernel_init=xavier, dtype=dtype, rngs=rngs
-        )
+    def __init__(
+        self, hidden_size, count, out_features, *, kernel_init=xavier, use_bias=True, dtype, rngs
+    ):
+        options = {"kernel_init": kernel_init, "use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        super().__init__(hidden_size, (count, out_features), **options)
 
     def __call__(self, x):
         joined = super().__call__(x)  # (..., count, F)
@@ -154,30 +160,34 @@ class PatchEmbedder(nnx.Module):
 
 
 class BottleneckEmbedder(nnx.Module):
-    """A linear map of each patch through `bottleneck` numbers, as JiT embeds its large patches."""
+    """A linear map of each patch through `bottleneck` numbers, as JiT embeds its large patches.
 
-    def __init__(self, patch_size, patch_features, hidden_size, *, bottleneck, dtype, rngs):
-        options = {"dtype": dtype, "rngs": rngs}
+    use_bias: of the first map; JiT's has none.
+    """
+
+    def __init__(self, patch_size, patch_features, hidden_size, *, bottleneck, use_bias, **options):
         self.patch_size = patch_size
-        self.proj1 = Linear(patch_features, bottleneck, use_bias=False, **options)
+        self.proj1 = Linear(patch_features, bottleneck, use_bias=use_bias, **options)
         self.proj2 = Linear(bottleneck, hidden_size, **options)
 
     def __call__(self, x):
         return self.proj2(self.proj1(patchify(x, self.patch_size)))  # (N, T, D)
 
 
-def patch_embedder(bottleneck):
+def patch_embedder(bottleneck, *, use_bias=False):
     """The class of an embedder through so many numbers, or without a bottleneck if it is 0."""
     if not bottleneck:
         return PatchEmbedder
-    return functools.partial(BottleneckEmbedder, bottleneck=bottleneck)
+    return functools.partial(BottleneckEmbedder, bottleneck=bottleneck, use_bias=use_bias)
 
 
 class Mlp(nnx.Module):
-    def __init__(self, hidden_size, *, dtype, rngs):
+    """fc2(gelu(fc1(x))). options: of both linears."""
+
+    def __init__(self, hidden_size, **options):
         width = mlp_width("gelu", hidden_size)
-        self.fc1 = Linear(hidden_size, width, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(width, hidden_size, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(hidden_size, width, **options)
+        self.fc2 = Linear(width, hidden_size, **options)
 
     def __call__(self, x):
         return self.fc2(nnx.gelu(self.fc1(x), approximate=True))  # (N, T, D)
@@ -186,17 +196,17 @@ class Mlp(nnx.Module):
 class SwiGLU(nnx.Module):
     """fc2(silu(a) b) with a and b of fc1 (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
-    def __init__(self, hidden_size, *, dtype, rngs):
+    def __init__(self, hidden_size, **options):
         width = mlp_width("swiglu", hidden_size)
-        self.fc1 = JoinedLinear(hidden_size, 2, width, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(width, hidden_size, dtype=dtype, rngs=rngs)
+        self.fc1 = JoinedLinear(hidden_size, 2, width, **options)
+        self.fc2 = Linear(width, hidden_size, **options)
 
     def __call__(self, x):
         gate, value = self.fc1(x)  # each (N, T, F)
         return self.fc2(nnx.silu(gate) * value)  # (N, T, D)
 
 
-MLPS = {"gelu": Mlp, "swiglu": SwiGLU}  # each: mlp(hidden_size, dtype=, rngs=)(x)
+MLPS = {"gelu": Mlp, "swiglu": SwiGLU}  # each: mlp(hidden_size, **options of Linear)(x)
 
 
 class FinalLayer(nnx.Module):

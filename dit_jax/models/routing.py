@@ -1,6 +1,6 @@
-"""Which tokens pass which blocks: tokens that join late, and training on fewer tokens.
+"""Which tokens pass which blocks: tokens that join late, two heads, training on fewer tokens.
 
-The latter is TREAD, Krause et al. 2025 (https://arxiv.org/abs/2501.04765). In each example and
+The last is TREAD, Krause et al. 2025 (https://arxiv.org/abs/2501.04765). In each example and
 step, random tokens go around the blocks first .. last and join the others behind them. The loss is
 of all tokens, and nothing is added to the model, so that sampling needs no change. Shapes: N batch,
 T tokens, K tokens that are kept, M tokens of the conditions, S tokens that join, D hidden size.
@@ -49,6 +49,17 @@ def join(blocks, x, tokens, *, first):
     """
     x = jnp.concatenate([blocks(x, 0, first) if first else x, tokens], axis=1)
     return blocks(x, first, None)
+
+
+def branch(blocks, x, config):
+    """x (N, T, D) after the blocks of each of two heads, [(N, T, D), (N, T, D)].
+
+    The stack holds the blocks that both share, then `head_depth` of each. blocks: as in
+    `Routing.run`.
+    """
+    shared = config.depth - config.head_depth
+    x = blocks(x, 0, shared)
+    return [blocks(x, shared, config.depth), blocks(x, config.depth, None)]
 
 
 def make(config, share, blocks):

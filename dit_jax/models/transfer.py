@@ -15,7 +15,10 @@ from dit_jax.errors import UserError
 from dit_jax.machine import words
 
 SIZE = ("depth", "hidden_size", "num_heads")
-PARTS = ("norm", "mlp", "position", "qk_norm", "bottleneck", "class_tokens", "class_tokens_from")
+PARTS = (
+    *("norm", "mlp", "position", "qk_norm", "bottleneck", "class_tokens", "class_tokens_from"),
+    "head_depth",
+)
 
 
 def check(source, target):
@@ -26,6 +29,13 @@ def check(source, target):
     for name in ("conditioning", "in_channels", *PARTS):
         old, new = getattr(source, name), getattr(target, name)
         if old != new:
+            raise UserError(f"model.{name} must be {old} as in init_from, got {new}")
+    for name, of, is_learned in (  # what the learned tokens and the learned table depend on
+        ("conditions", "conditions", target.conditioning == "in_context_zero"),
+        ("input_size", "token_grid", target.position == "learned_rope"),
+    ):
+        if is_learned and getattr(source, of) != getattr(target, of):
+            old, new = getattr(source, name), getattr(target, name)
             raise UserError(f"model.{name} must be {old} as in init_from, got {new}")
     axes = len(source.input_size)
     if axes != len(target.input_size):
@@ -43,26 +53,31 @@ def adapt(params, source, target, rows):
 
     rows: for each class of the target the class of the source whose embedding it takes, or None.
     """
-    final, embedder = params["final_layer"], params["x_embedder"]
     first = "proj1" if source.bottleneck else "proj"
     left = {f"{name}_embedder" for name in source.conditions if name not in target.conditions}
     new = [name for name in target.conditions if name not in source.conditions]
     kept = {name: each for name, each in params.items() if name not in left}
-    kept |= {f"{name}_embedder": _new_embedder(params["t_embedder"]) for name in new}
-    return kept | {
-        "x_embedder": embedder | {first: _embed_patches(embedder[first], source, target)},
-        "y_embedder": {
-            "embedding_table": _label_table(
-                params["y_embedder"]["embedding_table"], source, target, rows
-            )
-        },
-        "final_layer": final | {"linear": _predict_patches(final["linear"], source, target)},
-    }
+    like = params.get("t_embedder", params.get("h_embedder"))
+    kept |= {f"{name}_embedder": _new_embedder(like) for name in new}
+    embedder = params["x_embedder"]
+    kept["x_embedder"] = embedder | {first: _embed_patches(embedder[first], source, target)}
+    kept["y_embedder"] = _label_embedder(params["y_embedder"], source, target, rows)
+    for name in ("final_layer", "velocity_layer"):
+        if name in kept:
+            linear = _predict_patches(kept[name]["linear"], source, target)
+            kept[name] = kept[name] | {"linear": linear}
+    return kept
 
 
 def _new_embedder(embedder):
-    """The embedder of a new condition: a copy of the time's, whose output is 0."""
+    """The embedder of a new condition: a copy of that of t or h, whose output is 0."""
     return embedder | {"fc2": jax.tree.map(jnp.zeros_like, embedder["fc2"])}
+
+
+def _label_embedder(embedder, source, target, rows):
+    if "tokens" in embedder:
+        return embedder | {"embedder": _label_embedder(embedder["embedder"], source, target, rows)}
+    return {"embedding_table": _label_table(embedder["embedding_table"], source, target, rows)}
 
 
 def _label_table(table, source, target, rows):
@@ -92,9 +107,9 @@ def _embed_patches(linear, source, target):
 
 
 def _predict_patches(linear, source, target):
-    """The final linear layer: its patches are resized, a new second half starts at 0."""
+    """The linear map of a final layer: its patches are resized, a new second half starts at 0."""
     p, q, rank = source.patch_size, target.patch_size, len(source.input_size)
-    matrix, channels = resize_matrix(p, q), target.out_channels
+    matrix, channels = resize_matrix(p, q), target.head_channels
     second = [(config.learn_sigma, config.velocity_head) for config in (source, target)]
     kept = channels if second[0] == second[1] else source.in_channels
 

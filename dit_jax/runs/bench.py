@@ -41,7 +41,7 @@ def measure(settings, what, *, repeats, warmup, peer):
         seconds, first = time_in_turn(runs, repeats, warmup)
     figures = {
         "what": what,
-        "model": f"{settings.model.size}/{settings.model.patch_size} {settings.model.conditioning}",
+        "model": f"{settings.model.name} {settings.model.conditioning}",
         "input_size": list(settings.model.input_size),
         "dtype": settings.compute.dtype,
         "batch_size": settings.train.batch_size,

@@ -22,7 +22,7 @@ def describe(settings, parts, params, num_examples):
     model, batch_size = parts.model, settings.train.batch_size
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     mesh = ", ".join(f"{name} {size}" for name, size in parts.mesh.shape.items())
-    name = f"{settings.model.size}/{model.patch_size}"
+    name = settings.model.name
     work = batch_size * parts.train_flops
     total_steps = settings.run.total_steps
     lines = [

@@ -17,7 +17,7 @@ def plan_one(settings, target):
     figures = plan.make(parts.jit_step(), args, target, model_flops=work)
     mesh = dict(parts.mesh.shape)
     choice = {
-        "model": f"{settings.model.size}/{settings.model.patch_size} {settings.model.conditioning}",
+        "model": f"{settings.model.name} {settings.model.conditioning}",
         "input_size": list(settings.model.input_size),
         "batch_size": settings.train.batch_size,
         "mesh": mesh,

@@ -80,7 +80,7 @@ class Summary(NamedTuple):
             return "?"
         model = self.settings.model
         design = "" if model.conditioning == "adaln_zero" else f" {model.conditioning}"
-        return f"{model.size}/{model.patch_size}{design}"
+        return f"{model.name}{design}"
 
     @property
     def data(self):

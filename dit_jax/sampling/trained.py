@@ -316,10 +316,7 @@ class LoadedDiT:
     @property
     def name(self):
         """Size and patch, such as "XL/2"."""
-        config = self.config
-        shape = (config.depth, config.hidden_size, config.num_heads)
-        names = {size: name for name, size in dit.SIZES.items()}
-        return f"{names.get(shape, 'of its own size')}/{config.patch_size}"
+        return self.config.name
 
     def __repr__(self):
         design = self.config.conditioning
