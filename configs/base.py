@@ -14,18 +14,23 @@ def get_config():
 
     config.model = ConfigDict()  # the architecture: everything that the parameters depend on
     config.model.size = "XL"  # Pi, Na, Ti, XS (for tiny images), S, B, M, L, XL, H or G
+    config.model.depth = 0  # so many blocks; 0: those of the size
     config.model.patch_size = 2
     config.model.input_size = (32, 32)  # H, W of a latent: 256 / 8; any number of axes
     config.model.in_channels = 4
     config.model.num_classes = 1000
     config.model.null_label = True  # needed for class dropout and for guidance
     config.model.learn_sigma = placeholder(bool)  # learn the variance too; None: of ddpm
-    config.model.conditioning = "adaln_zero"  # in_context, cross_attention, adaln or adaln_zero
+    # in_context, cross_attention, adaln or adaln_zero; or in_context_zero, of improved MeanFlow
+    config.model.conditioning = "adaln_zero"
     config.model.conditions = placeholder(tuple)  # what the network is given; None: by the process
     config.model.velocity_head = False  # of improved_mean_flow: a second output, the velocity
+    config.model.head_depth = 0  # so many of the last blocks are there twice, once for each output
     config.model.norm = "layer"  # of the blocks and of the end: layer, or rms, with weights
     config.model.mlp = "gelu"  # or swiglu: gated, with as many multiply-adds
-    config.model.position = "sincos"  # or rope: attention also rotates by the position
+    # sincos: a fixed table; rope: attention also rotates by the position; learned_rope: with a
+    # learned table; rope_1d: only rotates, by the place in the sequence of all tokens
+    config.model.position = "sincos"
     config.model.qk_norm = False  # RMSNorm of queries and keys in self-attention
     config.model.bottleneck = 0  # numbers of a patch before D; 0: from p*p*C to D in one linear
     config.model.class_tokens = 0  # tokens of the label that join the others on their way
@@ -62,6 +67,7 @@ def get_config():
     )
     config.diffusion.weight_gamma = 0.0  # of that weight; 0: 5, for p2 1
     config.diffusion.same_times = 0.75  # of mean flows: share of examples that learn the velocity
+    config.diffusion.uniform_times = 0.0  # of mean flows: share of examples with uniform times
     config.diffusion.adaptive_power = 1.0  # of mean flows: divides the squared error by its power
     config.diffusion.adaptive_eps = 0.01  # added to that divisor
     config.diffusion.omega = 1.0  # of mean_flow: guidance inside training, with the scale

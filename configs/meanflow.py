@@ -11,14 +11,8 @@ after 240 epochs and 19.15 after 80, and 48.16 and 61.09 without guidance, which
 authors chose another omega and kappa. A training step takes 2.03 times the multiply-adds of flow
 matching, and 1.38 times without guidance.
 
-Improved MeanFlow (Geng et al. 2025, https://arxiv.org/abs/2512.02012) takes the scale of guidance
-as a condition; its authors' XL/2 has FID-50K 1.72 with one call:
-
-    dit-train configs/meanflow.py:B/2 runs/imf --config.diffusion.process=improved_mean_flow \
-        --config.diffusion.same_times=0.5
-    dit-sample runs/imf grid.png --vae=runs/vae --labels=207 --omega=8 --omega_interval=0.4,0.65
-
-Their network has other blocks and is not given the time; this one is the DiT of this config.
+Improved MeanFlow, which takes the scale of guidance as a condition, has a config of its own:
+configs/meanflow_improved.py.
 """
 
 from configs import base

@@ -103,6 +103,7 @@ class Diffusion:
     weight: str = rules.one_of(WEIGHTS, "constant")
     weight_gamma: float = rules.at_least(0, 0.0)
     same_times: float = rules.share(0.75)
+    uniform_times: float = rules.share(0.0)
     adaptive_power: float = rules.at_least(0, 1.0)
     adaptive_eps: float = rules.above(0, 0.01)
     omega: float = rules.above(0, 1.0)

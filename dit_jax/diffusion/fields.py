@@ -20,7 +20,7 @@ UNUSED = {  # {field: (another field, its values with which the first has no eff
     "weight_gamma": ("weight", ("constant", "velocity"), 0.0),
 }
 ONLY_OF = {  # {field: the processes that have it}; the others keep its default
-    **dict.fromkeys(("same_times", "adaptive_power", "adaptive_eps"), MEAN_FLOWS),
+    **dict.fromkeys(("same_times", "adaptive_power", "adaptive_eps", "uniform_times"), MEAN_FLOWS),
     **dict.fromkeys(("omega", "kappa", "omega_interval"), ("mean_flow",)),
     **dict.fromkeys(("omega_max", "omega_decay"), ("improved_mean_flow",)),
 }

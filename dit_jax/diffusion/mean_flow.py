@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from dit_jax.diffusion import flow, losses, times
 from dit_jax.diffusion.process import Passes
 
+UNIFORM = 2  # of a key's stream for uniform times; `split` takes 0 and 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AverageVelocity(flow.Flow):
@@ -28,18 +30,27 @@ class AverageVelocity(flow.Flow):
     A loss takes as its t the dict of `draw_time`. same_times: the share of examples with r = t,
     which learn v. The squared error s of an example, summed, has the weight 1 / (s +
     adaptive_eps)^adaptive_power: for the power 1 all losses are about 1, and "mse" says more.
+    uniform_times: the share of examples whose two times are uniform, not of `draw`.
     """
 
     path: str = "linear"
     time_scale: float = 1.0
     least_steps: ClassVar[int] = 1
     same_times: float = 0.75
+    uniform_times: float = 0.0
     adaptive_power: float = 1.0
     adaptive_eps: float = 0.01
 
     def draw_time(self, key, shape):
         """{"t", "r"}, each (N,)."""
         one, two = (times.draw(self.draw, each, shape) for each in jax.random.split(key))
+        if self.uniform_times:
+            key = jax.random.fold_in(key, UNIFORM)
+            chance, *uniform = jax.random.uniform(key, (3, *shape), jnp.float32)
+            is_uniform = chance < self.uniform_times
+            one, two = (
+                jnp.where(is_uniform, *pair) for pair in zip(uniform, (one, two), strict=True)
+            )
         return self.pair(one, two)
 
     def pair(self, one, two):

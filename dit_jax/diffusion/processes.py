@@ -25,7 +25,7 @@ def make(diffusion):
 def _mean_flow(diffusion, draw):
     kind = mean_flow.MeanFlow
     names = ("prediction", "noise_scale", "time_scale", "reverse_time")
-    names += ("same_times", "adaptive_power", "adaptive_eps")
+    names += ("same_times", "uniform_times", "adaptive_power", "adaptive_eps")
     if diffusion.process == "improved_mean_flow":
         kind, names = mean_flow.ImprovedMeanFlow, (*names, "omega_max", "omega_decay")
     else:
