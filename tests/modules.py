@@ -1,6 +1,7 @@
 """NumPy references for the layers of a DiT, in float64, and the arithmetic of a program."""
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -9,6 +10,25 @@ from flax import nnx
 
 def normal(seed, shape):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+DOT = re.compile(  # result, left operand and its contracted axes, in the text of a CPU's program
+    r"= \w+\[([\d,]*)\]\S* dot\(%?([\w.-]+),.*lhs_contracting_dims=\{([\d,]*)\}"
+)
+
+
+def count_compiled_products(text):
+    """Multiply-adds of the products in a compiled program without loops, from its text."""
+    shapes = {x[1]: _numbers(x[2]) for x in re.finditer(r"%?([\w.-]+) = \w+\[([\d,]*)\]", text)}
+    total = 0
+    for out, left, contracted in DOT.findall(text):
+        shape = shapes[left]
+        total += math.prod(_numbers(out)) * math.prod(shape[axis] for axis in _numbers(contracted))
+    return total
+
+
+def _numbers(text):
+    return [int(number) for number in text.split(",") if number]
 
 
 def apply_linear(linear, x):

@@ -100,7 +100,7 @@ def timestep_embedding(t):
 class TimestepEmbedder(nnx.Module):
     """An MLP of the sinusoids of t; t (N,) may be a step or any real number."""
 
-    def __init__(self, hidden_size, *, kernel_init, dtype, rngs):
+    def __init__(self, hidden_size, *, kernel_init=normal, dtype, rngs):
         options = {"kernel_init": kernel_init, "dtype": dtype, "rngs": rngs}
         self.fc1 = Linear(FREQUENCIES, hidden_size, **options)
         self.fc2 = Linear(hidden_size, hidden_size, **options)

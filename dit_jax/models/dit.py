@@ -79,7 +79,7 @@ class DiT(nnx.Module):
         x, c = self.add_positions(x, c)
         joining = None
         if config.class_tokens:
-            label = embeddings[self.conditions.index("y")]  # (N, 1, D)
+            label = embeddings[self.conditions.index("y")].mean(axis=1, keepdims=True)  # (N, 1, D)
             joining = label + self.class_tokens[...].astype(x.dtype)[None]  # (N, S, D)
 
         def run(x):

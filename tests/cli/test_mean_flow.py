@@ -76,6 +76,29 @@ def test_a_run_trains_and_samples_with_one_call(call, caplog, tmp_path):
     assert f"an image takes {work / 1e9:.4g} GFLOPs" in caplog.messages
 
 
+def test_the_authors_network_of_improved_mean_flow(call, caplog, tmp_path):
+    """Blocks that exist twice; sampling costs one head, and training counts both."""
+    caplog.set_level(logging.INFO)
+    options = (
+        *("--config.diffusion.process=improved_mean_flow", "--config.diffusion.kappa=0.5"),
+        *("--config.model.conditioning=in_context_zero", "--config.model.position=rope_1d"),
+        *("--config.model.conditions=('h','omega','t_min','t_max','y')", "--config.model.norm=rms"),
+        *("--config.model.mlp=swiglu", "--config.model.qk_norm=true", "--config.model.depth=3"),
+        *("--config.model.velocity_head=true", "--config.model.head_depth=1"),
+        *("--config.train.optimizer=muon", "--config.train.warmup_steps=0"),
+        *("--config.run.total_steps=3", "--config.run.log_every=1", "--config.run.num_samples=4"),
+    )
+    lines = train_digits(call, tmp_path / "run", *options)
+    assert all(np.isfinite(each["loss"]) for each in lines)
+    config = dit_jax.load(tmp_path / "run").config
+    gates = dit_jax.load(tmp_path / "run", weights="params").params["blocks"]["gate_msa"]
+    assert len(gates) == config.num_blocks == 4
+    assert all(np.abs(each).max() > 0 for each in gates)  # all blocks are trained
+    assert call(sample, f"{tmp_path}/run", tmp_path / "x.npz", "--labels=0-9", "--omega=4")[0] == 0
+    work = flops.forward_flops(config)
+    assert f"an image takes {work / 1e9:.4g} GFLOPs" in caplog.messages
+
+
 @pytest.mark.slow
 def test_pixel_mean_flow_by_flags(call, caplog, tmp_path):
     """The flags of configs/digits_meanflow.py, on a smaller model; one step and three."""

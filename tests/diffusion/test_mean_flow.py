@@ -1,5 +1,7 @@
 """MeanFlow on data with known velocities, its draws, and the shape of its derivatives."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,19 @@ def test_times_are_ordered_and_equal_on_the_first_rows(make):
     logits = np.log(r[1000:] / (1 - r[1000:])), np.log(t[1000:] / (1 - t[1000:]))
     both = np.concatenate(logits)
     np.testing.assert_allclose([both.mean(), both.std()], [-0.4, 1], atol=0.06)  # 4 sigma
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_share_of_the_times_is_uniform_and_the_others_are_as_before(make):
+    process = make(draw=DRAW, same_times=0.0)
+    before = process.draw_time(jax.random.key(1), (4000,))
+    process = dataclasses.replace(process, uniform_times=0.25)
+    drawn = process.draw_time(jax.random.key(1), (4000,))
+    is_other = np.asarray(drawn["t"] != before["t"])
+    assert is_other.mean() == pytest.approx(0.25, abs=0.03)  # 4 sigma
+    assert (is_other == np.asarray(drawn["r"] != before["r"])).all()
+    t, r = np.sort(drawn["t"][is_other]), np.asarray(drawn["r"][is_other])
+    assert (t.mean(), r.mean()) == pytest.approx((2 / 3, 1 / 3), abs=0.03)
 
 
 def test_scales_and_intervals_are_drawn_in_their_ranges():

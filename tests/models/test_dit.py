@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dit_jax.errors import UserError
-from dit_jax.models import dit, layers
+from dit_jax.models import dit, fields, layers
 
 CONDITIONINGS = ("in_context", "cross_attention", "adaln", "adaln_zero")
 SMALL = {"input_size": (8, 8), "num_classes": 5}
@@ -333,7 +333,7 @@ def test_only_adaln_zero_is_born_as_the_identity(conditioning):
         ({"size": "XXL"}, "size must be one of Pi, Na, Ti, XS, S, B, M, L, XL, H, G, got 'XXL'"),
         (
             {"conditioning": "film"},
-            f"conditioning must be one of {', '.join(CONDITIONINGS)}, got 'film'",
+            f"conditioning must be one of {', '.join(fields.DESIGNS)}, got 'film'",
         ),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
         ({"input_size": (32, 30)}, r"divisible by patch_size 4, got \(32, 30\)"),

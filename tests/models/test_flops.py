@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import pytest
 from modules import count_products
 
-from dit_jax.models import dit, flops
+from dit_jax.models import dit, fields, flops
 
-CONDITIONINGS = ("in_context", "cross_attention", "adaln", "adaln_zero")
+CONDITIONINGS = fields.DESIGNS
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,10 @@ def test_the_names_of_the_parts_are_those_of_their_tables():
     [
         ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
         ({"mlp": "relu"}, "mlp must be one of gelu, swiglu, got 'relu'"),
-        ({"position": "learned"}, "position must be one of sincos, rope, got 'learned'"),
+        (
+            {"position": "learned"},
+            "position must be one of sincos, rope, learned_rope, rope_1d, got 'learned'",
+        ),
         ({"bottleneck": -1}, "bottleneck must be at least 0, got -1"),
         ({"class_tokens": -1}, "class_tokens must be at least 0, got -1"),
         ({"class_tokens_from": 2}, "class_tokens_from must be 0 without class_tokens, got 2"),
