@@ -1,11 +1,14 @@
 """Caches with a model of tokens that counts how often its blocks are really run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dit_jax.diffusion import caches, ddpm, guidance, process, samplers, schedules, solvers
+from dit_jax.models import dit, flops
 
 PROCESS = ddpm.DDPM(schedules.linear())
 LEVELS = PROCESS.levels("12")
@@ -153,3 +156,31 @@ def test_a_cache_holds_what_is_forecast_only():
     assert {each.dtype for each in memory.values()} == {jnp.dtype("bfloat16")}
     rough, exact = sample(cache, GUIDED, model=model), sample(cache, GUIDED)
     np.testing.assert_allclose(rough, exact, atol=0.05 * np.abs(exact).max())  # bf16 has 8 bits
+
+
+@pytest.mark.slow
+def test_what_the_compiler_counts_for_xl2():
+    """A forecast call runs no block: its FLOPs and bytes are those of embedders and final layer."""
+    config = dit.configure("XL", 2)
+    apply = dit.make_apply(config, dtype="bfloat16", unroll=True)
+    params = jax.eval_shape(lambda: dit.init(config, jax.random.key(0)))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    residual = jax.ShapeDtypeStruct((8, config.num_tokens, config.hidden_size), jnp.bfloat16)
+    x, time, given = jnp.zeros((8, 32, 32, 4)), jnp.zeros(()), {"y": jnp.zeros(8, jnp.int32)}
+
+    def computed(params):
+        return caches.compute(functools.partial(apply, params), x, time, given)
+
+    def forecast(params, residual):
+        return caches.reuse(functools.partial(apply, params), x, time, given, residual)
+
+    counts = []
+    for run, args, work in (
+        (computed, (params,), flops.forward_flops(config)),
+        (forecast, (params, residual), flops.forecast_flops(config)),
+    ):
+        counts.append(jax.jit(run).lower(*args).compile().cost_analysis())
+        per_image = counts[-1]["flops"] / 8
+        print(f"{per_image:.4g} FLOPs for an image, {counts[-1]['bytes accessed']:.4g} bytes")
+        assert work <= per_image < 1.3 * work  # and elementwise work
+    assert counts[1]["bytes accessed"] < 0.005 * counts[0]["bytes accessed"]
