@@ -14,7 +14,7 @@ from absl import flags, logging
 from dit_jax import compat, settings
 from dit_jax.cli import arguments, interrupt
 from dit_jax.errors import UserError
-from dit_jax.machine import disk, peers
+from dit_jax.machine import allocator, disk, peers
 
 CLUSTER = ("coordinator", "num_processes", "process_id")
 PACKAGE = str(Path(__file__).parents[1])
@@ -102,13 +102,14 @@ def _run(name, values, check, main, uses_jax, **rules):
 
 
 def _prepare_jax():
-    """UserError for XLA_FLAGS that would abort the process; keeps libtpu quiet without a TPU."""
+    """UserError for XLA_FLAGS that would abort the process; keeps memory, and libtpu quiet."""
     if "jax" in sys.modules:  # a program that calls commands: it has read them already
         return
     text = os.environ.get("XLA_FLAGS")
     if text and (reason := compat.unusable_xla_flags()):
         raise UserError(f"XLA_FLAGS must be flags that this XLA knows, got {text!r}: {reason}")
     compat.quiet_libtpu()
+    allocator.keep_memory()
 
 
 def _explain_devices(reason):

@@ -69,6 +69,15 @@ def resolve_attention(name, dtype, *, forward=False):
     return name
 
 
+def resolve_product(devices=None):
+    """How linears multiply on these devices, by default jax's: a name in `models.layers.PRODUCTS`.
+
+    "flat" on CPUs, where the program is faster, and "batched" elsewhere.
+    """
+    devices = jax.devices() if devices is None else devices
+    return "flat" if devices[0].platform == "cpu" else "batched"
+
+
 def peak_memory():
     """Peak memory so far in bytes, of the fullest local device; on a CPU, of the process."""
     stats = [device.memory_stats() for device in jax.local_devices()]

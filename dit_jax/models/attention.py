@@ -151,16 +151,14 @@ class Attention(nnx.Module):
         rotates_all=False,
         qk_norm=False,
         attention,
-        dtype,
-        rngs,
         **linear,
     ):
-        options = {"dtype": dtype, "rngs": rngs}
         self.num_heads, self.attention = num_heads, attention
         self.grid, self.rotates_all, self.qk_norm = grid, rotates_all, qk_norm
-        self.qkv = JoinedLinear(hidden_size, 3, hidden_size, **linear, **options)
-        self.proj = Linear(hidden_size, hidden_size, **linear, **options)
+        self.qkv = JoinedLinear(hidden_size, 3, hidden_size, **linear)
+        self.proj = Linear(hidden_size, hidden_size, **linear)
         if qk_norm:
+            options = {name: linear[name] for name in ("dtype", "rngs")}
             self.q_norm = RMSNorm(hidden_size // num_heads, **options)
             self.k_norm = RMSNorm(hidden_size // num_heads, **options)
 
@@ -180,11 +178,11 @@ class Attention(nnx.Module):
 class CrossAttention(nnx.Module):
     """Multi-head attention from T tokens to the S tokens of the conditions."""
 
-    def __init__(self, hidden_size, num_heads, *, dtype, rngs):
+    def __init__(self, hidden_size, num_heads, **linear):
         self.num_heads = num_heads
-        self.q = Linear(hidden_size, hidden_size, dtype=dtype, rngs=rngs)
-        self.kv = JoinedLinear(hidden_size, 2, hidden_size, dtype=dtype, rngs=rngs)
-        self.proj = Linear(hidden_size, hidden_size, dtype=dtype, rngs=rngs)
+        self.q = Linear(hidden_size, hidden_size, **linear)
+        self.kv = JoinedLinear(hidden_size, 2, hidden_size, **linear)
+        self.proj = Linear(hidden_size, hidden_size, **linear)
 
     def __call__(self, x, c):
         n, t, d = x.shape

@@ -1,7 +1,7 @@
 """The designs of a DiT block: how the conditions enter it; four of Peebles & Xie 2023, fig. 3.
 
 Shapes: N batch, T tokens, M tokens of the conditions, D hidden size. Every block maps x (N, T, D)
-to (N, T, D). Beside x, the adaLN blocks take modulations (N, 1, chunks, D), and the others the
+to (N, T, D). product: a name in `PRODUCTS`. Beside x, the adaLN blocks take modulations (N, 1, chunks, D), and the others the
 embeddings of the conditions (N, M, D). A block is made of parts, which a DiTConfig names: a norm of
 `NORMS` before each branch, self-attention with or without RoPE and qk_norm, and an MLP of `MLPS`.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_jax.models.attention import Attention, CrossAttention
-from dit_jax.models.layers import MLPS, NORMS, Linear, fan_in, modulate, zeros
+from dit_jax.models.layers import MLPS, NORMS, PRODUCTS, Linear, fan_in, modulate, zeros
 
 
 class InContextBlock(nnx.Module):
@@ -18,8 +18,9 @@ class InContextBlock(nnx.Module):
 
     linears = {}  # options of the linears of both branches
 
-    def __init__(self, config, *, dtype, attention, rngs):
+    def __init__(self, config, *, dtype, attention, product, rngs):
         size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
+        linears = self.linears | {"dot_general": PRODUCTS[product]}
         self.norm1 = NORMS[config.norm](size, **options)
         self.attn = Attention(
             *(size, config.num_heads),
@@ -27,11 +28,11 @@ class InContextBlock(nnx.Module):
             rotates_all=config.position == "rope_1d",
             qk_norm=config.qk_norm,
             attention=attention,
-            **self.linears,
+            **linears,
             **options,
         )
         self.norm2 = NORMS[config.norm](size, **options)
-        self.mlp = MLPS[config.mlp](size, **self.linears, **options)
+        self.mlp = MLPS[config.mlp](size, **linears, **options)
 
     def __call__(self, x, c):
         x = x + self.attn(self.norm1(x))
@@ -46,8 +47,8 @@ class InContextZeroBlock(InContextBlock):
 
     linears = {"kernel_init": fan_in(0.32), "use_bias": False}
 
-    def __init__(self, config, *, dtype, attention, rngs):
-        super().__init__(config, dtype=dtype, attention=attention, rngs=rngs)
+    def __init__(self, config, **options):
+        super().__init__(config, **options)
         self.gate_msa = nnx.Param(jnp.zeros(config.hidden_size))
         self.gate_mlp = nnx.Param(jnp.zeros(config.hidden_size))
 
@@ -62,10 +63,11 @@ class InContextZeroBlock(InContextBlock):
 class CrossAttentionBlock(InContextBlock):
     """Attention, cross-attention to the conditions c (N, M, D), and MLP."""
 
-    def __init__(self, config, *, dtype, attention, rngs):
-        super().__init__(config, dtype=dtype, attention=attention, rngs=rngs)
+    def __init__(self, config, *, dtype, product, rngs, **more):
+        super().__init__(config, dtype=dtype, product=product, rngs=rngs, **more)
         size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
         self.norm_cross = NORMS[config.norm](size, **options)
+        options["dot_general"] = PRODUCTS[product]
         self.cross_attn = CrossAttention(size, config.num_heads, **options)
 
     def __call__(self, x, c):
@@ -79,8 +81,8 @@ class AdaLNBlock(InContextBlock):
 
     chunks = 4
 
-    def __init__(self, config, *, dtype, attention, rngs):
-        super().__init__(config, dtype=dtype, attention=attention, rngs=rngs)
+    def __init__(self, config, *, dtype, rngs, **more):
+        super().__init__(config, dtype=dtype, rngs=rngs, **more)
         size = config.hidden_size
         self.adaLN_modulation = Linear(  # applied by the DiT, for all its blocks at once
             size, self.chunks * size, kernel_init=zeros, dtype=dtype, rngs=rngs

@@ -23,7 +23,8 @@ from dit_jax.models.layers import DTYPES
 class DiT(nnx.Module):
     """x and the conditions by name -> the prediction and the code of the reverse step's variance.
 
-    dtype: of the arithmetic. attention: a name in `ATTENTIONS`. remat: one of `REMAT_POLICIES`.
+    dtype: of the arithmetic. attention: a name in `ATTENTIONS`. product: a name in `PRODUCTS`.
+    remat: one of `REMAT_POLICIES`.
     unroll: compile every block separately (slower to compile) instead of one loop over them.
     gather(tree, dtype): all-gathers the sharded arrays of a tree, by their names, and casts them.
     watch: a call returns a `watched.Watched` too.
@@ -33,7 +34,7 @@ class DiT(nnx.Module):
     where only one half is used, the compiler leaves out the blocks of the other.
     """
 
-    def __init__(self, config, *, dtype, attention, remat, unroll, gather, watch, rngs):
+    def __init__(self, config, *, dtype, attention, product, remat, unroll, gather, watch, rngs):
         self.config, self.dtype, self.watch = config, dtype, watch
         self.remat, self.unroll, self.gather = remat, unroll, gather
         size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
@@ -49,7 +50,7 @@ class DiT(nnx.Module):
         @nnx.vmap
         def stack(rngs):
             block = BLOCKS[config.conditioning]
-            return block(config, dtype=dtype, attention=attention, rngs=rngs)
+            return block(config, dtype=dtype, attention=attention, product=product, rngs=rngs)
 
         self.blocks = stack(rngs)
         out_features = config.patch_area * config.head_channels
@@ -166,8 +167,9 @@ def init(config, key):
 
     The parameters of the blocks are stacked on a leading axis of layers.
     """
-    options = {"dtype": jnp.float32, "attention": "xla", "remat": "none", "rngs": nnx.Rngs(key)}
-    model = DiT(config, unroll=False, gather=lambda tree, dtype: tree, watch=False, **options)
+    options = {"dtype": jnp.float32, "attention": "xla", "product": "batched", "remat": "none"}
+    options |= {"unroll": False, "watch": False, "rngs": nnx.Rngs(key)}
+    model = DiT(config, gather=lambda tree, dtype: tree, **options)
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
@@ -176,6 +178,7 @@ def make_apply(
     *,
     dtype="float32",
     attention="xla",
+    product="batched",
     remat="none",
     unroll=False,
     gather=None,
@@ -192,8 +195,9 @@ def make_apply(
         fields.check_forward(attention)
         attention = "xla_jvp"
     gather = gather or (lambda tree, dtype: tree)
-    options = {"attention": attention, "remat": remat, "unroll": unroll, "watch": watch}
-    make = functools.partial(DiT, config, dtype=DTYPES[dtype], gather=gather, **options)
+    options = {"attention": attention, "product": product, "remat": remat, "unroll": unroll}
+    options |= {"dtype": DTYPES[dtype], "gather": gather, "watch": watch}
+    make = functools.partial(DiT, config, **options)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(prng.key(0)))))
 
     def apply(params, x, **given):

@@ -95,6 +95,7 @@ def parts(settings, devices=None):
         options["forward"] = forward = diffusion_fields.is_mean_flow(settings.diffusion)
         attention = compute.attention
         attention = devices_lib.resolve_attention(attention, compute.dtype, forward=forward)
+        options["product"] = devices_lib.resolve_product(mesh.devices.ravel())
         apply = dit.make_apply(model, **vars(compute) | {"attention": attention}, **options)
     with of_topic("diffusion"):
         process = processes.make(settings.diffusion)

@@ -47,6 +47,7 @@ def load(path, *, step=None, weights="ema", attention="auto", vae=None, vae_dtyp
     )
     compute = dataclasses.asdict(settings.compute)
     compute["attention"] = devices.resolve_attention(attention, settings.compute.dtype)
+    compute["product"] = devices.resolve_product()
     apply = dit.make_apply(config, **compute)
     return LoadedDiT(
         *(config, params, apply, settings, mesh),
