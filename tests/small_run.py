@@ -26,7 +26,7 @@ SMALL = (
     f"--config.run.total_steps={LAST}",
     "--config.run.log_every=1",
     f"--config.run.checkpoint_every={EVERY}",
-    "--config.run.sample_every=30",
+    f"--config.run.sample_every={LAST}",
     "--config.run.num_samples=10",
 )
 SHORT_LAST = 24

@@ -6,6 +6,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 BLOCK = 2**16  # words at a time, so that they fit the cache of a core
+SMALL = 2**20  # values, which the host sums up in less time than a program for them compiles
 
 
 def of_tree(tree):
@@ -14,12 +15,19 @@ def of_tree(tree):
     A digest is two sums modulo 2^32 of the leaf's words, each word times an odd number made from
     its index: a change of one bit always changes both.
     """
-    digests = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        # One leaf at a time: leaves of one shape share a program, only one is on a device, and
-        # CPU processes with several sums in flight would deadlock.
-        digests[keystr(path)] = "".join(f"{word:08x}" for word in np.asarray(_sums(x)))
-    return digests
+    # One leaf at a time: leaves of one shape share a program, only one is on a device, and CPU
+    # processes with several sums in flight would deadlock.
+    return {keystr(path): _of_leaf(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _of_leaf(x):
+    if x.size <= SMALL and (isinstance(x, np.ndarray) or len(x.sharding.device_set) == 1):
+        return of_array(np.asarray(x))
+    return _show(np.asarray(_sums(x)))
+
+
+def _show(sums):
+    return "".join(f"{word:08x}" for word in sums)
 
 
 def of_array(x):
@@ -31,7 +39,7 @@ def of_array(x):
         mixed = (index ^ (index >> 15)) * np.uint32(0x9E3779B1)
         factors = 2 * index + 1, mixed | np.uint32(1)
         sums += [(block * factor).sum(dtype=np.uint32) for factor in factors]
-    return "".join(f"{word:08x}" for word in sums)
+    return _show(sums)
 
 
 @jax.jit

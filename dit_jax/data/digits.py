@@ -1,5 +1,8 @@
 """The digits of scikit-learn: 1,797 scanned 8x8 digits in 10 classes, in a fixed random split."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from dit_jax.data.arrays import Arrays
@@ -14,14 +17,16 @@ def load(classes=()):
     classes: digits, which become the labels 0, 1, ... in this order; (): all of them. The split is
     random because the last digits of the file come from other writers than the first.
     """
-    from sklearn import datasets  # here, since it takes a second and only this data set needs it
-
-    pixels, label = datasets.load_digits(return_X_y=True)  # (1797, 64) in 0 .. 16
+    # sklearn.datasets.load_digits reads the same file, but it takes a second to import sklearn.
+    package = Path(importlib.util.find_spec("sklearn").origin).parent
+    rows = np.loadtxt(package / "datasets/data/digits.csv.gz", delimiter=",")
+    pixels, label = np.split(rows, [64], axis=1)  # (1797, 64) in 0 .. 16, (1797, 1)
     image = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    label = label[:, 0].astype(np.int32)
     order = np.random.default_rng(0).permutation(len(label))
     parts = np.split(order, [NUM_TRAIN])
     names = tuple(str(digit) for digit in range(NUM_CLASSES))
-    splits = (Arrays(image[part], label[part].astype(np.int32), names) for part in parts)
+    splits = (Arrays(image[part], label[part], names) for part in parts)
     return tuple(_select(split, classes) if classes else split for split in splits)
 
 

@@ -33,10 +33,9 @@ def create(init, optimizer, given, mesh, *, shard_optimizer, num_averages=0):
 
     init(given) -> params; given is a key, or the parameters of another run.
     """
-    options = {"shard_optimizer": shard_optimizer, "num_averages": num_averages}
-    templates = abstract(init, optimizer, given, mesh, **options)
     make = _maker(init, optimizer, num_averages)
-    return jax.jit(make, out_shardings=shardings(templates))(given)
+    templates = _templates(make, given, mesh, shard_optimizer)
+    return jax.jit(make, out_shardings=shardings(templates))(given)  # jax has traced make above
 
 
 def abstract(init, optimizer, given, mesh, *, shard_optimizer, num_averages=0):
@@ -44,7 +43,11 @@ def abstract(init, optimizer, given, mesh, *, shard_optimizer, num_averages=0):
 
     shard_optimizer: the averages and the optimizer's state are sharded over `data` too (ZeRO-1).
     """
-    shapes = jax.eval_shape(_maker(init, optimizer, num_averages), given)
+    return _templates(_maker(init, optimizer, num_averages), given, mesh, shard_optimizer)
+
+
+def _templates(make, given, mesh, shard_optimizer):
+    shapes = jax.eval_shape(make, given)
     divided = sharding.of_params(shapes, mesh, over_data=shard_optimizer)
     return sharding.abstract(
         shapes, divided._replace(params=sharding.of_params(shapes.params, mesh))

@@ -82,9 +82,10 @@ def make_gradients(loss_fn, accumulation_steps):
             return jax.tree.map(jnp.add, total, (grads, metrics)), None
 
         micro_batches = jax.tree.map(split, examples)
-        shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], micro_batches))
-        (_, metrics), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, (grads, metrics), micro_batches)
+        first = jax.tree.map(lambda x: x[0], micro_batches)
+        _, metrics = jax.eval_shape(loss_fn, params, first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, metrics))
+        total, _ = jax.lax.scan(add, zeros, micro_batches)
         return jax.tree.map(lambda x: x / accumulation_steps, total)
 
     return gradients

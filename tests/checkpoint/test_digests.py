@@ -32,9 +32,19 @@ def test_every_flipped_bit_changes_both_halves_of_the_digest(dtype, word):
 
 @pytest.mark.parametrize("shape", [(), (3,), (digests.BLOCK + 5,), (2, 300, 500)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
-def test_the_host_and_the_devices_have_the_same_digest(shape, dtype):
+def test_the_host_and_the_devices_have_the_same_digest(shape, dtype, monkeypatch):
     x = jax.random.uniform(jax.random.key(0), shape, maxval=200).astype(dtype)
-    assert digests.of_tree({"x": x})["['x']"] == digests.of_array(np.asarray(x))
+    on_host = digests.of_tree({"x": x})
+    monkeypatch.setattr(digests, "SMALL", -1)
+    monkeypatch.setattr(digests, "of_array", None)  # which the devices do not need
+    assert digests.of_tree({"x": x}) == on_host
+
+
+def test_a_large_array_is_summed_up_on_its_device(monkeypatch):
+    x = np.arange(digests.SMALL + 1, dtype=np.int32)
+    expected = digests.of_array(x)
+    monkeypatch.setattr(digests, "of_array", None)
+    assert digests.of_tree({"x": x}) == {"['x']": expected}
 
 
 def test_swapped_values_change_the_digest():

@@ -27,5 +27,5 @@ def refuse(call):
 def reference(tmp_path_factory):
     """The directory of a small run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("runs") / "reference"
-    small_run.finish(small_run.start(workdir))
+    small_run.finish(small_run.start(workdir, "--config.run.sample_every=30"))
     return workdir

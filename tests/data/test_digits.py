@@ -1,4 +1,5 @@
 import numpy as np
+from sklearn import datasets
 
 from dit_jax.data import digits
 
@@ -12,6 +13,15 @@ def test_split_is_disjoint_complete_and_fixed():
     assert len(np.unique(pixels, axis=0)) == 1797
     again, _ = digits.load()
     np.testing.assert_array_equal(again.image, train.image)
+
+
+def test_images_and_labels_are_those_of_scikit_learn():
+    pixels, label = datasets.load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(label))
+    parts = digits.load()
+    image = np.concatenate([part.image for part in parts]).reshape(1797, 64)
+    np.testing.assert_array_equal(image, np.rint(pixels[order] * (255 / 16)))
+    np.testing.assert_array_equal(np.concatenate([p.label for p in parts]), label[order])
 
 
 def test_both_parts_have_every_class():

@@ -18,6 +18,17 @@ def test_a_new_state_is_on_all_devices_and_its_ema_equals_the_parameters():
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(state))
 
 
+def test_a_new_state_is_traced_once():
+    traced, mesh = [], sharding.make_mesh()
+
+    def counted(key):
+        traced.append(key)
+        return init(key)
+
+    states.create(counted, optax.sgd(0.1), jax.random.key(0), mesh, shard_optimizer=False)
+    assert len(traced) == 1
+
+
 def test_the_abstract_state_has_the_shapes_and_shardings_of_a_real_one():
     mesh, optimizer, key = sharding.make_mesh(), optax.sgd(0.1, momentum=0.9), jax.random.key(0)
     real, abstract = (
