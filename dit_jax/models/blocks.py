@@ -1,9 +1,10 @@
 """The designs of a DiT block: how the conditions enter it; four of Peebles & Xie 2023, fig. 3.
 
 Shapes: N batch, T tokens, M tokens of the conditions, D hidden size. Every block maps x (N, T, D)
-to (N, T, D). product: a name in `PRODUCTS`. Beside x, the adaLN blocks take modulations (N, 1, chunks, D), and the others the
+to (N, T, D). Beside x, the adaLN blocks take modulations (N, 1, chunks, D), and the others the
 embeddings of the conditions (N, M, D). A block is made of parts, which a DiTConfig names: a norm of
 `NORMS` before each branch, self-attention with or without RoPE and qk_norm, and an MLP of `MLPS`.
+product: a name in `PRODUCTS`, for the linears of both branches.
 """
 
 import jax.numpy as jnp

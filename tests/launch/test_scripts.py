@@ -20,6 +20,10 @@ SETTINGS_OF = {
     "environment.sh": ["EXTRAS", "PYTHON"],
     "fashion.sh": ["DATA", "WORKDIR", "PYTHON"],
     "fashion_data.sh": ["DATA"],
+    "gpu_check.sh": [
+        *("WORKDIR", "SECONDS_LIMIT", "MODEL", "DTYPE", "CHECKS", "CHECK_MODEL", "CASES"),
+        *("XLA_TRIED", "REPEATS", "PYTHON"),
+    ],
     "objectives.sh": [
         *("DATA_SET", "DATA", "WORKDIR", "OBJECTIVES", "SEEDS", "STEPS", "EVERY", "SAMPLES"),
         *("SAMPLERS", "NUM_STEPS", "PYTHON"),
@@ -105,6 +109,7 @@ def test_help_prints_the_settings_and_does_nothing_else(clone, environment, tmp_
         ("scaling.sh", "scaling.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
         ("objectives.sh", "objectives.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
         ("pixels.sh", "pixels.sh: takes flags --config.TOPIC.FIELD=VALUE, got 'runs'"),
+        ("gpu_check.sh", "gpu_check.sh: takes no arguments, got 'runs'"),
         ("study.sh", "study.sh: is for other scripts, which source it: see --help"),
         ("fashion_data.sh", "fashion_data.sh: takes no arguments, got 'runs'"),
         ("tpu.sh", "tpu.sh: the command must be one of create, setup, "),
