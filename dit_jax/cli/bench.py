@@ -5,6 +5,7 @@ r"""Measures how fast this machine trains, samples or loads a config.
         --config.data.vae=runs/vae
     dit-bench sample configs/digits.py bench.json
     dit-bench train configs/imagenet256.py:S/2 --peer
+    dit-bench train configs/imagenet256.py:S/2 --sweep --batch_sizes=64,128,256
 
 CONFIG and OUT can also be given as --config and --out.
 train times whole steps and sample times the sampling of one batch, both on random data, and waits
@@ -12,9 +13,14 @@ for each. data times reading, decoding, cropping and flipping one batch on one c
 the arithmetic of the model, without what rematerialisation repeats; MFU is their share of the
 devices' bfloat16 peak. --peer runs the same work in PyTorch, eager and compiled, in turn with ours;
 it needs the extra [convert].
+--sweep times train.batch_size (half, once and twice the config's, or --batch_sizes) with all values
+of compute.remat. It then tries the fastest case with compute.unroll and compute.attention. It ranks
+the cases and prints the best one as flags. A case that does not fit or fails is a row that says so.
+Each case is compiled once; all together take minutes.
 """
 
 import json
+import re
 import sys
 
 from absl import flags
@@ -32,12 +38,17 @@ def define(values):
     flags.DEFINE_integer("repeats", 10, "Timed steps or samplings.", lower_bound=2, **options)
     flags.DEFINE_integer("warmup", 2, "Untimed ones before.", lower_bound=1, **options)
     flags.DEFINE_boolean("peer", False, "Also run it in PyTorch, in turn.", **options)
+    text = "Rank batch sizes, remat, unroll and attention of training on this machine."
+    flags.DEFINE_boolean("sweep", False, text, **options)
+    text = "With --sweep: these instead of half, once and twice the config's."
+    flags.DEFINE_list("batch_sizes", None, text, **options)
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
 
 
 def check(values, what):
     if values.out:
         command.output_path(values.out, ".json")
+    check_sweep(values, what)
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
     if what == "data":
@@ -50,6 +61,25 @@ def check(values, what):
     run_fields.check(settings)
     if values.peer:
         check_peer(settings, what)
+
+
+def check_sweep(values, what):
+    """UserError if the flags of a sweep do not fit together."""
+    if values.sweep and what != "train":
+        raise UserError(f"sweep must be false for {what}: it ranks ways to train")
+    if values.sweep and values.peer:
+        raise UserError("peer must be false with --sweep: PyTorch has no such settings")
+    if values.batch_sizes is not None and not values.sweep:
+        raise UserError(f"batch_sizes needs --sweep, got {','.join(values.batch_sizes)}")
+    batch_sizes(values)
+
+
+def batch_sizes(values):
+    """The whole numbers of --batch_sizes, [] if there are none."""
+    texts = values.batch_sizes or []
+    if not all(re.fullmatch("[0-9]{1,9}", text) and int(text) for text in texts):
+        raise UserError(f"batch_sizes must be whole numbers above 0, got {','.join(texts)}")
+    return [int(text) for text in texts]
 
 
 def check_peer(settings, what):
@@ -65,19 +95,26 @@ def check_peer(settings, what):
 def main(values, what):
     settings = arguments.settings(values)
     out = values.out and command.output_path(values.out, ".json")
-    from dit_jax.runs import bench
+    from dit_jax.runs import bench, tuning
 
     options = {"repeats": values.repeats, "warmup": values.warmup}
-    if what == "data":
+    if values.sweep:
+        write(tuning.sweep(settings, batch_sizes(values), **options), out)
+    elif what == "data":
         show(bench.measure_data(settings, **options), out)
     else:
         show(bench.measure(settings, what, peer=values.peer, **options), out)
 
 
 def show(figures, out):
-    """Prints the figures, and writes them to the file if there is one."""
+    """Prints and writes the figures."""
     for name, value in figures.items():
         print(f"{name:32s} {value:.4g}" if isinstance(value, float) else f"{name:32s} {value}")
+    write(figures, out)
+
+
+def write(figures, out):
+    """Writes the figures to the file if there is one."""
     if out:
         disk.write_text(out, json.dumps(figures, indent=2) + "\n")
 

@@ -41,9 +41,7 @@ def measure(settings, what, *, repeats, warmup, peer):
         seconds, first = time_in_turn(runs, repeats, warmup)
     figures = {
         "what": what,
-        "model": f"{settings.model.size}/{settings.model.patch_size} {settings.model.conditioning}",
-        "input_size": list(settings.model.input_size),
-        "dtype": settings.compute.dtype,
+        **describe(settings),
         "batch_size": settings.train.batch_size,
         "devices": devices.describe(),
         "jax": jax.__version__,
@@ -54,6 +52,16 @@ def measure(settings, what, *, repeats, warmup, peer):
     for name in runs.keys() - {"dit_jax"}:
         figures |= compare(name, seconds, first[name], settings)
     return figures
+
+
+def describe(settings):
+    """The figures that name the model."""
+    model = settings.model
+    return {
+        "model": f"{model.size}/{model.patch_size} {model.conditioning}",
+        "input_size": list(model.input_size),
+        "dtype": settings.compute.dtype,
+    }
 
 
 def measure_data(settings, repeats, warmup):
@@ -83,12 +91,17 @@ def measure_data(settings, repeats, warmup):
 
 
 class Work(NamedTuple):
-    """run() does the work once and waits. work: its FLOPs. memory: bytes, before PyTorch runs."""
+    """run() does the work once and waits. work: its FLOPs.
+
+    memory: the peak in bytes, before PyTorch runs. needed: bytes of the compiled program, None if
+    they are unknown.
+    """
 
     run: Callable
     work: float
     compile_seconds: float
     memory: int
+    needed: int | None
 
 
 def prepare_train(settings):
@@ -105,7 +118,7 @@ def prepare_train(settings):
 
     work = settings.train.batch_size * parts.train_flops
     run()
-    return Work(run, work, compile_seconds, devices.peak_memory())
+    return Work(run, work, compile_seconds, devices.peak_memory(), needed_bytes(step))
 
 
 def prepare_sample(settings):
@@ -125,7 +138,7 @@ def prepare_sample(settings):
     work = generate_lib.count_flops(parts.model, parts.process, settings.sampling)
     work *= settings.train.batch_size
     run()
-    return Work(run, work, compile_seconds, devices.peak_memory())
+    return Work(run, work, compile_seconds, devices.peak_memory(), needed_bytes(generate))
 
 
 def make_peers(settings, what):
@@ -175,6 +188,12 @@ def compile_timed(jitted, *args):
     seconds = time.perf_counter() - started
     devices.check_memory(compiled)
     return compiled, seconds
+
+
+def needed_bytes(compiled):
+    """Bytes that a compiled program needs on each device, None if that is unknown."""
+    needed = devices.needed_memory(compiled)
+    return needed and sum(needed.values())
 
 
 def time_in_turn(runs, repeats, warmup):
