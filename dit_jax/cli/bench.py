@@ -11,8 +11,12 @@ CONFIG and OUT can also be given as --config and --out.
 train times whole steps and sample times the sampling of one batch, both on random data, and waits
 for each. data times reading, decoding, cropping and flipping one batch on one core. FLOP/s count
 the arithmetic of the model, without what rematerialisation repeats; MFU is their share of the
-devices' bfloat16 peak. --peer runs the same work in PyTorch, eager and compiled, in turn with ours;
-it needs the extra [convert].
+devices' bfloat16 peak.
+If the data of the config can be opened, train also reads them as a run does: data_wait is the share
+of a step's time that waits for the next batch, and loader_images_per_second the speed of the loader
+alone, on all cores.
+--peer runs the same work in PyTorch, eager and compiled, in turn with ours; it needs the extra
+[convert].
 --sweep times train.batch_size (half, once and twice the config's, or --batch_sizes) with all values
 of compute.remat. It then tries the fastest case with compute.unroll and compute.attention. It ranks
 the cases and prints the best one as flags. A case that does not fit or fails is a row that says so.

@@ -19,17 +19,29 @@ from tqdm import tqdm
 
 from dit_jax.convert import files, native, torch_dit
 from dit_jax.data import feed, loader
+from dit_jax.data import fields as data_fields
+from dit_jax.errors import UserError
 from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit
 from dit_jax.runs import build
+from dit_jax.runs import run as run_lib
 from dit_jax.sampling import generate as generate_lib
 
 
 def measure(settings, what, *, repeats, warmup, peer):
     """The figures of training ("train") or sampling ("sample") one batch of random data.
 
-    peer: also run it in PyTorch, in turn with ours.
+    peer: also run it in PyTorch, in turn with ours. Those of training also say how long a step
+    waits for the data of the settings, if they can be opened.
     """
+    figures = measure_random(settings, what, repeats=repeats, warmup=warmup, peer=peer)
+    if what == "train":
+        figures |= measure_waiting(settings, repeats=repeats, warmup=warmup)
+    return figures
+
+
+def measure_random(settings, what, *, repeats, warmup, peer):
+    """As `measure`, of random data only."""
     if peer:
         native.check_prediction(settings, "a peer in PyTorch")
         torch_dit.check(dit.configure(**vars(settings.model)))
@@ -54,6 +66,73 @@ def measure(settings, what, *, repeats, warmup, peer):
     return figures
 
 
+def measure_waiting(settings, *, repeats, warmup):
+    """How long training steps wait for the next batch of the settings' data.
+
+    data_wait: the share of their time, as in the log of a run. seconds_mean_with_data: of a step
+    with its wait. loader_images_per_second: of the loader on all cores, without training. Only
+    "data", which says why, if the data cannot be opened or are random.
+    """
+    data = settings.data
+    if data.source == "synthetic":
+        return {"data": "random: data.source is synthetic"}
+    parts, key = build.parts(settings), prng.key(settings.seed)
+    try:
+        data_fields.check_paths(data)
+        fed = open_data(settings, parts.mesh)
+    except UserError as error:
+        return {"data": f"not measured: {error}"}
+    size = settings.train.batch_size
+    batch_bytes = size * loader.example_bytes(fed.source, fed.augment)
+    batches = run_lib.make_batches(settings, parts, fed, 0)
+    state = parts.create_state(key)
+    with devices.explained_memory():
+        step, _ = compile_timed(parts.jit_step(), state, next(batches), key)
+        state, *_ = time_waiting(step, state, batches, key, warmup)
+        per_second = drain(batches, loader.num_ahead(batch_bytes), repeats)
+        _, waited, total = time_waiting(step, state, batches, key, repeats)
+    return {
+        "data": f"{data.source} {data.path}".strip(),
+        "data_wait": waited / total,
+        "seconds_mean_with_data": total / repeats,
+        "loader_images_per_second": per_second * size,
+    }
+
+
+def drain(batches, num_ahead, timed):
+    """Draws what was loaded ahead, then `timed` batches; how many of these came per second."""
+    for _ in range(num_ahead):
+        next(batches)
+    started = time.perf_counter()
+    for _ in range(timed):
+        jax.block_until_ready(next(batches))
+    return timed / (time.perf_counter() - started)
+
+
+def time_waiting(step, state, batches, key, num_steps):
+    """(state, seconds waited for batches, seconds of all) of steps that run as in `train.loop`.
+
+    The step before runs on the devices while the next batch is drawn.
+    """
+    started, waited, before = time.perf_counter(), 0.0, None
+    for _ in range(num_steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        state, metrics = step(state, batch, key)
+        jax.block_until_ready(before)
+        before = metrics
+    jax.block_until_ready(state)
+    return state, waited, time.perf_counter() - started
+
+
+def open_data(settings, mesh=None):
+    """The Feed of the settings; UserError if its data do not fit the model or a host's memory."""
+    fed = feed.make(settings, mesh)
+    loader.check_fits(fed.source, augment=fed.augment, num_rows=settings.train.batch_size)
+    return fed
+
+
 def describe(settings):
     """The figures that name the model."""
     model = settings.model
@@ -66,8 +145,7 @@ def describe(settings):
 
 def measure_data(settings, repeats, warmup):
     """The figures of the host's part of a batch, on one core."""
-    fed, size = feed.make(settings), settings.train.batch_size
-    loader.check_fits(fed.source, augment=fed.augment, num_rows=size)
+    fed, size = open_data(settings), settings.train.batch_size
     share = loader.part(
         fed.source,
         batch_size=size,
