@@ -1,10 +1,11 @@
-r"""Measures how fast this machine trains, samples or loads a config.
+r"""Measures how fast this machine trains, samples, loads, encodes or decodes a config.
 
     dit-bench train configs/imagenet256.py:XL/2
     dit-bench data configs/imagenet256.py:XL/2 --config.data.path=data/imagenet \
         --config.data.vae=runs/vae
     dit-bench sample configs/digits.py bench.json
     dit-bench train configs/imagenet256.py:S/2 --peer
+    dit-bench decode configs/imagenet256.py:S/2 --config.train.batch_size=8 --peer
     dit-bench train configs/imagenet256.py:S/2 --sweep --batch_sizes=64,128,256
 
 CONFIG and OUT can also be given as --config and --out.
@@ -15,8 +16,10 @@ devices' bfloat16 peak.
 If the data of the config can be opened, train also reads them as a run does: data_wait is the share
 of a step's time that waits for the next batch, and loader_images_per_second the speed of the loader
 alone, on all cores.
+encode and decode time the autoencoder, in data.vae_dtype, on one batch of train.batch_size random
+images or latents. It is the one at data.vae, or Stable Diffusion's with random weights.
 --peer runs the same work in PyTorch, eager and compiled, in turn with ours; it needs the extra
-[convert].
+[convert]. The autoencoder is then diffusers'.
 --sweep times train.batch_size (half, once and twice the config's, or --batch_sizes) with all values
 of compute.remat. It then tries the fastest case with compute.unroll and compute.attention. It ranks
 the cases and prints the best one as flags. A case that does not fit or fails is a row that says so.
@@ -34,6 +37,8 @@ from dit_jax.data import fields
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.sampling import fields as sampling_fields
+
+AUTOENCODER = ("encode", "decode")
 
 
 def define(values):
@@ -63,8 +68,20 @@ def check(values, what):
 
     settings = arguments.settings(values)
     run_fields.check(settings)
-    if values.peer:
+    if what in AUTOENCODER:
+        check_latents(settings, what)
+    elif values.peer:
         check_peer(settings, what)
+
+
+def check_latents(settings, what):
+    """UserError if the config has no latents that an autoencoder could make."""
+    data, size = settings.data, settings.model.input_size
+    if data.space != "latents":
+        raise UserError(f"data.space must be latents to {what}, got {data.space}")
+    if len(size) != 2:
+        raise UserError(f"model.input_size must be the height and width to {what}, got {size}")
+    fields.check_vae(data)
 
 
 def check_sweep(values, what):
@@ -99,13 +116,15 @@ def check_peer(settings, what):
 def main(values, what):
     settings = arguments.settings(values)
     out = values.out and command.output_path(values.out, ".json")
-    from dit_jax.runs import bench, tuning
+    from dit_jax.runs import bench, bench_vae, tuning
 
     options = {"repeats": values.repeats, "warmup": values.warmup}
     if values.sweep:
         write(tuning.sweep(settings, batch_sizes(values), **options), out)
     elif what == "data":
         show(bench.measure_data(settings, **options), out)
+    elif what in AUTOENCODER:
+        show(bench_vae.measure(settings, what, peer=values.peer, **options), out)
     else:
         show(bench.measure(settings, what, peer=values.peer, **options), out)
 
@@ -124,7 +143,11 @@ def write(figures, out):
 
 
 def entry():
-    options = {"required": ["config"], "takes": ["train|sample|data"], "words": ["config", "out"]}
+    options = {
+        "required": ["config"],
+        "takes": ["train|sample|data|encode|decode"],
+        "words": ["config", "out"],
+    }
     sys.exit(command.run("dit-bench", define, main, check=check, **options))
 
 

@@ -46,7 +46,7 @@ def measure_random(settings, what, *, repeats, warmup, peer):
         native.check_prediction(settings, "a peer in PyTorch")
         torch_dit.check(dit.configure(**vars(settings.model)))
         files.require("torch")
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
+        leave_memory()
     with devices.explained_memory():
         ours = (prepare_train if what == "train" else prepare_sample)(settings)
         runs = {"dit_jax": ours.run} | (make_peers(settings, what) if peer else {})
@@ -219,6 +219,11 @@ def prepare_sample(settings):
     return Work(run, work, compile_seconds, devices.peak_memory(), needed_bytes(generate))
 
 
+def leave_memory():
+    """Keeps jax from taking the memory of a GPU at once: PyTorch needs some too."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def make_peers(settings, what):
     """{name: run} of the same work in PyTorch."""
     from dit_jax.convert import torch_peer  # which imports torch
@@ -292,12 +297,17 @@ def time_in_turn(runs, repeats, warmup):
 def summarize(seconds, work, settings):
     """The figures of runs that took `seconds` each and `work` FLOPs each."""
     median = statistics.median(seconds)
+    figures = speed(seconds, settings) | {"model_tflops_per_second": work / median / 1e12}
+    peak = devices.total_peak_flops()
+    return figures | ({"mfu": work / median / peak} if peak else {})
+
+
+def speed(seconds, settings):
+    """The figures of runs of one batch that took `seconds` each."""
+    median = statistics.median(seconds)
     quartiles = statistics.quantiles(seconds, n=4)
-    figures = {
+    return {
         "images_per_second": settings.train.batch_size / median,
         "seconds_median": median,
         "seconds_quartile_range": quartiles[2] - quartiles[0],
-        "model_tflops_per_second": work / median / 1e12,
     }
-    peak = devices.total_peak_flops()
-    return figures | ({"mfu": work / median / peak} if peak else {})
