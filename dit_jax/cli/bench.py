@@ -5,6 +5,7 @@ r"""Measures how fast this machine trains, samples, loads, encodes or decodes a 
         --config.data.vae=runs/vae
     dit-bench sample configs/digits.py bench.json
     dit-bench train configs/imagenet256.py:S/2 --peer
+    dit-bench start configs/imagenet256.py:XL/2 start.json
     dit-bench decode configs/imagenet256.py:S/2 --config.train.batch_size=8 --peer
     dit-bench train configs/imagenet256.py:S/2 --sweep --batch_sizes=64,128,256
 
@@ -16,6 +17,9 @@ devices' bfloat16 peak.
 If the data of the config can be opened, train also reads them as a run does: data_wait is the share
 of a step's time that waits for the next batch, and loader_images_per_second the speed of the loader
 alone, on all cores.
+start times a new process until its first training step has ended: imports, finding the devices,
+making the state, tracing, compiling, the first step; and a second one (warm) that finds the
+programs of the first (cold) in jax's persistent compilation cache.
 encode and decode time the autoencoder, in data.vae_dtype, on one batch of train.batch_size random
 images or latents. It is the one at data.vae, or Stable Diffusion's with random weights.
 --peer runs the same work in PyTorch, eager and compiled, in turn with ours; it needs the extra
@@ -58,6 +62,8 @@ def check(values, what):
     if values.out:
         command.output_path(values.out, ".json")
     check_sweep(values, what)
+    if what == "start":
+        check_start(values)
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
     if what == "data":
@@ -72,6 +78,13 @@ def check(values, what):
         check_latents(settings, what)
     elif values.peer:
         check_peer(settings, what)
+
+
+def check_start(values):
+    """UserError for flags that a start does not have: it is measured once."""
+    given = [name for name in ("peer", "repeats", "warmup") if values[name].present]
+    if given:
+        raise UserError(f"{given[0]} must be left out for start, got {values[given[0]].value}")
 
 
 def check_latents(settings, what):
@@ -116,6 +129,11 @@ def check_peer(settings, what):
 def main(values, what):
     settings = arguments.settings(values)
     out = values.out and command.output_path(values.out, ".json")
+    if what == "start":
+        from dit_jax.runs import startup
+
+        show({"what": what} | startup.measure(settings), out)
+        return
     from dit_jax.runs import bench, bench_vae, tuning
 
     options = {"repeats": values.repeats, "warmup": values.warmup}
@@ -145,7 +163,7 @@ def write(figures, out):
 def entry():
     options = {
         "required": ["config"],
-        "takes": ["train|sample|data|encode|decode"],
+        "takes": ["train|sample|data|encode|decode|start"],
         "words": ["config", "out"],
     }
     sys.exit(command.run("dit-bench", define, main, check=check, **options))
