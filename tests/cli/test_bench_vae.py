@@ -40,7 +40,8 @@ def test_a_random_autoencoder_is_measured_where_there_is_none(call, tmp_path, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["encode", "decode"])
-def test_the_autoencoder_of_the_config_is_measured(call, tmp_path, what):
+def test_the_autoencoder_of_the_config_is_measured(call, tmp_path, monkeypatch, what):
+    monkeypatch.setattr("torch.compile", lambda apply: apply)  # compiling takes minutes
     path = tmp_path / "vae"
     init = jax.jit(vae.init, static_argnums=0)
     autoencoder.save(path, NARROW, init(NARROW, jax.random.key(0)))
