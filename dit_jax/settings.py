@@ -286,6 +286,20 @@ def flat(settings):
     return found
 
 
+def replace(settings, changes):
+    """Settings with other values: {TOPIC.FIELD: value}."""
+    for name, value in changes.items():
+        topic, field = name.split(".")
+        changed = dataclasses.replace(getattr(settings, topic), **{field: value})
+        settings = dataclasses.replace(settings, **{topic: changed})
+    return settings
+
+
+def as_flags(changes):
+    """The flags of a command that make these changes."""
+    return " ".join(f"--config.{name}={value}" for name, value in changes.items())
+
+
 def rule(name):
     """The rule that the value of TOPIC.FIELD keeps, in words; "" if its type says it."""
     topic, _, field = name.rpartition(".")

@@ -110,7 +110,7 @@ def traces(p):
         (functools.partial(generate.image_keys, count=3), np.uint32(0)),
         (p.model, jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.ones(2, int)),
         (lambda x: p.vae.encode_batch({"image": x, "label": x}), p.photos),
-        (p.vae._decode, p.vae.params, np.zeros((2, 8, 8, 1), np.float32)),
+        (p.vae.jit_decode, p.vae.params, np.zeros((2, 8, 8, 1), np.float32)),
         (digests._sums, p.posterior),
     ):
         yield jax.make_jaxpr(function)(*arguments).jaxpr

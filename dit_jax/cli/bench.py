@@ -1,20 +1,37 @@
-r"""Measures how fast this machine trains, samples or loads a config.
+r"""Measures how fast this machine trains, samples, loads, encodes or decodes a config.
 
     dit-bench train configs/imagenet256.py:XL/2
     dit-bench data configs/imagenet256.py:XL/2 --config.data.path=data/imagenet \
         --config.data.vae=runs/vae
     dit-bench sample configs/digits.py bench.json
     dit-bench train configs/imagenet256.py:S/2 --peer
+    dit-bench start configs/imagenet256.py:XL/2 start.json
+    dit-bench decode configs/imagenet256.py:S/2 --config.train.batch_size=8 --peer
+    dit-bench train configs/imagenet256.py:S/2 --sweep --batch_sizes=64,128,256
 
 CONFIG and OUT can also be given as --config and --out.
 train times whole steps and sample times the sampling of one batch, both on random data, and waits
 for each. data times reading, decoding, cropping and flipping one batch on one core. FLOP/s count
 the arithmetic of the model, without what rematerialisation repeats; MFU is their share of the
-devices' bfloat16 peak. --peer runs the same work in PyTorch, eager and compiled, in turn with ours;
-it needs the extra [convert].
+devices' bfloat16 peak.
+If the data of the config can be opened, train also reads them as a run does: data_wait is the share
+of a step's time that waits for the next batch, and loader_images_per_second the speed of the loader
+alone, on all cores.
+start times a new process until its first training step has ended: imports, finding the devices,
+making the state, tracing, compiling, the first step; and a second one (warm) that finds the
+programs of the first (cold) in jax's persistent compilation cache.
+encode and decode time the autoencoder, in data.vae_dtype, on one batch of train.batch_size random
+images or latents. It is the one at data.vae, or Stable Diffusion's with random weights.
+--peer runs the same work in PyTorch, eager and compiled, in turn with ours; it needs the extra
+[convert]. The autoencoder is then diffusers'.
+--sweep times train.batch_size (half, once and twice the config's, or --batch_sizes) with all values
+of compute.remat. It then tries the fastest case with compute.unroll and compute.attention. It ranks
+the cases and prints the best one as flags. A case that does not fit or fails is a row that says so.
+Each case is compiled once; all together take minutes.
 """
 
 import json
+import re
 import sys
 
 from absl import flags
@@ -25,6 +42,8 @@ from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.sampling import fields as sampling_fields
 
+AUTOENCODER = ("encode", "decode")
+
 
 def define(values):
     arguments.define_config(values)
@@ -32,12 +51,19 @@ def define(values):
     flags.DEFINE_integer("repeats", 10, "Timed steps or samplings.", lower_bound=2, **options)
     flags.DEFINE_integer("warmup", 2, "Untimed ones before.", lower_bound=1, **options)
     flags.DEFINE_boolean("peer", False, "Also run it in PyTorch, in turn.", **options)
+    text = "Rank batch sizes, remat, unroll and attention of training on this machine."
+    flags.DEFINE_boolean("sweep", False, text, **options)
+    text = "With --sweep: these instead of half, once and twice the config's."
+    flags.DEFINE_list("batch_sizes", None, text, **options)
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
 
 
 def check(values, what):
     if values.out:
         command.output_path(values.out, ".json")
+    check_sweep(values, what)
+    if what == "start":
+        check_start(values)
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
     if what == "data":
@@ -48,8 +74,46 @@ def check(values, what):
 
     settings = arguments.settings(values)
     run_fields.check(settings)
-    if values.peer:
+    if what in AUTOENCODER:
+        check_latents(settings, what)
+    elif values.peer:
         check_peer(settings, what)
+
+
+def check_start(values):
+    """UserError for flags that a start does not have: it is measured once."""
+    given = [name for name in ("peer", "repeats", "warmup") if values[name].present]
+    if given:
+        raise UserError(f"{given[0]} must be left out for start, got {values[given[0]].value}")
+
+
+def check_latents(settings, what):
+    """UserError if the config has no latents that an autoencoder could make."""
+    data, size = settings.data, settings.model.input_size
+    if data.space != "latents":
+        raise UserError(f"data.space must be latents to {what}, got {data.space}")
+    if len(size) != 2:
+        raise UserError(f"model.input_size must be the height and width to {what}, got {size}")
+    fields.check_vae(data)
+
+
+def check_sweep(values, what):
+    """UserError if the flags of a sweep do not fit together."""
+    if values.sweep and what != "train":
+        raise UserError(f"sweep must be false for {what}: it ranks ways to train")
+    if values.sweep and values.peer:
+        raise UserError("peer must be false with --sweep: PyTorch has no such settings")
+    if values.batch_sizes is not None and not values.sweep:
+        raise UserError(f"batch_sizes needs --sweep, got {','.join(values.batch_sizes)}")
+    batch_sizes(values)
+
+
+def batch_sizes(values):
+    """The whole numbers of --batch_sizes, [] if there are none."""
+    texts = values.batch_sizes or []
+    if not all(re.fullmatch("[0-9]{1,9}", text) and int(text) for text in texts):
+        raise UserError(f"batch_sizes must be whole numbers above 0, got {','.join(texts)}")
+    return [int(text) for text in texts]
 
 
 def check_peer(settings, what):
@@ -65,25 +129,43 @@ def check_peer(settings, what):
 def main(values, what):
     settings = arguments.settings(values)
     out = values.out and command.output_path(values.out, ".json")
-    from dit_jax.runs import bench
+    if what == "start":
+        from dit_jax.runs import startup
+
+        show({"what": what} | startup.measure(settings), out)
+        return
+    from dit_jax.runs import bench, bench_vae, tuning
 
     options = {"repeats": values.repeats, "warmup": values.warmup}
-    if what == "data":
+    if values.sweep:
+        write(tuning.sweep(settings, batch_sizes(values), **options), out)
+    elif what == "data":
         show(bench.measure_data(settings, **options), out)
+    elif what in AUTOENCODER:
+        show(bench_vae.measure(settings, what, peer=values.peer, **options), out)
     else:
         show(bench.measure(settings, what, peer=values.peer, **options), out)
 
 
 def show(figures, out):
-    """Prints the figures, and writes them to the file if there is one."""
+    """Prints and writes the figures."""
     for name, value in figures.items():
         print(f"{name:32s} {value:.4g}" if isinstance(value, float) else f"{name:32s} {value}")
+    write(figures, out)
+
+
+def write(figures, out):
+    """Writes the figures to the file if there is one."""
     if out:
         disk.write_text(out, json.dumps(figures, indent=2) + "\n")
 
 
 def entry():
-    options = {"required": ["config"], "takes": ["train|sample|data"], "words": ["config", "out"]}
+    options = {
+        "required": ["config"],
+        "takes": ["train|sample|data|encode|decode|start"],
+        "words": ["config", "out"],
+    }
     sys.exit(command.run("dit-bench", define, main, check=check, **options))
 
 

@@ -58,7 +58,9 @@ def check(values, dataset, out):
 def main(values, dataset, out):
     dataset, out = command.expand(dataset), command.expand(out)
     from dit_jax.data import encode
+    from dit_jax.machine import compiled
 
+    compiled.keep()
     return encode.run(values, dataset, out)
 
 

@@ -252,6 +252,10 @@ def folder(values):
 
 
 def main(values, *inputs):
+    if not (values.compare or values.study):
+        from dit_jax.machine import compiled  # imports jax
+
+        compiled.keep()
     if values.compare:
         print(receipt.compare({str(path): receipt.read(path) for path in inputs}))
     elif values.sweep:

@@ -212,6 +212,9 @@ def count_images(values, labels):
 
 def main(values):
     out = command.output_path(values.out)
+    from dit_jax.machine import compiled  # imports jax
+
+    compiled.keep()
     dit = dit_jax.load(
         values.checkpoint, weights=values.weights, vae=values.vae, vae_dtype=values.vae_dtype
     )

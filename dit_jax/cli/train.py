@@ -92,9 +92,11 @@ def main(values):
     settings, workdir = arguments.settings(values), disk.path(values.workdir)
     import jax
 
+    from dit_jax.machine import compiled
     from dit_jax.runs import dry_run, run
     from dit_jax.train import divergence
 
+    compiled.keep()
     if values.dry_run:
         picture = values.picture and command.expand(values.picture)
         for line in dry_run.describe(settings, workdir, values.init_from, picture):

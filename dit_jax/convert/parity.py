@@ -180,20 +180,7 @@ def _of_parts(tolerances, theirs, ours):
 def _run_diffusers(state_dict, config, x):
     """Returns [moments of x, decoded mean] of diffusers' AutoencoderKL, channels-last."""
     torch = files.require("torch")
-    models = files.require("diffusers.models")
-    levels = len(config.channels)
-    net = models.AutoencoderKL(
-        in_channels=config.in_channels,
-        out_channels=config.in_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=config.channels,
-        layers_per_block=config.num_resnets,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.num_groups,
-        use_quant_conv=config.quant_conv,
-        use_post_quant_conv=config.quant_conv,
-    )
+    net = torch_vae.build_diffusers(config)
     net.load_state_dict(to_tensors(state_dict))
     with torch.no_grad():
         posterior = net.eval().encode(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).latent_dist

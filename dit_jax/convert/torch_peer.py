@@ -1,4 +1,4 @@
-"""Training and sampling in PyTorch: the baseline that `dit-bench --peer` compares with ours.
+"""Training, sampling and an autoencoder in PyTorch: what `dit-bench --peer` compares with ours.
 
 It is tuned as PyTorch users do: scaled-dot-product attention, fused AdamW, the EMA in one foreach
 call, bfloat16 autocast on a GPU; eager or with torch.compile. The formulas repeat those of
@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import torch
 
-from dit_jax.convert import torch_dit, torch_model
+from dit_jax.convert import torch_dit, torch_model, torch_vae
 
 LOG_2 = float(np.log(2))
 
@@ -62,6 +62,43 @@ def make_sampling(model, diffusion, sampling, *, batch_size, dtype, compiled):
         with _autocast(device, dtype):
             sampler.sample(labels)
         _wait(device)
+
+    return run
+
+
+def make_autoencoder(config, what, *, size, batch_size, dtype, compiled):
+    """Returns run(): encodes or decodes ("encode", "decode") a batch, then synchronises.
+
+    config: a VAEConfig. size: (H, W) of the images. diffusers' AutoencoderKL, with float32
+    convolutions as exact as ours.
+    """
+    device = _find_device()
+    torch.backends.cudnn.allow_tf32 = False
+    net = torch_vae.build_diffusers(config).to(device, memory_format=torch.channels_last)
+    net = net.eval().requires_grad_(False)
+
+    def encode(images):
+        return net.encode(images.float() / 127.5 - 1).latent_dist.parameters
+
+    def decode(latents):
+        return ((net.decode(latents).sample.float() + 1) * 127.5).round().clamp(0, 255).byte()
+
+    apply = encode if what == "encode" else decode
+    apply = torch.compile(apply) if compiled else apply
+    height, width = size
+    if what == "encode":
+        shape = (batch_size, config.in_channels, height, width)
+        x = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    else:
+        factor = config.downsampling
+        shape = (batch_size, config.latent_channels, height // factor, width // factor)
+        x = torch.randn(shape, device=device)
+
+    def run():
+        with torch.no_grad(), _autocast(device, dtype):
+            out = apply(x)
+        _wait(device)
+        return out
 
     return run
 
@@ -124,8 +161,12 @@ def _at(table, t):
     return table[t].view(-1, 1, 1, 1)
 
 
+def _find_device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _on_device(model):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _find_device()
     return device, torch_model.DiT(**torch_dit.fields(model)).to(device)
 
 

@@ -219,6 +219,23 @@ def to_torch(params):
     return {_name(path): np.array(_to_torch(np.asarray(x)), order="C") for path, x in flat.items()}
 
 
+def build_diffusers(config):
+    """Returns diffusers' AutoencoderKL of a VAEConfig, with random weights."""
+    levels = len(config.channels)
+    return files.require("diffusers.models").AutoencoderKL(
+        in_channels=config.in_channels,
+        out_channels=config.in_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.channels,
+        layers_per_block=config.num_resnets,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.num_groups,
+        use_quant_conv=config.quant_conv,
+        use_post_quant_conv=config.quant_conv,
+    )
+
+
 def _shapes(config):
     params = jax.eval_shape(lambda: vae.init(config, prng.key(0)))
     flat = traverse_util.flatten_dict(params, sep="/")

@@ -73,7 +73,7 @@ def _of_synthetic(settings, mesh):
 
 def _of_images(settings, mesh):
     data, model = settings.data, settings.model
-    encoder = _load_vae(settings, mesh) if data.space == "latents" else None
+    encoder = load_vae(settings, mesh) if data.space == "latents" else None
     factor = encoder.config.downsampling if encoder else 1
     size = model.input_size[0] * factor
     channels = model.in_channels if encoder else 3
@@ -118,7 +118,7 @@ def _of_latents(settings, mesh):
     manifest = latents.read_manifest(source.path)
     check(manifest)
     config, digests = vae.VAEConfig.from_json(source.vae), manifest["vae_digests"]
-    decoder = _load_vae(settings, mesh) if data.vae else None
+    decoder = load_vae(settings, mesh) if data.vae else None
 
     @jax.jit
     def prepare(batch):
@@ -152,7 +152,8 @@ def _same(batch):
     return batch
 
 
-def _load_vae(settings, mesh):
+def load_vae(settings, mesh=None):
+    """The Autoencoder at data.vae; UserError if its latents do not fit the model."""
     data, model = settings.data, settings.model
     loaded = autoencoder.load(data.vae, dtype=data.vae_dtype, mesh=mesh)
     channels = loaded.config.latent_channels

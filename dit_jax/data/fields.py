@@ -33,6 +33,11 @@ def check_paths(data):
     """UserError unless there is something at data.path and a checkpoint at data.vae."""
     if data.path and not disk.exists(disk.path(data.path)):
         raise UserError(f"data.path must exist, got {data.path}")
+    check_vae(data)
+
+
+def check_vae(data):
+    """UserError if data.vae is given and has no checkpoint."""
     if data.vae:
         with of_topic("data"):
             steps.locate(data.vae, name="vae")

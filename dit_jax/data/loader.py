@@ -37,10 +37,17 @@ def batches(source, *, batch_size, seed, start, sharding, augment=None):
 
 
 def _read_options(batch_bytes):
+    ahead = num_ahead(batch_bytes)
+    return grain.ReadOptions(num_threads=min(_threads(), ahead), prefetch_buffer_size=ahead)
+
+
+def _threads():
+    return max(2, os.cpu_count() or 1)
+
+
+def num_ahead(batch_bytes):
     """How many batches to load ahead: two per core, but at most a quarter of the host's memory."""
-    threads = max(2, os.cpu_count() or 1)
-    ahead = max(1, min(2 * threads, devices.host_memory() // 4 // batch_bytes))
-    return grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+    return max(1, min(2 * _threads(), devices.host_memory() // 4 // batch_bytes))
 
 
 def example_bytes(source, augment):

@@ -96,8 +96,7 @@ def _cache_folder(cache):
         if not disk.is_on_disk(folder):
             raise UserError(f"data.cache must be on a disk, got {cache}")
         return folder
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "dit_jax"
+    return disk.user_cache()
 
 
 def _find(source, split):

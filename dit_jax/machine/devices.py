@@ -51,17 +51,27 @@ def describe():
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
+def attentions(dtype, *, forward=False):
+    """The attentions that can run on these devices, the usual one first.
+
+    "cudnn" needs a GPU and bfloat16. forward: a loss takes a jvp, which cuDNN has not.
+    """
+    return ("cudnn", "xla") if _fits_cudnn(dtype) and not forward else ("xla",)
+
+
+def _fits_cudnn(dtype):
+    return jax.default_backend() == "gpu" and dtype == "bfloat16"
+
+
 def resolve_attention(name, dtype, *, forward=False):
     """The attention to use on these devices; UserError if "cudnn" cannot run here.
 
-    "auto" is "cudnn" if that can run, which is on a GPU in bfloat16, and otherwise "xla". Any other
-    name is returned: `models.dit.make_apply` checks it. forward: a loss takes a jvp, which cuDNN
-    has not.
+    "auto" is the first of `attentions`. Any other name is returned: `models.dit.make_apply` checks
+    it.
     """
-    fits_cudnn = jax.default_backend() == "gpu" and dtype == "bfloat16"
     if name == "auto":
-        return "cudnn" if fits_cudnn and not forward else "xla"
-    if name == "cudnn" and not fits_cudnn:
+        return attentions(dtype, forward=forward)[0]
+    if name == "cudnn" and not _fits_cudnn(dtype):
         raise UserError(
             "attention can be 'cudnn' only on a GPU in bfloat16, "
             f"got 'cudnn' on {jax.default_backend()} in {dtype}"

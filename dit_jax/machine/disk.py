@@ -121,6 +121,11 @@ def make_folder(folder, name):
         ) from error
 
 
+def user_cache():
+    """The folder dit_jax in $XDG_CACHE_HOME or ~/.cache, for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dit_jax"
+
+
 def check_writable(path, name):
     """UserError that names the argument unless a path on a disk can be made or written into.
 

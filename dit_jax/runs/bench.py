@@ -19,31 +19,41 @@ from tqdm import tqdm
 
 from dit_jax.convert import files, native, torch_dit
 from dit_jax.data import feed, loader
+from dit_jax.data import fields as data_fields
+from dit_jax.errors import UserError
 from dit_jax.machine import devices, prng, sharding
 from dit_jax.models import dit
 from dit_jax.runs import build
+from dit_jax.runs import run as run_lib
 from dit_jax.sampling import generate as generate_lib
 
 
 def measure(settings, what, *, repeats, warmup, peer):
     """The figures of training ("train") or sampling ("sample") one batch of random data.
 
-    peer: also run it in PyTorch, in turn with ours.
+    peer: also run it in PyTorch, in turn with ours. Those of training also say how long a step
+    waits for the data of the settings, if they can be opened.
     """
+    figures = measure_random(settings, what, repeats=repeats, warmup=warmup, peer=peer)
+    if what == "train":
+        figures |= measure_waiting(settings, repeats=repeats, warmup=warmup)
+    return figures
+
+
+def measure_random(settings, what, *, repeats, warmup, peer):
+    """As `measure`, of random data only."""
     if peer:
         native.check_prediction(settings, "a peer in PyTorch")
         torch_dit.check(dit.configure(**vars(settings.model)))
         files.require("torch")
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
+        leave_memory()
     with devices.explained_memory():
         ours = (prepare_train if what == "train" else prepare_sample)(settings)
         runs = {"dit_jax": ours.run} | (make_peers(settings, what) if peer else {})
         seconds, first = time_in_turn(runs, repeats, warmup)
     figures = {
         "what": what,
-        "model": f"{settings.model.name} {settings.model.conditioning}",
-        "input_size": list(settings.model.input_size),
-        "dtype": settings.compute.dtype,
+        **describe(settings),
         "batch_size": settings.train.batch_size,
         "devices": devices.describe(),
         "jax": jax.__version__,
@@ -56,10 +66,86 @@ def measure(settings, what, *, repeats, warmup, peer):
     return figures
 
 
+def measure_waiting(settings, *, repeats, warmup):
+    """How long training steps wait for the next batch of the settings' data.
+
+    data_wait: the share of their time, as in the log of a run. seconds_mean_with_data: of a step
+    with its wait. loader_images_per_second: of the loader on all cores, without training. Only
+    "data", which says why, if the data cannot be opened or are random.
+    """
+    data = settings.data
+    if data.source == "synthetic":
+        return {"data": "random: data.source is synthetic"}
+    parts, key = build.parts(settings), prng.key(settings.seed)
+    try:
+        data_fields.check_paths(data)
+        fed = open_data(settings, parts.mesh)
+    except UserError as error:
+        return {"data": f"not measured: {error}"}
+    size = settings.train.batch_size
+    batch_bytes = size * loader.example_bytes(fed.source, fed.augment)
+    batches = run_lib.make_batches(settings, parts, fed, 0)
+    state = parts.create_state(key)
+    with devices.explained_memory():
+        step, _ = compile_timed(parts.jit_step(), state, next(batches), key)
+        state, *_ = time_waiting(step, state, batches, key, warmup)
+        per_second = drain(batches, loader.num_ahead(batch_bytes), repeats)
+        _, waited, total = time_waiting(step, state, batches, key, repeats)
+    return {
+        "data": f"{data.source} {data.path}".strip(),
+        "data_wait": waited / total,
+        "seconds_mean_with_data": total / repeats,
+        "loader_images_per_second": per_second * size,
+    }
+
+
+def drain(batches, num_ahead, timed):
+    """Draws what was loaded ahead, then `timed` batches; how many of these came per second."""
+    for _ in range(num_ahead):
+        next(batches)
+    started = time.perf_counter()
+    for _ in range(timed):
+        jax.block_until_ready(next(batches))
+    return timed / (time.perf_counter() - started)
+
+
+def time_waiting(step, state, batches, key, num_steps):
+    """(state, seconds waited for batches, seconds of all) of steps that run as in `train.loop`.
+
+    The step before runs on the devices while the next batch is drawn.
+    """
+    started, waited, before = time.perf_counter(), 0.0, None
+    for _ in range(num_steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        state, metrics = step(state, batch, key)
+        jax.block_until_ready(before)
+        before = metrics
+    jax.block_until_ready(state)
+    return state, waited, time.perf_counter() - started
+
+
+def open_data(settings, mesh=None):
+    """The Feed of the settings; UserError if its data do not fit the model or a host's memory."""
+    fed = feed.make(settings, mesh)
+    loader.check_fits(fed.source, augment=fed.augment, num_rows=settings.train.batch_size)
+    return fed
+
+
+def describe(settings):
+    """The figures that name the model."""
+    model = settings.model
+    return {
+        "model": f"{model.name} {model.conditioning}",
+        "input_size": list(model.input_size),
+        "dtype": settings.compute.dtype,
+    }
+
+
 def measure_data(settings, repeats, warmup):
     """The figures of the host's part of a batch, on one core."""
-    fed, size = feed.make(settings), settings.train.batch_size
-    loader.check_fits(fed.source, augment=fed.augment, num_rows=size)
+    fed, size = open_data(settings), settings.train.batch_size
     share = loader.part(
         fed.source,
         batch_size=size,
@@ -83,12 +169,17 @@ def measure_data(settings, repeats, warmup):
 
 
 class Work(NamedTuple):
-    """run() does the work once and waits. work: its FLOPs. memory: bytes, before PyTorch runs."""
+    """run() does the work once and waits. work: its FLOPs.
+
+    memory: the peak in bytes, before PyTorch runs. needed: bytes of the compiled program, None if
+    they are unknown.
+    """
 
     run: Callable
     work: float
     compile_seconds: float
     memory: int
+    needed: int | None
 
 
 def prepare_train(settings):
@@ -105,7 +196,7 @@ def prepare_train(settings):
 
     work = settings.train.batch_size * parts.train_flops
     run()
-    return Work(run, work, compile_seconds, devices.peak_memory())
+    return Work(run, work, compile_seconds, devices.peak_memory(), needed_bytes(step))
 
 
 def prepare_sample(settings):
@@ -125,7 +216,12 @@ def prepare_sample(settings):
     work = generate_lib.count_flops(parts.model, parts.process, settings.sampling)
     work *= settings.train.batch_size
     run()
-    return Work(run, work, compile_seconds, devices.peak_memory())
+    return Work(run, work, compile_seconds, devices.peak_memory(), needed_bytes(generate))
+
+
+def leave_memory():
+    """Keeps jax from taking the memory of a GPU at once: PyTorch needs some too."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def make_peers(settings, what):
@@ -177,6 +273,12 @@ def compile_timed(jitted, *args):
     return compiled, seconds
 
 
+def needed_bytes(compiled):
+    """Bytes that a compiled program needs on each device, None if that is unknown."""
+    needed = devices.needed_memory(compiled)
+    return needed and sum(needed.values())
+
+
 def time_in_turn(runs, repeats, warmup):
     """{name: seconds of each repeat}, {name: seconds of the very first run}, after `warmup` runs.
 
@@ -195,12 +297,17 @@ def time_in_turn(runs, repeats, warmup):
 def summarize(seconds, work, settings):
     """The figures of runs that took `seconds` each and `work` FLOPs each."""
     median = statistics.median(seconds)
+    figures = speed(seconds, settings) | {"model_tflops_per_second": work / median / 1e12}
+    peak = devices.total_peak_flops()
+    return figures | ({"mfu": work / median / peak} if peak else {})
+
+
+def speed(seconds, settings):
+    """The figures of runs of one batch that took `seconds` each."""
+    median = statistics.median(seconds)
     quartiles = statistics.quantiles(seconds, n=4)
-    figures = {
+    return {
         "images_per_second": settings.train.batch_size / median,
         "seconds_median": median,
         "seconds_quartile_range": quartiles[2] - quartiles[0],
-        "model_tflops_per_second": work / median / 1e12,
     }
-    peak = devices.total_peak_flops()
-    return figures | ({"mfu": work / median / peak} if peak else {})

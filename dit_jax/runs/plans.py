@@ -1,7 +1,6 @@
 """Plans of a run's training step on a TPU that need not exist: one of them, or the best of many."""
 
-import dataclasses
-
+from dit_jax import settings as settings_lib
 from dit_jax.models import dit, fields
 from dit_jax.planning import plan
 from dit_jax.runs import build
@@ -50,12 +49,7 @@ def sweep(settings, target):
     print(" ".join(f"{name:>6s}" for name in CHOICES), "    GB of limit  ms with, without overlap")
 
     def try_one(mesh, remat):
-        changed = dataclasses.replace(
-            settings,
-            mesh=dataclasses.replace(settings.mesh, **mesh),
-            compute=dataclasses.replace(settings.compute, remat=remat),
-        )
-        figures = plan_one(changed, target)
+        figures = plan_one(settings_lib.replace(settings, changes(mesh, remat)), target)
         print(row(figures), flush=True)
         return figures
 
@@ -85,8 +79,12 @@ def row(figures):
 
 def as_flags(figures):
     """The flags that select what a row of a sweep tried."""
-    sizes = " ".join(f"--config.mesh.{name}={size}" for name, size in figures["mesh"].items())
-    return f"{sizes} --config.compute.remat={figures['remat']}"
+    return settings_lib.as_flags(changes(figures["mesh"], figures["remat"]))
+
+
+def changes(mesh, remat):
+    """What a row of a sweep changes in the settings."""
+    return {f"mesh.{name}": size for name, size in mesh.items()} | {"compute.remat": remat}
 
 
 def show(figures):

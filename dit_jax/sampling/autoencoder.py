@@ -68,7 +68,11 @@ def save(path, config, params):
 
 
 class Autoencoder:
-    """Encodes images to moments, and decodes latents in model units to images."""
+    """Encodes images to moments, and decodes latents in model units to images.
+
+    jit_encode(params, images) -> posterior, as `encode_batch`, and jit_decode(params, latents) ->
+    uint8 images are jitted functions of a batch on the devices.
+    """
 
     def __init__(self, config, params, mesh, *, dtype="float32"):
         self.config, self.params, self._shards = config, params, sharding.batch_shards(mesh)
@@ -76,11 +80,11 @@ class Autoencoder:
         batch = self._batch = sharding.of_batch(mesh)
         options = {"in_shardings": (None, batch), "out_shardings": batch}
         self._encode = jax.jit(lambda params, x: encode(params, pixels.to_unit(x)), **options)
-        self._encode_to_model_units = jax.jit(
+        self.jit_encode = jax.jit(
             lambda params, x: vae.moments_to_model_units(encode(params, pixels.to_unit(x)), config),
             **options,
         )
-        self._decode = jax.jit(
+        self.jit_decode = jax.jit(
             lambda params, x: pixels.to_uint8(decode(params, vae.from_model_units(x, config))),
             **options,
         )
@@ -99,7 +103,7 @@ class Autoencoder:
 
         posterior (N, H/8, W/8, 2C): mean and log variance of the latents, in model units.
         """
-        posterior = self._encode_to_model_units(self.params, batch["image"])
+        posterior = self.jit_encode(self.params, batch["image"])
         return {"posterior": posterior, "label": batch["label"]}
 
     def decode(self, latents, *, progress=False):
@@ -110,7 +114,7 @@ class Autoencoder:
                 f"vae must have {channels} latent channels, got {self.config.latent_channels}"
             )
         area = latents.shape[1] * latents.shape[2] * factor**2
-        return self._in_chunks(self._decode, latents, area=area, progress=progress)
+        return self._in_chunks(self.jit_decode, latents, area=area, progress=progress)
 
     def _in_chunks(self, run, x, *, area, progress):
         """run over x (N, ...), a chunk at a time, the last one padded: NumPy (N, ...)."""

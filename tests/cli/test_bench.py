@@ -1,9 +1,11 @@
+import itertools
 import json
+import time
 
 import jax
 import pytest
 
-from configs import digits_meanflow, pixels
+from configs import digits, digits_meanflow, pixels
 from dit_jax import settings as settings_lib
 from dit_jax.cli import bench
 from dit_jax.runs import bench as work
@@ -17,6 +19,7 @@ def test_every_figure_is_printed_and_written(call, tmp_path, what):
     out = tmp_path / "bench.json"
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
         options = (*SMALL, f"--out={out}", "--config.sampling.num_steps=5")
+        options += ("--config.data.source=synthetic",)
         code, printed, _ = call(bench, what, *options)
     assert code == 0
     figures = json.loads(out.read_text())
@@ -67,6 +70,72 @@ def test_peer_figures_are_compared_with_ours(call, tmp_path, what, monkeypatch):
         assert figures[f"{name}_images_per_second"] > 0
 
 
+@pytest.mark.slow
+def test_the_wait_for_real_data_is_measured(call, tmp_path):
+    out = tmp_path / "bench.json"
+    with jax.numpy_dtype_promotion("standard"):
+        assert call(bench, "train", *SMALL, f"--out={out}")[0] == 0
+    figures = json.loads(out.read_text())
+    assert figures["data"] == "digits" and 0 < figures["data_wait"] < 1
+    assert figures["seconds_mean_with_data"] > 0 and figures["loader_images_per_second"] > 0
+
+
+def test_batches_of_the_run_are_waited_for(monkeypatch):
+    seen = []
+
+    def step(state, batch, key):
+        time.sleep(0.01)
+        seen.append(batch)
+        return state, {}
+
+    monkeypatch.setattr(work, "compile_timed", lambda *_: (step, 0.0))
+    changes = {"train.batch_size": 8}
+    settings = settings_lib.replace(build.read(digits.get_config("Pi/4")), changes)
+    figures = work.measure_waiting(settings, repeats=3, warmup=1)
+    assert figures["data"] == "digits" and 0 < figures["data_wait"] < 1
+    assert figures["seconds_mean_with_data"] >= 0.01 and figures["loader_images_per_second"] > 8
+    assert len(seen) == 4 and seen[0]["image"].shape == (8, 8, 8, 1)
+
+
+def endless(seconds):
+    while True:
+        time.sleep(seconds)
+        yield {}
+
+
+@pytest.mark.parametrize("loading, least, most", [(0.03, 0.6, 0.95), (0.0, 0.0, 0.1)])
+def test_the_wait_for_slow_data_is_their_share_of_a_step(loading, least, most):
+    def step(state, batch, key):
+        time.sleep(0.01)
+        return state + 1, {}
+
+    state, waited, total = work.time_waiting(step, 0, endless(loading), None, 5)
+    assert state == 5 and least < waited / total < most
+    assert waited >= 5 * loading
+
+
+def test_what_was_loaded_ahead_is_not_timed():
+    given = iter([{}] * 3)
+    slow = itertools.chain(given, endless(0.02))
+    assert 20 < work.drain(slow, 3, 4) < 50  # batches per second
+    assert next(given, None) is None
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"source": "synthetic"}, "random: data.source is synthetic"),
+        ({"source": "images"}, "not measured: data.path must be given"),
+        ({"source": "latents", "path": "/nowhere"}, "not measured: data.path must exist, got /now"),
+        ({"source": "digits", "space": "pixels"}, "not measured: model.input_size must be (8, 8)"),
+    ],
+)
+def test_data_that_cannot_be_opened_are_named(data, message):
+    settings = settings_lib.read({"model": {"size": "Ti"}, "data": data})
+    (found,) = work.measure_waiting(settings, repeats=2, warmup=1).values()
+    assert found.startswith(message)
+
+
 def test_runs_take_turns():
     order = []
     runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
@@ -86,10 +155,10 @@ def test_summarize_uses_median_and_quartiles():
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--config=configs/digits.py"], "takes train|sample|data, got ''"),
+        (["--config=configs/digits.py"], "takes train|sample|data|encode|decode|start, got ''"),
         (
             ["fly", "--config=configs/digits.py"],
-            "one of train, sample, data, got 'fly'",
+            "one of train, sample, data, encode, decode, start, got 'fly'",
         ),
         (["train"], "--config must be given"),
         (["data", "--peer", "--config=configs/digits.py"], "peer must be false for data"),
