@@ -295,11 +295,6 @@ def replace(settings, changes):
     return settings
 
 
-def as_flags(changes):
-    """The flags of a command that make these changes."""
-    return " ".join(f"--config.{name}={value}" for name, value in changes.items())
-
-
 def rule(name):
     """The rule that the value of TOPIC.FIELD keeps, in words; "" if its type says it."""
     topic, _, field = name.rpartition(".")
@@ -382,8 +377,7 @@ def _convert(name, value, declared):
 
 def to_json(settings):
     """Settings, or one topic of them, as plain JSON values."""
-    plain = dataclasses.asdict(settings)
-    return _lists(plain)
+    return _lists(dataclasses.asdict(settings))
 
 
 def _lists(value):

@@ -240,3 +240,8 @@ def rank(rows):
         return not row["fits"], *times
 
     return sorted(rows, key=order)
+
+
+def as_flags(changes):
+    """The flags of a command that make these changes."""
+    return " ".join(f"--config.{name}={value}" for name, value in changes.items())

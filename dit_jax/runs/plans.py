@@ -79,7 +79,7 @@ def row(figures):
 
 def as_flags(figures):
     """The flags that select what a row of a sweep tried."""
-    return settings_lib.as_flags(changes(figures["mesh"], figures["remat"]))
+    return plan.as_flags(changes(figures["mesh"], figures["remat"]))
 
 
 def changes(mesh, remat):

@@ -116,7 +116,7 @@ def best(ranked, batch_size=None):
 
 def flags(found):
     """The flags that select what a row tried; None for None."""
-    return found and settings_lib.as_flags(case_of(found))
+    return found and plan.as_flags(case_of(found))
 
 
 HEADER = "batch   remat  unroll  attention   images/s  ms/step  compile s  GB needed"

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -57,6 +59,13 @@ def test_attention_on_a_gpu(monkeypatch):
 def test_description_and_peak_memory():
     assert devices.describe() == "8 x cpu"
     assert 50e6 < devices.peak_memory() < 1e12
+
+
+def test_linears_multiply_matrices_of_two_axes_on_cpus_only():
+    assert devices.resolve_product() == "flat"
+    for platform, name in (("cpu", "flat"), ("gpu", "batched"), ("tpu", "batched")):
+        device = types.SimpleNamespace(platform=platform)
+        assert devices.resolve_product([device]) == name
 
 
 def test_the_limit_of_the_control_group_counts_if_it_is_lower(tmp_path, monkeypatch):

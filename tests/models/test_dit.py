@@ -359,3 +359,11 @@ def test_bad_config(options, message):
 def test_bad_option(options, message):
     with pytest.raises(UserError, match=message):
         dit.make_apply(dit.configure("Ti", 4, **SMALL), **options)
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_flat_products_change_nothing_but_roundings(conditioning, make_model):
+    model = make_model(dit.configure("Ti", 4, conditioning=conditioning, **SMALL))
+    x, t, y = inputs(model.config)
+    out = jax.jit(dit.make_apply(model.config, product="flat"))(model.params, x, t=t, y=y)
+    assert relative_error(out, np.asarray(model.apply(model.params, x, t=t, y=y))) < 1e-5

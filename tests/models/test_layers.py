@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -91,3 +92,18 @@ def test_mlp_is_a_tanh_gelu_between_two_linears():
     inner = np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)
     hidden = 0.5 * hidden * (1 + np.tanh(inner))
     np.testing.assert_allclose(mlp(x), apply_linear(mlp.fc2, hidden), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel_shape", [(5, 7), (5, 3, 7)])
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 5)])
+def test_a_flat_product_is_the_product(shape, kernel_shape):
+    """Its gradients too: of the rows, and of a kernel of one or of joined linears."""
+    x, kernel = normal(0, shape), normal(1, kernel_shape)
+    dimensions = ((len(shape) - 1,), (0,)), ((), ())
+
+    def run(product):
+        out, back = jax.vjp(lambda x, kernel: product(x, kernel, dimensions), x, kernel)
+        return out, *back(jnp.cos(out))
+
+    for found, expected in zip(*map(run, layers.PRODUCTS.values()), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
