@@ -177,7 +177,7 @@ def profile(given, folder):
     """The kernels of the training step of the config in the flags; the trace goes to the folder."""
     from dit_jax.runs import kernels
 
-    values = flags.FlagValues()
+    values = flags.FlagValues()  # the fields of a config are read from sys.argv, which has them too
     arguments.define_config(values)
     values(["profile", *given])
     return kernels.profile(arguments.settings(values), folder / "trace")
