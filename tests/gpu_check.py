@@ -29,11 +29,12 @@ from dit_jax.machine import devices
 from dit_jax.models import attention, dit
 
 ROOT = Path(__file__).parents[1]
-# bfloat16 has 8 bits, TF32 has 11; an error grows through 12 blocks. float32 as in the tests.
+# bfloat16 has 8 bits, and an error grows through 12 blocks: 0.011 on a CPU. By default a GPU
+# multiplies float32 in TF32, which has 11 bits. The first bound is that of the tests.
 ARITHMETIC = {
-    "float32": ("float32", "highest", 1e-4),
-    "TF32": ("float32", "default", 1e-2),
-    "bfloat16": ("bfloat16", "default", 1e-1),
+    "float32 highest": ("float32", "highest", 1e-4),
+    "float32 default": ("float32", "default", 5e-3),
+    "bfloat16": ("bfloat16", "default", 3e-2),
 }
 ATTENTION_BOUND = 2e-2  # some units of the last of 8 bits, 2^-8
 
@@ -176,7 +177,7 @@ def profile(given, folder):
     """The kernels of the training step of the config in the flags; the trace goes to the folder."""
     from dit_jax.runs import kernels
 
-    values = flags.FlagValues()
+    values = flags.FlagValues()  # the fields of a config are read from sys.argv, which has them too
     arguments.define_config(values)
     values(["profile", *given])
     return kernels.profile(arguments.settings(values), folder / "trace")

@@ -66,7 +66,7 @@ def test_all_checks_pass_on_a_cpu(check_gpu):
     done, results = check_gpu(CASES="sample-256-b2-3-xla", SECONDS_LIMIT="500", **settings)
     assert done.returncode == 0, done.stdout
     assert {row["check"] for row in results["checks"]} > {
-        "DiT-S/4 forward, float32, xla",
+        "DiT-S/4 forward, float32 highest, xla",
         "attention xla, 258 tokens, head size 72, gradients",
         "resumed training, bit-identical to an unbroken one",
     }
