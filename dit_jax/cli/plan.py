@@ -1,15 +1,18 @@
-r"""Plans training on a TPU without one: does it fit, and how fast could it be.
+r"""Plans training or sampling on a TPU without one: does it fit, and how fast could it be.
 
     dit-plan configs/imagenet256.py:XL/2 --topology=v3:8x16 \
         --config.mesh.fsdp=16 --config.mesh.tensor=4 --config.compute.remat=dots
     dit-plan configs/imagenet256.py:XL/2 plan.json --topology=v5e:4x4 --sweep
+    dit-plan configs/imagenet256.py:XL/2 --topology=v5e:1x1 --sample --config.train.batch_size=8 \
+        --config.sampling.sampler=unipc --config.sampling.num_steps=20
 
 CONFIG and OUT can also be given as --config and --out.
 libtpu (pip install -e .[tpu]) compiles the real training step on this machine's CPU. A topology is
 a generation (v2, v3, v4, v5e, v5p, v6e, tpu7x) and the chips along each side; v2, v3 and tpu7x have
-two devices a chip. The times are the compiler's estimates, not measurements. --sweep compiles the
-meshes worth trying with remat "dots", then the best of them with "none" and "full", and ranks all;
-this takes minutes.
+two devices a chip. The times are the compiler's estimates, not measurements. --sample plans the
+sampling of train.batch_size images by the config's sampler, without the autoencoder. --sweep
+compiles the meshes worth trying with remat "dots", then the best of them with "none" and "full",
+and ranks all; this takes minutes.
 """
 
 import json
@@ -18,6 +21,7 @@ import sys
 from absl import flags
 
 from dit_jax.cli import arguments, command
+from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.planning import chips
 
@@ -27,11 +31,14 @@ def define(values):
     options = {"flag_values": values}
     flags.DEFINE_string("topology", None, "The TPU to compile for, for example v3:8x16.", **options)
     flags.DEFINE_boolean("sweep", False, "Try and rank meshes and remat policies.", **options)
+    flags.DEFINE_boolean("sample", False, "Plan the sampling of one batch of images.", **options)
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
 
 
 def check(values):
     chips.parse(values.topology)
+    if values.sample and values.sweep:
+        raise UserError("sweep must be false for --sample: it ranks training steps")
     if values.out:
         command.output_path(values.out, ".json")
     from dit_jax.runs import fields  # needs NumPy
@@ -52,7 +59,7 @@ def main(values):
     if values.sweep:
         figures = plans.sweep(settings, target)
     else:
-        figures = plans.plan_one(settings, target)
+        figures = (plans.plan_sampling if values.sample else plans.plan_one)(settings, target)
         plans.show(figures)
     if out:
         disk.write_text(out, json.dumps(figures, indent=2) + "\n")

@@ -19,7 +19,10 @@ BITS = {"pred": 8, "bf16": 16}  # of types whose name does not start with letter
 HEADER = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*)$")
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
-CALLED = re.compile(r"\b(?:calls|to_apply)=%?([^\s,})]+)|\bbranch_computations=\{([^}]*)\}")
+CALLED = re.compile(
+    r"\b(?:calls|to_apply|true_computation|false_computation)=%?([^\s,})]+)"
+    r"|\bbranch_computations=\{([^}]*)\}"
+)
 
 
 class Instruction(NamedTuple):
@@ -127,7 +130,10 @@ def _walk(computations, name, times, timed, collectives):
             continue
         if opcode in ("async-update", "async-done"):  # counted at its async-start
             continue
-        inner = timed and opcode in ("call", "async-start", "conditional")
+        if opcode == "conditional":
+            cycles += _walk_longest(computations, _called(rest), times, timed, collectives)
+            continue
+        inner = timed and opcode in ("call", "async-start")
         for callee in _called(rest):
             if callee.startswith("all-reduce-scatter"):
                 summed = [x for x in computations[callee].values() if x.opcode == "all-reduce"]
@@ -136,6 +142,17 @@ def _walk(computations, name, times, timed, collectives):
                 collectives.append(Collective("reduce-scatter", num_bytes, group, times, channel))
                 continue
             cycles += _walk(computations, callee, times, inner, collectives)
+    return cycles
+
+
+def _walk_longest(computations, names, times, timed, collectives):
+    """As `_walk`, of the branch of a conditional that takes the most cycles."""
+    walked = []
+    for name in names:
+        found = []
+        walked.append((_walk(computations, name, times, timed, found), found))
+    cycles, found = max(walked, key=lambda each: each[0])
+    collectives += found
     return cycles
 
 

@@ -98,10 +98,11 @@ def num_bytes(tree):
 
 
 def make(step, args, target, *, model_flops):
-    """The figures of a jitted training step on a Target, as plain JSON values.
+    """The figures of a jitted training step, or of a sampling, on a Target, as plain JSON values.
 
-    args: of `arguments`. model_flops: FLOPs of one step without recomputation. "fits" says whether
-    the step fits the memory; memory_gb are of one device, in 1e9 bytes; times are in seconds.
+    args: of `arguments`, or others; the first is the state. model_flops: FLOPs of one step without
+    recomputation. "fits" says whether the step fits the memory; memory_gb are of one device, in 1e9
+    bytes; times are in seconds.
     """
     state_gb, limit_gb = num_bytes(args[0]) / 1e9, target.chip.memory / 1e9
     traced = step.trace(*args)
@@ -178,9 +179,12 @@ def summarize(collectives):
 
 
 def count_flops(jaxpr):
-    """FLOPs of the matrix products in a jaxpr, with all iterations of its loops."""
+    """FLOPs of the products in a jaxpr: of all iterations of a loop, of the largest branch."""
     total = 0
     for equation in jaxpr.eqns:
+        if equation.primitive.name == "cond":
+            total += max(count_flops(branch.jaxpr) for branch in equation.params["branches"])
+            continue
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape

@@ -1,11 +1,17 @@
 """Plans of a run's training step on a TPU that need not exist: one of them, or the best of many."""
 
+import jax
+
 from dit_jax import settings as settings_lib
+from dit_jax.machine import sharding
+from dit_jax.machine import words as words_lib
 from dit_jax.models import dit, fields
 from dit_jax.planning import plan
 from dit_jax.runs import build
+from dit_jax.sampling import generate
 
 CHOICES = ("data", "fsdp", "tensor", "remat")  # what a sweep tries
+GIVEN = ("labels", "key_data")  # what a sampling takes, of `sampling.generate.make`
 
 
 def plan_one(settings, target):
@@ -14,18 +20,41 @@ def plan_one(settings, target):
     args = plan.arguments(parts.abstract_state(), batch(settings), parts.mesh)
     work = settings.train.batch_size * parts.train_flops
     figures = plan.make(parts.jit_step(), args, target, model_flops=work)
-    mesh = dict(parts.mesh.shape)
-    choice = {
+    choice = choices(settings, parts.mesh)
+    chosen = {name: choice[name] for name in ("mesh", "remat", "shard_optimizer")}
+    return choice | figures | {"advice": plan.advise(figures, **chosen)}
+
+
+def plan_sampling(settings, target):
+    """The figures of sampling one batch, train.batch_size images, without the autoencoder."""
+    parts, size = build.parts(settings, target.devices), settings.train.batch_size
+    keys = jax.eval_shape(lambda: jax.random.key_data(generate.image_keys(0, size)))
+    labels = jax.ShapeDtypeStruct((size,), "int32")
+    place = sharding.replicated(parts.mesh)
+    given = sharding.abstract({"labels": labels, "key_data": keys}, dict.fromkeys(GIVEN, place))
+    args = parts.abstract_state().params, given
+    sampling = parts.process, settings.sampling
+    work = size * generate.count_flops(parts.model, *sampling)
+    figures = plan.make(parts.generate, args, target, model_flops=work)
+    advice = [] if figures["fits"] else ["lower config.train.batch_size: fewer images at a time"]
+    figures |= {"network_calls": generate.count_calls(*sampling), "advice": advice}
+    if seconds := figures.get("estimated_seconds"):
+        names = ("with_overlap", "without_overlap")
+        figures["images_per_second"] = {name: size / seconds[name] for name in names}
+    return choices(settings, parts.mesh) | {"sampler": settings.sampling.sampler} | figures
+
+
+def choices(settings, mesh):
+    """What was planned."""
+    return {
         "model": f"{settings.model.name} {settings.model.conditioning}",
         "input_size": list(settings.model.input_size),
         "batch_size": settings.train.batch_size,
-        "mesh": mesh,
+        "mesh": dict(mesh.shape),
         "shard_optimizer": settings.mesh.shard_optimizer,
         "remat": settings.compute.remat,
         "unroll": settings.compute.unroll,
     }
-    chosen = {name: choice[name] for name in ("mesh", "remat", "shard_optimizer")}
-    return choice | figures | {"advice": plan.advise(figures, **chosen)}
 
 
 def batch(settings):
@@ -90,6 +119,8 @@ def changes(mesh, remat):
 def show(figures):
     """Prints the figures of one plan."""
     memory, seconds = figures["memory_gb"], figures.get("estimated_seconds")
+    calls = figures.get("network_calls")  # of a sampling
+    unit = "batch" if calls else "step"
     mesh = " ".join(f"{name} {size}" for name, size in figures["mesh"].items())
     lines = {
         "model": f"{figures['model']}, batch {figures['batch_size']}",
@@ -98,9 +129,11 @@ def show(figures):
         "memory per device": ", ".join(f"{size:.2f} {name}" for name, size in memory.items())
         + " (GB)",
         "fits": "yes" if figures["fits"] else "no",
-        "TFLOPs per step": f"{figures['flops_model'] / 1e12:.4g} of the model, "
-        f"{figures['flops_program'] / 1e12:.4g} with recomputation",
+        f"TFLOPs per {unit}": f"{figures['flops_model'] / 1e12:.4g} of the model, "
+        f"{figures['flops_program'] / 1e12:.4g} in the program",
     }
+    if calls:
+        lines["sampler"] = f"{figures['sampler']}, {words_lib.count(calls, 'network call')}"
     if seconds:
         mfu = figures["estimated_mfu"]
         for name, words in {
@@ -108,9 +141,12 @@ def show(figures):
             "with_overlap": "communication overlapped",
             "without_overlap": "without overlap",
         }.items():
-            lines[f"estimated step, {words}"] = f"{seconds[name] * 1e3:.1f} ms, MFU {mfu[name]:.1%}"
+            text = f"{seconds[name] * 1e3:.1f} ms, MFU {mfu[name]:.1%}"
+            if name in figures.get("images_per_second", {}):
+                text += f", {figures['images_per_second'][name]:.4g} images/s"
+            lines[f"estimated {unit}, {words}"] = text
         sent = sum(each["wire_bytes"] for each in figures["collectives"])
-        lines["sent per device and step"] = (
+        lines[f"sent per device and {unit}"] = (
             f"{sent / 1e9:.2f} GB, {seconds['links'] * 1e3:.1f} ms at "
             f"{figures['link_bytes_per_second'] / 1e9:.0f} GB/s"
         )

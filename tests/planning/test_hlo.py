@@ -180,3 +180,16 @@ def test_text_without_a_program_is_refused():
         hlo.read("nothing")
     with pytest.raises(ValueError, match="must name its groups"):
         hlo.read(entry("%a = f32[4] all-reduce(%p), to_apply=%add"))
+
+
+@pytest.mark.parametrize(
+    "branches",
+    ["branch_computations={%short, %long}", "true_computation=%long, false_computation=%short"],
+)
+def test_of_a_conditional_the_longest_branch_counts(branches):
+    before = "\n".join(
+        f"%{name} (q: f32[4]) -> f32[4] {{\n  ROOT %n = f32[4] negate(%q), {NOTE % cycles}\n}}\n"
+        for name, cycles in (("short", 3), ("long", 40))
+    )
+    text = entry(f"ROOT %c = f32[4] conditional(%i, %p, %p), {branches}", before=before)
+    assert hlo.read(text).cycles == 40

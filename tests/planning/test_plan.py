@@ -257,3 +257,26 @@ def test_the_papers_largest_model_fits(module, topology, choices, milliseconds):
     if milliseconds:
         assert time.process_time() - started < 60  # of all cores, however busy they are
         assert figures["estimated_seconds"]["with_overlap"] <= milliseconds / 1e3
+
+
+def test_the_flops_of_the_largest_branch_count():
+    def choose(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    assert plan.count_flops(jax.make_jaxpr(choose)(jnp.zeros((8, 8))).jaxpr) == 2 * 2 * 8**3
+
+
+def test_a_sampling_is_planned():
+    """Its work is that of its passes, and twice the steps take about twice as long."""
+    target, config = plan.make_target("v5e:2x2"), small()
+    config.train.batch_size = 8
+    config.sampling.update({"sampler": "ddim", "num_steps": "4", "cfg_scale": 2.0})
+    figures = plans.plan_sampling(build.read(config), target)
+    passes = 8 * 4 * 2 * flops.forward_flops(build.parts(build.read(config)).model)
+    assert (figures["flops_model"], figures["network_calls"]) == (passes, 4)
+    assert figures["flops_program"] == pytest.approx(passes, rel=0.02)
+    seconds = figures["estimated_seconds"]["with_overlap"]
+    assert figures["images_per_second"]["with_overlap"] == pytest.approx(8 / seconds)
+    config.sampling.num_steps = "8"
+    more = plans.plan_sampling(build.read(config), target)["estimated_seconds"]["with_overlap"]
+    assert 1.5 < more / seconds < 2.2
