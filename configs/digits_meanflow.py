@@ -9,7 +9,8 @@ Without guidance. To train further with it, which makes the classes clearer and 
         --config.diffusion.kappa=0.5 --config.train.learning_rate=1e-3 \
         --config.run.total_steps=600 --config.train.decay_steps=600
 
-Pixel MeanFlow, whose network predicts x0 and takes the scale of guidance when it samples:
+Pixel MeanFlow, whose network predicts x0 and takes the scale of guidance when it samples. (This
+process has no kappa; 0.5 is its default.)
 
     dit-train configs/digits_meanflow.py runs/pixel-meanflow \
         --config.diffusion.process=improved_mean_flow --config.diffusion.prediction=x0 \

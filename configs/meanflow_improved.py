@@ -16,8 +16,8 @@ and the FID-50K that the authors give for one network call:
 
 The network is not given the time, only how far it steps. Its conditions are tokens; its last eight
 blocks exist twice, for the average velocity and for the velocity, which only training needs. The
-scale of guidance and its times are inputs: `--omega` and `--omega_interval` of dit-sample. This
-config was not run to its end.
+scale of guidance and its times are inputs: `--omega` and `--omega_interval` of dit-sample. Training
+draws scales of 1 to 8; the authors sample with up to 10.5. This config was not run to its end.
 """
 
 from configs import base

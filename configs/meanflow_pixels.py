@@ -56,7 +56,7 @@ def get_config(variant="B/16"):
     config.train.batch_size = 1024
     config.train.optimizer = "muon"
     # Theirs is 1e-3, for updates with a root mean square of 768^-0.5 in B. Here that is 0.2.
-    config.train.learning_rate = 1.8e-4  # 1e-3 * 768**-0.5 / 0.2
+    config.train.learning_rate = 1.8e-4  # 1e-3 * 768**-0.5 / 0.2, for L and H as for B
     config.train.b2 = 0.95
     config.train.ema_decay = 0.5 ** (1024 / HALF_LIFE.get(variant, 2_000_000))
     config.train.ema_warmup = True

@@ -131,12 +131,12 @@ def test_help_has_the_flags_without_noise():
         (
             bench,
             [CONFIG, "train"],
-            "the first word must be one of train, sample, data, got 'c",
+            "the first word must be one of train, sample, data, encode, decode, start, got 'c",
         ),
         (
             bench,
             [CONFIG],
-            "the first word must be one of train, sample, data, got 'configs/",
+            "must be one of train, sample, data, encode, decode, start, got 'configs/",
         ),
         (plan, ["v5e:2x2", CONFIG], "config must be a Python file that exists, got v5e:2x2; "),
         (

@@ -79,7 +79,11 @@ def test_help_and_a_typo_are_answered_within_a_second(name):
         ),
         ("train", ["xl/2", "{new}", "--config.sampling.eta=2"], "sampling.eta must be in 0 .. 1, "),
         ("bench", ["data", "xl/2", "--config.data.source=none"], "data.source must be one of"),
-        ("bench", ["fly", "xl/2"], "the first word must be one of train, sample, data, got 'fly'"),
+        (
+            "bench",
+            ["fly", "xl/2"],
+            "the first word must be one of train, sample, data, encode, decode, start, got 'fly'",
+        ),
         ("plan", ["xl/2", "--topology=v9:4"], "topology must be a generation and the chips"),
         (
             "sample",

@@ -223,7 +223,7 @@ RANDOM = "--config.data.source=synthetic"
         ),
         ([DIGITS, "a", "b", "c"], "takes CONFIG WORKDIR, got 'a b c'"),
         ([DIGITS, "--config.seed=4294967296"], "seed must be in 0 .. 4294967295, got 4294967296"),
-        ([DIGITS, "--config.model.depth=3"], "config has no field model.depth"),
+        ([DIGITS, "--config.model.layers=3"], "config has no field model.layers"),
         ([DIGITS, "--config.nothing.at=3"], "config has no field nothing"),
         (
             [DIGITS, "--config.run.total_step=3"],

@@ -68,4 +68,4 @@ def test_only_prng_makes_keys_and_every_draw_states_its_dtype(path):
             given = [*node.args, *(keyword.value for keyword in node.keywords)]
             assert not any(isinstance(value, ast.Constant) for value in given), line
         elif not name.startswith("nnx.") and name not in TAKES_A_KEY:
-            assert any(word in line for word in ("jnp.float32", "jnp.int32")), line
+            assert any(word in line for word in ("jnp.float32", "jnp.int32", "jnp.uint8")), line
