@@ -29,7 +29,7 @@ def get_config():
     config.model.norm = "layer"  # of the blocks and of the end: layer, or rms, with weights
     config.model.mlp = "gelu"  # or swiglu: gated, with as many multiply-adds
     # sincos: a fixed table; rope: attention also rotates by the position; learned_rope: with a
-    # learned table; rope_1d: only rotates, by the place in the sequence of all tokens
+    # learned table; rope_1d: no table; rotates by the place of a token in the whole sequence
     config.model.position = "sincos"
     config.model.qk_norm = False  # RMSNorm of queries and keys in self-attention
     config.model.bottleneck = 0  # numbers of a patch before D; 0: from p*p*C to D in one linear

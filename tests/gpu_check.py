@@ -30,7 +30,7 @@ from dit_jax.models import attention, dit
 
 ROOT = Path(__file__).parents[1]
 # bfloat16 has 8 bits, and an error grows through 12 blocks: 0.011 on a CPU. By default a GPU
-# multiplies float32 in TF32, which has 11 bits. The first bound is that of the tests.
+# multiplies float32 in TF32, which has 11 bits. The tests have the first bound too.
 ARITHMETIC = {
     "float32 highest": ("float32", "highest", 1e-4),
     "float32 default": ("float32", "default", 5e-3),

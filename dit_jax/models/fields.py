@@ -74,7 +74,7 @@ def shape(model):
 
 
 def _check_head(model):
-    """UserError if a velocity head cannot have blocks of its own."""
+    """UserError if `head_depth` does not fit the other fields."""
     depth, _, _ = shape(model)
     for when, is_wrong in (
         ("without velocity_head", not model.velocity_head),

@@ -8,7 +8,7 @@ import jax
 
 from dit_jax.runs import bench
 
-CONTAINERS = ("while", "call", "conditional")  # on a CPU, their time is that of what they run
+CONTAINERS = ("while", "call", "conditional")  # on a CPU; they only run other kernels
 
 
 def profile(settings, folder, *, steps=3, count=10):

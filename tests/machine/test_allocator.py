@@ -31,7 +31,6 @@ def run(**environment):
     return kept == "True", int(faults)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
 def test_buffers_are_not_given_back_and_got_again():
     kept, faults = run()
     left, more = run(DIT_KEEP_MEMORY="0")

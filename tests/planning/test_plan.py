@@ -267,7 +267,7 @@ def test_the_flops_of_the_largest_branch_count():
 
 
 def test_a_sampling_is_planned():
-    """Its work is that of its passes, and twice the steps take about twice as long."""
+    """Its FLOPs are those of its passes. Twice the steps take about twice as long."""
     target, config = plan.make_target("v5e:2x2"), small()
     config.train.batch_size = 8
     config.sampling.update({"sampler": "ddim", "num_steps": "4", "cfg_scale": 2.0})
