@@ -23,7 +23,7 @@ def get_config():
     config.model.learn_sigma = placeholder(bool)  # learn the variance too; None: of ddpm
     # in_context, cross_attention, adaln or adaln_zero; or in_context_zero, of improved MeanFlow
     config.model.conditioning = "adaln_zero"
-    config.model.conditions = placeholder(tuple)  # what the network is given; None: by the process
+    config.model.conditions = placeholder(tuple)  # inputs, such as t,y; None: by the process
     config.model.velocity_head = False  # of improved_mean_flow: a second output, the velocity
     config.model.head_depth = 0  # so many of the last blocks are there twice, once for each output
     config.model.norm = "layer"  # of the blocks and of the end: layer, or rms, with weights
@@ -147,9 +147,15 @@ def get_config():
     return config.lock()  # setting any other field is an error
 
 
-def set_variant(config, variant):
-    """Sets model.size and model.patch_size from a name such as "XL/2"."""
+def set_variant(config, variant, known=()):
+    """Sets model.size and model.patch_size from a name such as "XL/2".
+
+    known: all variants of a config that has values of its own for each.
+    """
     size, slash, patch_size = variant.partition("/")
     if not slash or not patch_size.isdecimal():
         raise ValueError(f"a variant must be SIZE/PATCH, such as XL/2, got {variant!r}")
+    if known and variant not in known:
+        hint = "set model.size and model.patch_size for another"
+        raise ValueError(f"the variant must be one of {', '.join(known)}, got {variant!r}; {hint}")
     config.model.size, config.model.patch_size = size, int(patch_size)

@@ -22,7 +22,7 @@ Improved MeanFlow with its authors' blocks, of which the last two exist twice:
     dit-train configs/digits_meanflow.py runs/improved \
         --config.diffusion.process=improved_mean_flow --config.diffusion.kappa=0.5 \
         --config.model.conditioning=in_context_zero --config.model.position=rope_1d \
-        --config.model.conditions="('h','omega','t_min','t_max','y')" \
+        --config.model.conditions=h,omega,t_min,t_max,y \
         --config.model.norm=rms --config.model.mlp=swiglu --config.model.qk_norm=true \
         --config.model.velocity_head=true --config.model.head_depth=2
     dit-sample runs/improved samples.png --labels=0-9 --omega=2

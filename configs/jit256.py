@@ -30,11 +30,10 @@ SIZES = {  # bottleneck, and the block before which the class tokens join
 
 def get_config(variant="B/16"):
     config = base.get_config()
-    base.set_variant(config, variant)
+    base.set_variant(config, variant, known=[f"{size}/{p}" for size in SIZES for p in (16, 32)])
     set_parts(config)
     set_objective(config)
-    bottleneck, first = SIZES.get(config.model.size, SIZES["B"])
-    config.model.bottleneck, config.model.class_tokens_from = bottleneck, first
+    config.model.bottleneck, config.model.class_tokens_from = SIZES[config.model.size]
     config.model.class_tokens = 32
     config.model.input_size = (256, 256)
     config.model.in_channels = 3

@@ -7,9 +7,9 @@ r"""MeanFlow on ImageNet 256x256: a DiT that draws an image with one network cal
 Data and autoencoder are those of configs/imagenet256.py. The settings are those of the authors' B/4
 (https://github.com/Gsunshine/meanflow). Their README gives its FID-50K for one network call: 11.35
 after 240 epochs and 19.15 after 80, and 48.16 and 61.09 without guidance, which is
-`--config.diffusion.kappa=0`. Variants: B, M, L, XL with patch 2, 4, 8; for the larger ones the
-authors chose another omega and kappa. A training step takes 2.03 times the multiply-adds of flow
-matching, and 1.38 times without guidance.
+`--config.diffusion.kappa=0`. Variants: B, M, L, XL with patch 2, 4, 8. All get the omega and kappa
+of B/4; the paper's appendix has those of the larger ones. A training step takes 2.03 times the
+multiply-adds of flow matching, and 1.38 times without guidance.
 
 Improved MeanFlow, which takes the scale of guidance as a condition, has a config of its own:
 configs/meanflow_improved.py.

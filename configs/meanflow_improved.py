@@ -22,28 +22,25 @@ draws scales of 1 to 8; the authors sample with up to 10.5. This config was not 
 
 from configs import base
 
-DEPTH = {"B": 12, "M": 24, "L": 32, "XL": 48}
-SIZE = {"M": "B", "XL": "L"}  # hidden size and heads are those of another size
+SIZES = {"B/2": ("B", 12), "M/2": ("B", 24), "L/2": ("L", 32), "XL/2": ("L", 48)}  # and the depth
 GUIDANCE = {  # the scale and its times for one network call
-    "B": (8.0, (0.4, 0.65)),
-    "M": (10.5, (0.4, 0.6)),
-    "L": (10.5, (0.4, 0.6)),
-    "XL": (8.0, (0.42, 0.62)),  # two calls: 4 and 0.36 .. 0.64
+    "B/2": (8.0, (0.4, 0.65)),
+    "M/2": (10.5, (0.4, 0.6)),
+    "L/2": (10.5, (0.4, 0.6)),
+    "XL/2": (8.0, (0.42, 0.62)),  # two calls: 4 and 0.36 .. 0.64
 }
 
 
 def get_config(variant="B/2"):
     config = base.get_config()
-    base.set_variant(config, variant)
+    base.set_variant(config, variant, known=SIZES)
     set_network(config)
-    size = config.model.size
-    config.model.depth = DEPTH.get(size, 0)
-    config.model.size = SIZE.get(size, size)
+    config.model.size, config.model.depth = SIZES[variant]
     config.model.position = "rope_1d"
 
     set_objective(config)
     config.diffusion.time_mean = -0.4
-    config.sampling.omega, config.sampling.omega_interval = GUIDANCE.get(size, GUIDANCE["B"])
+    config.sampling.omega, config.sampling.omega_interval = GUIDANCE[variant]
 
     config.train.batch_size = 1024
     config.train.b2 = 0.95

@@ -34,10 +34,10 @@ HALF_LIFE = {"L/16": 1_000_000}  # of the EMA, in images
 
 def get_config(variant="B/16"):
     config = base.get_config()
-    base.set_variant(config, variant)
+    base.set_variant(config, variant, known=GUIDANCE)
     meanflow_improved.set_network(config)
     is_huge = config.model.size == "H"
-    config.model.depth = DEPTH.get(config.model.size, 0)
+    config.model.depth = DEPTH[config.model.size]
     config.model.position = "learned_rope"
     config.model.bottleneck = 256 if is_huge else 128
     config.model.input_size = (16 * config.model.patch_size,) * 2
@@ -61,7 +61,7 @@ def get_config(variant="B/16"):
     config.train.ema_decay = 0.5 ** (1024 / HALF_LIFE.get(variant, 2_000_000))
     config.train.ema_warmup = True
 
-    config.sampling.omega, config.sampling.omega_interval = GUIDANCE.get(variant, GUIDANCE["B/16"])
+    config.sampling.omega, config.sampling.omega_interval = GUIDANCE[variant]
 
     config.run.total_steps = 400_000  # 320 epochs: 320 * 1,281,167 / 1024
     return config

@@ -23,9 +23,9 @@ def keeps(rule, fits, default, **more):
     return field(default=default, metadata={"rule": (rule, fits), **more})
 
 
-def by_process(default):
+def by_process(default, **more):
     """A field that a config may leave to the process, as None; default: of DDPM."""
-    return field(default=default, metadata={"by_process": True})
+    return field(default=default, metadata={"by_process": True, **more})
 
 
 def at_least(least, default):
@@ -56,6 +56,19 @@ def one_of(names, default):
 def tuple_of(rule, fits):
     """A tuple, empty by default, whose every value `fits`."""
     return keeps(f"a list of {rule}", lambda values: all(map(fits, values)), ())
+
+
+def names(allowed):
+    """A tuple of names, empty by default; read with `split`."""
+    words = f"a list of {' or '.join(allowed)}"
+    return keeps(words, lambda values: set(values) <= set(allowed), (), names=True)
+
+
+def split(names):
+    """("t,y",) of the command line as ("t", "y")."""
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        return names
+    return tuple(each for name in names for each in name.split(","))
 
 
 def interval(default):

@@ -29,7 +29,7 @@ FREE = (
 )
 MAX_SEED = 2**32 - 1
 SPACING = re.compile("(ddim)?[0-9]{1,9}")
-SPACING_RULE = 'a number, as "250" or "ddim50"'
+SPACING_RULE = 'a whole number, as "250", or "ddim50"'
 NUM_STEPS = re.compile(SPACING.pattern + r"|[0-9]{1,9}(\.[0-9]+)?(,[0-9]{1,9}(\.[0-9]+)?)+")
 NUM_STEPS_RULE = f'{SPACING_RULE}, or times, as "999,600,300"'
 MOVABLE = ("data.path", "data.vae")  # may differ if they hold the same: `runs.moved` compares
@@ -48,7 +48,7 @@ class Model:
     null_label: bool = True
     learn_sigma: bool = rules.by_process(True)
     conditioning: str = "adaln_zero"
-    conditions: tuple = rules.by_process(("t", "y"))
+    conditions: tuple = rules.by_process(("t", "y"), names=True)
     velocity_head: bool = False
     norm: str = "layer"
     mlp: str = "gelu"
@@ -211,9 +211,7 @@ class Run:
     num_samples: int = rules.at_least(1, 16)
     score_every: int = rules.at_least(0, 0)
     score_samples: int = rules.at_least(2, 500)
-    loggers: tuple = rules.tuple_of(
-        f"{' or '.join(LOGGERS)}, one flag each", lambda x: x in LOGGERS
-    )
+    loggers: tuple = rules.names(LOGGERS)
 
 
 @dataclass(frozen=True)
@@ -358,6 +356,8 @@ def _convert(name, value, declared):
     kind = declared.type
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
+    if declared.metadata.get("names"):
+        value = rules.split(value)
     if kind is float and type(value) is int:
         value = float(value)
     if kind is str and type(value) is int:  # num_steps: 250 stands for "250"

@@ -17,6 +17,7 @@ from dit_jax.models import dit
 from dit_jax.runs import build
 
 ROOT = Path(__file__).parents[1]
+OF_MODELS = ("jit256", "meanflow_improved", "meanflow_pixels")
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 OWN = """from configs import base, digits
 
@@ -55,10 +56,17 @@ def test_every_config_is_complete_without_a_variant(name):
     assert dit.configure(**vars(settings.model)).num_classes == settings.model.num_classes
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"base", "folder"}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"base", "folder", *OF_MODELS}))
 def test_a_variant_sets_the_size_and_the_patch(name):
     model = importlib.import_module(f"configs.{name}").get_config("S/4").model
     assert (model.size, model.patch_size) == ("S", 4)
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_a_config_of_published_models_has_no_other_variant(name):
+    message = "^the variant must be one of B/.*, got 'S/16'; set model.size and"
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module(f"configs.{name}").get_config("S/16")
 
 
 def test_a_folder_of_pictures_gives_the_classes_and_the_size(prepared):

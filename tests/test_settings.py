@@ -108,14 +108,23 @@ def test_an_absent_field_or_topic_has_its_default():
             {"sampling": {"sampler": "plms"}},
             "^sampling.sampler must be one of ddpm, .*, got 'plms'$",
         ),
-        ({"sampling": {"num_steps": "x"}}, "^sampling.num_steps must be a number, as .* got 'x'$"),
-        ({"sampling": {"num_steps": 2.5}}, "^sampling.num_steps must be a number, as .* got 2.5$"),
-        ({"sampling": {"num_steps": "9" * 5000}}, "^sampling.num_steps must be a number, as "),
+        (
+            {"sampling": {"num_steps": "x"}},
+            "^sampling.num_steps must be a whole number, as .* got 'x'$",
+        ),
+        (
+            {"sampling": {"num_steps": 2.5}},
+            "^sampling.num_steps must be a whole number, as .* got 2.5$",
+        ),
+        (
+            {"sampling": {"num_steps": "9" * 5000}},
+            "^sampling.num_steps must be a whole number, as ",
+        ),
         (
             {"sampling": {"sampler": None}},
             "^sampling.sampler must be one of ddpm, .*, unipc, got None$",
         ),
-        ({"sampling": {"num_steps": "-3"}}, "^sampling.num_steps must be a number, as "),
+        ({"sampling": {"num_steps": "-3"}}, "^sampling.num_steps must be a whole number, as "),
         ({"sampling": {"eta": 2}}, "^sampling.eta must be in 0 .. 1, got 2.0$"),
         ({"sampling": {"cfg_scale": -1}}, "^sampling.cfg_scale must be at least 0, got -1.0$"),
         ({"sampling": {"cfg_channels": -1}}, "^sampling.cfg_channels must be at least 0, got -1$"),
@@ -139,6 +148,13 @@ def test_what_does_not_fit_is_named(fields, message):
 def test_whole_numbers_serve_as_floats_and_as_a_spacing():
     read = settings.read({"train": {"weight_decay": 1}, "sampling": {"num_steps": 50}})
     assert type(read.train.weight_decay) is float and read.sampling.num_steps == "50"
+
+
+def test_one_flag_may_hold_several_names():
+    fields = {"model": {"conditions": ["t,y"]}, "run": {"loggers": ["tensorboard,wandb"]}}
+    read = settings.read(fields)
+    assert read.model.conditions == ("t", "y")
+    assert read.run.loggers == ("tensorboard", "wandb")
 
 
 def test_only_what_changes_the_training_is_a_difference():

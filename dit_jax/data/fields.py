@@ -15,7 +15,7 @@ def check(data):
     if data.source in STORED and not data.path:
         raise UserError(
             "data.path must be given: what dit-prepare or dit-encode wrote; "
-            "or train on random latents with --config.data.source=synthetic"
+            "or train on random data with --config.data.source=synthetic"
         )
     if data.path and data.source not in (*STORED, "fashion"):
         raise UserError(

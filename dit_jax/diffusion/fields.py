@@ -60,15 +60,14 @@ def check(diffusion):
     for field, (choice, without, value) in UNUSED.items():
         given, chosen = getattr(diffusion, field), getattr(diffusion, choice)
         if chosen in without and given != value:
-            raise UserError(
-                f"{field} must be {value} for {choice} {chosen}, which has none, got {given}"
-            )
+            rule = f"{field} must be left at {value} for {choice} {chosen}, which does not use it"
+            raise UserError(f"{rule}, got {given}")
     _check_mean_flow(diffusion)
     if diffusion.weight == "velocity" and diffusion.prediction == "velocity":
         raise UserError("weight must be constant for prediction velocity, got velocity: the same")
     if diffusion.weight == "velocity" and not is_path(diffusion):
         raise UserError(
-            "weight must not be velocity for process ddpm, which has none, got velocity"
+            "weight must not be velocity for process ddpm, only for paths, got velocity"
         )
     if is_path(diffusion):
         return
@@ -91,9 +90,8 @@ def _check_mean_flow(diffusion):
     fixed |= NOT_OF_MEAN_FLOWS if is_mean_flow(diffusion) else {}
     for field, value in fixed.items():
         if (given := getattr(diffusion, field)) != value:
-            raise UserError(
-                f"{field} must be {value} for process {name}, which has none, got {given}"
-            )
+            rule = f"{field} must be left at {value} for process {name}, which does not use it"
+            raise UserError(f"{rule}, got {given}")
     first, last = diffusion.omega_interval
     if first < 0 or last > 1:
         raise UserError(f"omega_interval must be first <= last in 0 .. 1, got {(first, last)}")

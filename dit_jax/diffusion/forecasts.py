@@ -124,7 +124,9 @@ def _read_range(text, num_steps, schedule, name):
     """(first, last) of "5-9" or "5"."""
     first, _, last = text.partition("-")
     first, last = int(first), int(last or first)
-    if not first <= last < num_steps:
+    if last < first:
+        raise UserError(f"{name} must have ranges of first <= last, got {text} in {schedule}")
+    if last >= num_steps:
         rule = f"of steps in 0 .. {num_steps - 1} for {num_steps} steps"
         raise UserError(f"{name} must be {rule}, got {text} in {schedule}")
     return first, last

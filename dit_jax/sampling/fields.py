@@ -86,7 +86,9 @@ def check(sampling, model, *, last_time):
     for option, (owner, unused) in ONLY_OF.items():
         value = getattr(sampling, option)
         if value != unused and name != owner:
-            raise UserError(f"{option} must be {unused} for {name}, which has none, got {value}")
+            raise UserError(
+                f"{option} must be left at {unused} for {name}, which does not use it, got {value}"
+            )
     if scale != 1 and not model.null_label:
         raise UserError(f"cfg_scale must be 1 for a model without a null label, got {scale}")
     if sampling.cfg_channels > model.in_channels:
@@ -106,6 +108,8 @@ def check_process(sampling, model, diffusion):
 
     fields.check(diffusion)
     spacings.check(diffusion, sampling.num_steps, spacing=sampling.spacing, shift=sampling.shift)
+    if fields.is_mean_flow(diffusion):
+        _check_mean_flow(sampling, diffusion.process)
     for name in ("cache", "cache_guidance"):
         forecasts.read(getattr(sampling, name), spacings.count(sampling.num_steps), name=name)
     if not fields.is_path(diffusion) and sampling.sde_noise not in ("sigma", "sbdm"):
@@ -117,8 +121,6 @@ def check_process(sampling, model, diffusion):
         rule = f"sde_last must be {unused} unless a path has equal steps"
         raise UserError(f"{rule}, got {sampling.sde_last}")
     _check_omega(sampling, diffusion.process)
-    if fields.is_mean_flow(diffusion):
-        _check_mean_flow(sampling, diffusion.process)
     check(sampling, model, last_time=fields.last_time(diffusion))
 
 
@@ -130,7 +132,7 @@ def _check_omega(sampling, process):
     for option, unused in (("omega", 1), ("omega_interval", (0, 1))):
         value = getattr(sampling, option)
         if value != unused and process != "improved_mean_flow":
-            rule = f"{option} must be {unused} for process {process}, which has none"
+            rule = f"{option} must be left at {unused} for process {process}, which does not use it"
             raise UserError(f"{rule}, got {value}")
 
 
@@ -145,8 +147,18 @@ def _check_mean_flow(sampling, process):
         if (value := getattr(sampling, option)) != "none":
             raise UserError(f"{option} must be none for process {process}, got {value}")
     if sampling.cfg_scale != 1:
-        rule = f"cfg_scale must be 1 for process {process}, whose guidance is learned"
+        guidance = "omega" if process == "improved_mean_flow" else "learned"
+        rule = f"cfg_scale must be 1 for process {process}, whose guidance is {guidance}"
         raise UserError(f"{rule}, got {sampling.cfg_scale}")
+
+
+def check_calibration(diffusion):
+    """UserError if the process of a `settings.Diffusion` has no caches."""
+    from dit_jax.diffusion import fields  # needs NumPy
+
+    if fields.is_mean_flow(diffusion):
+        rule = f"calibrate must be left out for process {diffusion.process}, which has no cache"
+        raise UserError(f"{rule}, got it")
 
 
 def check_options(known, options):

@@ -242,6 +242,7 @@ class LoadedDiT:
         step is computed. The samples are drawn without a cache. UserError as `sample`.
         """
         options = self._read_sampling(sampling | {"cache": "none", "cache_guidance": "none"})
+        fields.check_calibration(self.settings.diffusion)
         levels = generate.make_levels(self.process, options)
         arguments.check_calibration(wanted, levels.num_steps)
         labels = arguments.read_labels("labels", labels, self.config.num_classes, self.config)

@@ -78,7 +78,7 @@ def test_judgments_are_printed_and_written(call, tmp_path):
         ),
         (
             ["--sweep=sampler=ddim,ddpm", "--sweep=eta=0,1", "{run}", "--out={run}/new"],
-            "eta must be 0 for ddpm, which has none, got 1.0",
+            "eta must be left at 0 for ddpm, which does not use it, got 1.0",
         ),
         (
             ["--sweep=sampler=ddim", "--sweep=eta=0,1", "{run}", "--out={run}/new", "--eta=1"],

@@ -82,7 +82,7 @@ def test_the_authors_network_of_improved_mean_flow(call, caplog, tmp_path):
     options = (
         *("--config.diffusion.process=improved_mean_flow", "--config.diffusion.kappa=0.5"),
         *("--config.model.conditioning=in_context_zero", "--config.model.position=rope_1d"),
-        *("--config.model.conditions=('h','omega','t_min','t_max','y')", "--config.model.norm=rms"),
+        *("--config.model.conditions=h,omega,t_min,t_max,y", "--config.model.norm=rms"),
         *("--config.model.mlp=swiglu", "--config.model.qk_norm=true", "--config.model.depth=3"),
         *("--config.model.velocity_head=true", "--config.model.head_depth=1"),
         *("--config.train.optimizer=muon", "--config.train.warmup_steps=0"),
@@ -128,7 +128,11 @@ def test_pixel_mean_flow_by_flags(call, caplog, tmp_path):
         ("--cfg_scale=2", "cfg_scale must be 1 for process mean_flow, whose guidance is learned"),
         ("--sampler=heun", "sampler must be euler or ddim for process mean_flow, which learns"),
         ("--sampler=ddim --eta=1", "eta must be 0 for process mean_flow, got 1.0"),
-        ("--omega=2", "omega must be 1 for process mean_flow, which has none, got 2.0"),
+        (
+            "--omega=2",
+            "omega must be left at 1 for process mean_flow, which does not use it, got 2.0",
+        ),
+        ("--cache=every:2", "cache must be none for process mean_flow, got every:2"),
         ("--omega=0.5", "omega must be at least 1, got 0.5"),
         ("--omega_interval=0.5,x", "omega_interval must be two numbers, as 0.1,0.7, got '0.5,x'"),
         ("--num_steps=0", "num_steps must be in 1 .. 100000, got '0'"),
@@ -137,6 +141,11 @@ def test_pixel_mean_flow_by_flags(call, caplog, tmp_path):
 def test_what_a_model_has_not_is_one_line(option, message, refuse, checkpoint, tmp_path):
     line = refuse(sample, checkpoint, tmp_path / "x.png", "--labels=3", *option.split())
     assert message in line
+
+
+def test_there_is_no_cache_to_calibrate(refuse, checkpoint):
+    line = refuse(sample, checkpoint, "--calibrate=4")
+    assert "calibrate must be left out for process mean_flow, which has no cache" in line
 
 
 @pytest.mark.parametrize("interval, message", [("0.5,1.2", "in 0 .. 1"), ("0.6,0.5", "first <=")])

@@ -226,7 +226,10 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels=3", "--seed=-1"], "seed must be a whole number in 0 .. 4294967295, got -1"),
         (["--labels=3", "--cfg_scale=nan"], "cfg_scale must be finite, got nan"),
         (["--labels=3", "--eta=inf"], "eta must be finite, got inf"),
-        (["--labels=3", "--eta=1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none"),
+        (
+            ["--labels=3", "--eta=1", "--sampler=ddpm"],
+            "eta must be left at 0 for ddpm, which does not use it",
+        ),
         ([], "--labels must be given, or --labels_file or --interpolate instead of it, got none"),
         (
             ["--labels=3", "--labels_file=x"],
@@ -254,7 +257,7 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         ),
         (["--labels=3", "--out=no/where.png"], "out must be in a directory that exists, got"),
         (["--labels=3", "--num_steps=0"], "num_steps must be in 2 .. 1000, got '0'"),
-        (["--labels=3", "--num_steps=-9"], "num_steps must be a number"),
+        (["--labels=3", "--num_steps=-9"], "num_steps must be a whole number"),
         (["--labels=3", "--cfg_channels=4"], "cfg_channels must be in 0 .. 1, got 4"),
         (["--labels=3", "--cfg_scale=-2"], "cfg_scale must be at least 0, got -2.0"),
         (
@@ -274,7 +277,7 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         ),
         (["--labels=3", "--num_steps=1"], "num_steps must be in 2 .. 1000, got '1'"),
         (["--labels=3", "--num_steps=9,9"], "num_steps must be times that descend, got 9,9"),
-        (["--labels=3", "--num_steps=9,"], "num_steps must be a number, as"),
+        (["--labels=3", "--num_steps=9,"], "num_steps must be a whole number, as"),
         (
             ["--labels=3", "--num_steps=1000,9"],
             "num_steps must be whole steps in 0 .. 999, got 1000,9",
@@ -295,7 +298,7 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         ),
         (
             ["--labels=3", "--sde_noise=sbdm"],
-            "sde_noise must be sigma for ddim, which has none, got sbdm",
+            "sde_noise must be left at sigma for ddim, which does not use it, got sbdm",
         ),
         (
             ["--labels=3", "--sde_last=0.1", "--sampler=sde"],

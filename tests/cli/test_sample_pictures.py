@@ -107,7 +107,10 @@ def test_classes_of_imagenet_are_sampled_by_name_and_other_thousands_are_not(
         (["--grid=seed=-1"], "seed must be in 0 .. 4294967295, got -1"),
         (["--grid=cfg_scale=-1"], "cfg_scale must be at least 0, got -1.0"),
         (["--grid=sampler=plms"], "sampler must be one of ddpm, ddim, euler, "),
-        (["--grid=eta=0,1", "--sampler=ddpm"], "eta must be 0 for ddpm, which has none, got 1"),
+        (
+            ["--grid=eta=0,1", "--sampler=ddpm"],
+            "eta must be left at 0 for ddpm, which does not use it, got 1",
+        ),
         (["--grid=seed=1", "--num_samples=101"], "labels must be at most 100 for --grid, got 101"),
         (["--interpolate=a,b"], "got labels and interpolate"),
     ],

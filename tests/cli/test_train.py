@@ -280,7 +280,7 @@ RANDOM = "--config.data.source=synthetic"
         ([DIGITS, "--config.compute.attention=cudnn"], "'cudnn' only on a GPU in bfloat16"),
         ([DIGITS, "--config.diffusion.schedule=cubic"], "schedule must be one of linear, squared_"),
         ([DIGITS, "--config.diffusion.num_steps=1"], "num_steps must be at least 2, got 1"),
-        ([DIGITS, "--config.sampling.num_steps=ten"], "num_steps must be a number, as"),
+        ([DIGITS, "--config.sampling.num_steps=ten"], "num_steps must be a whole number, as"),
         ([DIGITS, "--config.data.source="], "config.data.source must not be empty"),
         ([DIGITS, "stray"], "config must be given once, got the word stray and --config too"),
         ([DIGITS, "--steps=3"], "there is no flag --steps; did you mean --config."),

@@ -51,8 +51,14 @@ def test_every_field_reaches_the_process():
         ({"time_scale": 1.0}, "^time_scale must be 1000.0 for process ddpm"),
         ({"reverse_time": True}, "^reverse_time must be False for process ddpm"),
         ({"time": "logit_normal"}, "^time must be uniform for process ddpm, got logit_normal$"),
-        ({"time_mean": 1.0}, "^time_mean must be 0.0 for time uniform, which has none, got 1.0$"),
-        ({"weight_gamma": 2.0}, "^weight_gamma must be 0.0 for weight constant, which has none"),
+        (
+            {"time_mean": 1.0},
+            "^time_mean must be left at 0.0 for time uniform, which does not use it, got 1.0$",
+        ),
+        (
+            {"weight_gamma": 2.0},
+            "^weight_gamma must be left at 0.0 for weight constant, which does not use it",
+        ),
         ({"schedule": "cubic"}, "^schedule must be one of linear, squared_cosine, got 'cubic'$"),
     ],
 )

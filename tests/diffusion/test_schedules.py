@@ -88,7 +88,7 @@ def test_kept_steps(spacing, first, last):
         (schedules.linear, (20,), "num_steps must be above 20 for the linear schedule, got 20"),
         (schedules.keep_steps, (1000, "fast"), '"250" or "ddim50", got \'fast\''),
         (schedules.keep_steps, (1000, "-5"), '"250" or "ddim50", got \'-5\''),
-        (schedules.keep_steps, (1000, ""), "num_steps must be a number"),
+        (schedules.keep_steps, (1000, ""), "num_steps must be a whole number"),
         (schedules.keep_steps, (1000, 2.5), '"250" or "ddim50", got 2.5'),
         (schedules.keep_steps, (1000, 0), "num_steps must be in 2 .. 1000, got '0'"),
         (schedules.keep_steps, (1000, "1"), "num_steps must be in 2 .. 1000, got '1'"),

@@ -172,5 +172,5 @@ def test_a_logger_that_fails_does_not_end_the_run(tmp_path, caplog):
 
 def test_the_names_of_loggers_are_the_same_everywhere():
     assert tuple(loggers.LOGGERS) == tuple(loggers.PACKAGES) == settings_lib.LOGGERS
-    with pytest.raises(UserError, match="run.loggers must be a list of tensorboard or wandb, one"):
+    with pytest.raises(UserError, match="run.loggers must be a list of tensorboard or wandb, got"):
         settings_lib.read({"run": {"loggers": ["tensorbord"]}})

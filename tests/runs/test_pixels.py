@@ -117,7 +117,8 @@ def test_jit256_trains_on_prepared_pictures(call, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_step_is_planned(call):
-    flags = ("--config=configs/jit256.py:Pi/64", "--config.model.class_tokens_from=1")
+    flags = ("--config=configs/jit256.py", "--config.model.size=Pi", "--config.model.patch_size=64")
+    flags += ("--config.model.class_tokens_from=1",)
     with jax.numpy_dtype_promotion("standard"):
         code, out, text = call(plan, *flags, "--config.train.batch_size=8", "--topology=v5e:2x2")
     assert (code, text) == (0, "")

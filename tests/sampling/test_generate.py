@@ -141,7 +141,7 @@ def test_every_option_reaches_the_samples(params, usual, options):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"eta": 0.5}, "eta must be 0 for ddpm, which has none, got 0.5"),
+        ({"eta": 0.5}, "eta must be left at 0 for ddpm, which does not use it, got 0.5"),
         ({"cfg_interval": (-1, 5)}, r"first <= last in 0 .. 999, got \(-1, 5\)"),
         ({"cfg_channels": 2}, "cfg_channels must be in 0 .. 1, got 2"),
         ({"cfg_interval": (5, 1000)}, r"first <= last in 0 .. 999, got \(5, 1000\)"),
@@ -150,7 +150,7 @@ def test_every_option_reaches_the_samples(params, usual, options):
             "cfg_interval must hold the time of a step, 999 .. 0, unless cfg_scale is 1, got",
         ),
         ({"num_steps": "0"}, "num_steps must be in 2 .. 1000, got '0'"),
-        ({"num_steps": "-3"}, "num_steps must be a number"),
+        ({"num_steps": "-3"}, "num_steps must be a whole number"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
