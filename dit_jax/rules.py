@@ -139,8 +139,8 @@ def fit_process(settings, fields):
     elif model.conditions not in (conditions, _without_time(conditions)):
         also = ", with or without t," if "h" in conditions else ""
         raise UserError(
-            f"model.conditions must be {', '.join(conditions)}{also} for process "
-            f"{diffusion.process}, got {', '.join(map(str, model.conditions))}"
+            f"model.conditions must be {','.join(conditions)} in this order{also} for process "
+            f"{diffusion.process}, got {','.join(map(str, model.conditions))}"
         )
     if is_left("diffusion", "time_scale") and diffusion.process in CONDITIONS:
         diffusion = dataclasses.replace(diffusion, time_scale=1.0)

@@ -111,10 +111,11 @@ def check(values):
             labels = find_labels(values, known.class_names, known.model.num_classes, warns=False)
             count_images(values, labels)
         check_format(values, out, known.settings.data.space)
-        if values.calibrate is not None:
-            fields.check_calibration(known.settings.diffusion)
         for options in read_grid(values):
-            fields.check_options(known, arguments.sampling(values) | options)
+            sampling = fields.check_options(known, arguments.sampling(values) | options)
+        if values.calibrate is not None:
+            diffusion = known.settings.diffusion
+            fields.check_calibration(values.calibrate, sampling.num_steps, diffusion)
 
 
 def check_picture(values, out):

@@ -26,14 +26,6 @@ def check_whole(name, value, first, last=None):
         raise UserError(f"{name} must be a whole number {rule}, got {value!r}")
 
 
-def check_calibration(wanted, num_steps):
-    """UserError unless a calibration can give what is wanted: steps, or a threshold below 1."""
-    is_count = 2 <= wanted <= num_steps and wanted == int(wanted)
-    if not (0 < wanted < 1 or is_count):
-        rule = f"a number of steps in 2 .. {num_steps}, or a threshold above 0 and below 1"
-        raise UserError(f"calibrate must be {rule}, got {wanted:g}")
-
-
 def check_room(name, count, config):
     """UserError if so many images, with a byte a number, do not fit into the host's memory."""
     needed = count * math.prod(config.input_size) * config.in_channels

@@ -152,20 +152,32 @@ def _check_mean_flow(sampling, process):
         raise UserError(f"{rule}, got {sampling.cfg_scale}")
 
 
-def check_calibration(diffusion):
-    """UserError if the process of a `settings.Diffusion` has no caches."""
-    from dit_jax.diffusion import fields  # needs NumPy
+def check_calibration(wanted, num_steps, diffusion):
+    """UserError unless a calibration can give what is wanted: steps, or a threshold below 1.
+
+    num_steps: of a `settings.Sampling`, whose process is in a `settings.Diffusion`.
+    """
+    from dit_jax.diffusion import fields, spacings  # need NumPy
 
     if fields.is_mean_flow(diffusion):
         rule = f"calibrate must be left out for process {diffusion.process}, which has no cache"
-        raise UserError(f"{rule}, got it")
+        raise UserError(f"{rule}, got {wanted:g}")
+    steps = spacings.count(num_steps)
+    is_count = 2 <= wanted <= steps and wanted == int(wanted)
+    if not (0 < wanted < 1 or is_count):
+        rule = f"a number of steps in 2 .. {steps}, or a threshold above 0 and below 1"
+        raise UserError(f"calibrate must be {rule}, got {wanted:g}")
 
 
 def check_options(known, options):
-    """As `check_process`, for the options that differ from those of a checkpoint's own config."""
+    """As `check_process`, for the options that differ from those of a checkpoint's own config.
+
+    Returns the `settings.Sampling` of both.
+    """
     options = vars(known.settings.sampling) | options
     sampling = settings_lib.read_topic(settings_lib.Sampling, options)
     check_process(sampling, known.model, known.settings.diffusion)
+    return sampling
 
 
 def is_in_torch(sampling):

@@ -242,9 +242,8 @@ class LoadedDiT:
         step is computed. The samples are drawn without a cache. UserError as `sample`.
         """
         options = self._read_sampling(sampling | {"cache": "none", "cache_guidance": "none"})
-        fields.check_calibration(self.settings.diffusion)
+        fields.check_calibration(wanted, options.num_steps, self.settings.diffusion)
         levels = generate.make_levels(self.process, options)
-        arguments.check_calibration(wanted, levels.num_steps)
         labels = arguments.read_labels("labels", labels, self.config.num_classes, self.config)
         draw = self._make(options, True, "latents")  # in model units
         x = generate.run(draw, self.params, labels, seed=seed, batch_size=batch_size)

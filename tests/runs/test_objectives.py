@@ -224,7 +224,7 @@ def test_times_outside_a_path_are_one_line():
         (
             "model",
             {"conditions": ["t", "y"]},
-            "^model.conditions must be t, h, y, with or without t, for .* mean_flow, got t, y$",
+            "^model.conditions must be t,h,y in this order, with or without t, .* got t,y$",
         ),
         (
             "model",
