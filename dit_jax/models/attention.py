@@ -36,8 +36,11 @@ def _attend(q, k, v):
     top = logits.max(-1, keepdims=True)  # (N, K, T, 1)
     weights = jnp.exp(logits - top)
     total = weights.sum(-1, keepdims=True)
-    weights = (weights / total).astype(v.dtype)
-    x = checkpoint_name(jnp.einsum("nkts,nskd->ntkd", weights, v), KEPT)  # (N, T, K, D/K)
+    x = jnp.einsum(
+        "nkts,nskd->ntkd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    x = x / total.swapaxes(1, 2)  # later than the weights: x has T / (D/K) times fewer numbers
+    x = checkpoint_name(x.astype(v.dtype), KEPT)  # (N, T, K, D/K)
     log_sum = checkpoint_name(top + jnp.log(total), KEPT)
     return x, (q, k, v, x, log_sum)
 

@@ -35,7 +35,7 @@ class DiT(nnx.Module):
     """
 
     def __init__(self, config, *, dtype, attention, product, remat, unroll, gather, watch, rngs):
-        self.config, self.dtype, self.watch = config, dtype, watch
+        self.config, self.dtype, self.product, self.watch = config, dtype, product, watch
         self.remat, self.unroll, self.gather = remat, unroll, gather
         size, options = config.hidden_size, {"dtype": dtype, "rngs": rngs}
         patch = config.patch_area * config.in_channels
@@ -155,8 +155,13 @@ class DiT(nnx.Module):
         """
         c = nnx.silu(pooled)
         linear = nnx.graphdef(self.blocks.adaLN_modulation)
-        apply = jax.vmap(lambda params: nnx.merge(linear, params)(c))
-        c = apply(params["adaLN_modulation"])  # (L, N, 1, chunks * D)
+        is_flat = self.product == "flat"
+        if is_flat:  # else XLA makes one product of all, for which a CPU transposes the weights
+            c = jnp.broadcast_to(c, (self.config.num_blocks, *c.shape))  # (L, N, 1, D)
+        apply = jax.vmap(
+            lambda params, c: nnx.merge(linear, params)(c), (0, 0 if is_flat else None)
+        )
+        c = apply(params["adaLN_modulation"], c)  # (L, N, 1, chunks * D)
         c = self.gather({"modulation": c}, self.dtype)["modulation"]
         c = c.reshape(*c.shape[:-1], -1, self.config.hidden_size)  # (L, N, 1, chunks, D)
         return self.gather({"chunks": c}, self.dtype)["chunks"]
