@@ -34,14 +34,14 @@ def _logits(q, k):
 def _attend(q, k, v):
     logits = _logits(q, k)
     top = logits.max(-1, keepdims=True)  # (N, K, T, 1)
-    weights = jnp.exp(logits - top)
-    total = weights.sum(-1, keepdims=True)
-    x = jnp.einsum(
-        "nkts,nskd->ntkd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    x = x / total.swapaxes(1, 2)  # later than the weights: x has T / (D/K) times fewer numbers
-    x = checkpoint_name(x.astype(v.dtype), KEPT)  # (N, T, K, D/K)
-    log_sum = checkpoint_name(top + jnp.log(total), KEPT)
+    weights = jnp.exp(logits - top).astype(v.dtype)
+    # A column of ones in v gives the sum of the weights: one pass over (N, K, T, T) less.
+    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
+    joined = jnp.concatenate([v, ones], axis=-1)  # (N, T, K, D/K+1)
+    joined = jnp.einsum("nkts,nskd->ntkd", weights, joined, preferred_element_type=jnp.float32)
+    total = joined[..., -1:]  # (N, T, K, 1)
+    x = checkpoint_name((joined[..., :-1] / total).astype(v.dtype), KEPT)  # (N, T, K, D/K)
+    log_sum = checkpoint_name(top + jnp.log(total.swapaxes(1, 2)), KEPT)  # (N, K, T, 1)
     return x, (q, k, v, x, log_sum)
 
 
@@ -174,7 +174,8 @@ class Attention(nnx.Module):
             q, k = (rotate(each, self.grid, rotates_all=self.rotates_all) for each in (q, k))
         if self.keeps_weights:
             self.weights = nnx.Intermediate(jax.nn.softmax(_logits(q, k)))  # (N, K, T, T)
-        x = ATTENTIONS[self.attention](q, k, v)
+        with jax.named_scope("attention"):
+            x = ATTENTIONS[self.attention](q, k, v)
         return self.proj(x.reshape(n, t, d))  # (N, T, D)
 
 

@@ -9,8 +9,10 @@ fusions of an all-reduce and a slice.
 
 import math
 import re
+from collections import Counter
 from typing import NamedTuple
 
+SCOPES = ("attention", "update")  # `jax.named_scope`s of a training step
 COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
@@ -60,9 +62,9 @@ class Collective(NamedTuple):
 
 
 class Program(NamedTuple):
-    """cycles: the compiler's estimate for one run on one device, without collectives."""
+    """cycles: the compiler's estimate for one run on one device, by `_kind`; no collectives."""
 
-    cycles: int
+    cycles: Counter
     collectives: list
 
 
@@ -108,11 +110,12 @@ def _closing(text):
 
 
 def _walk(computations, name, times, timed, collectives):
-    """Cycles of a computation that runs `times` times; appends its collectives to the list.
+    """Cycles by `_kind` of a computation that runs `times` times, as a Counter.
 
-    timed: count the cycles of its instructions; inside a fusion only the fusion's own count.
+    Appends its collectives to the list. timed: count the cycles of its instructions; inside a
+    fusion only the fusion's own count.
     """
-    cycles = 0
+    cycles = Counter()
     for instruction in computations[name].values():
         opcode, rest = instruction.opcode, instruction.rest
         kind = opcode.removesuffix("-start")
@@ -121,7 +124,8 @@ def _walk(computations, name, times, timed, collectives):
             collectives.append(Collective(kind, num_bytes, group_size(rest), times, _channel(rest)))
             continue
         noted = re.search(r'"estimated_cycles":"(\d+)"', rest)
-        cycles += int(noted[1]) * times if noted and timed else 0
+        if noted and timed:
+            cycles[_kind(computations, instruction)] += int(noted[1]) * times
         if opcode == "while":
             body = re.search(r"\bbody=%?([^\s,})]+)", rest)[1]
             condition = re.search(r"\bcondition=%?([^\s,})]+)", rest)[1]
@@ -151,9 +155,25 @@ def _walk_longest(computations, names, times, timed, collectives):
     for name in names:
         found = []
         walked.append((_walk(computations, name, times, timed, found), found))
-    cycles, found = max(walked, key=lambda each: each[0])
+    cycles, found = max(walked, key=lambda each: each[0].total())
     collectives += found
     return cycles
+
+
+def _kind(computations, instruction):
+    """The one of SCOPES that an instruction is in; else products of matrices, or other."""
+    name = re.search(r'\bop_name="([^"]*)"', instruction.rest)
+    scope = name and re.search(rf"\b({'|'.join(SCOPES)})\b", name[1])
+    if scope:
+        return scope[1]
+    return "products" if _multiplies(computations, instruction) else "other"
+
+
+def _multiplies(computations, instruction):
+    """Whether an instruction, or what it calls, multiplies matrices; a TPU does by convolution."""
+    inner = (each for name in _called(instruction.rest) for each in computations[name].values())
+    is_product = instruction.opcode in ("convolution", "dot")
+    return is_product or any(_multiplies(computations, each) for each in inner)
 
 
 def _channel(rest):

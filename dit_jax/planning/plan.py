@@ -143,7 +143,7 @@ def read_memory(stats, limit_gb):
 def estimate(program, target, model_flops):
     """Times of a step in seconds, MFU and collectives, from a compiled program."""
     rate = target.chip.link_rate / target.chip.devices
-    arithmetic = program.cycles / target.clock
+    arithmetic = program.cycles.total() / target.clock
     links = sum(each.wire_bytes * each.count for each in program.collectives) / rate
     seconds = {
         "arithmetic": arithmetic,
@@ -154,6 +154,9 @@ def estimate(program, target, model_flops):
     peak = target.peak_flops * len(target.devices)
     return {
         "estimated_seconds": seconds,
+        "arithmetic_seconds": {
+            kind: cycles / target.clock for kind, cycles in program.cycles.most_common()
+        },
         "estimated_mfu": {
             name: model_flops / (seconds[name] * peak)
             for name in ("arithmetic", "with_overlap", "without_overlap")

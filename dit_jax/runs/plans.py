@@ -145,6 +145,10 @@ def show(figures):
             if name in figures.get("images_per_second", {}):
                 text += f", {figures['images_per_second'][name]:.4g} images/s"
             lines[f"estimated {unit}, {words}"] = text
+        kinds = figures["arithmetic_seconds"].items()
+        lines["of the computation"] = ", ".join(
+            f"{kind} {spent * 1e3:.1f} ms" for kind, spent in kinds
+        )
         sent = sum(each["wire_bytes"] for each in figures["collectives"])
         lines[f"sent per device and {unit}"] = (
             f"{sent / 1e9:.2f} GB, {seconds['links'] * 1e3:.1f} ms at "

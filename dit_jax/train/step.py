@@ -129,17 +129,18 @@ def make_train_step(
             return loss_fn(frozen_lib.merge(trained, rest), examples)
 
         grads, metrics = make_gradients(loss_of_trained, accumulation_steps)(trained, examples)
-        with compat.default_arithmetic():
+        with jax.named_scope("update"), compat.default_arithmetic():
             updates, opt_state = optimizer.update(grads, state.opt_state, trained)
             params = frozen_lib.merge(optax.apply_updates(trained, updates), rest)
             metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
-        decay = ema_lib.decay_at(state.step, decay=ema_decay, warmup=ema_warmup)
-        ema = ema_lib.update(state.ema, params, decay=decay)  # of the new parameters
-        weights = [ema_lib.power_weight(state.step, exponent=each) for each in ema_exponents]
-        averages = tuple(
-            ema_lib.mix(average, params, weight=weight)
-            for average, weight in zip(state.averages, weights, strict=True)
-        )
+        with jax.named_scope("update"):
+            decay = ema_lib.decay_at(state.step, decay=ema_decay, warmup=ema_warmup)
+            ema = ema_lib.update(state.ema, params, decay=decay)  # of the new parameters
+            weights = [ema_lib.power_weight(state.step, exponent=each) for each in ema_exponents]
+            averages = tuple(
+                ema_lib.mix(average, params, weight=weight)
+                for average, weight in zip(state.averages, weights, strict=True)
+            )
         return TrainState(state.step + 1, params, ema, opt_state, averages), metrics
 
     return train_step

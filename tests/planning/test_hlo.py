@@ -48,7 +48,7 @@ ENTRY %main (e: (s32[], f32[8])) -> f32[8] {{
 
 def test_nested_loops_multiply_their_trip_counts():
     program = hlo.read(LOOPS)
-    assert program.cycles == 7 + 5 * 3 * 10  # what is inside a fusion is the fusion's
+    assert program.cycles == {"other": 7 + 5 * 3 * 10}  # inside a fusion is the fusion's
     assert program.collectives == [hlo.Collective("all-reduce", 8 * 4, 2, 5)]
 
 
@@ -120,7 +120,7 @@ def test_an_asynchronous_call_counts_its_computation_once():
     )
     program = hlo.read(text)
     assert program.collectives == [hlo.Collective("all-gather", 64, 4, 1)]
-    assert program.cycles == 0  # links have their own time
+    assert not program.cycles  # links have their own time
 
 
 def test_a_sliced_all_reduce_is_a_reduce_scatter():
@@ -192,4 +192,22 @@ def test_of_a_conditional_the_longest_branch_counts(branches):
         for name, cycles in (("short", 3), ("long", 40))
     )
     text = entry(f"ROOT %c = f32[4] conditional(%i, %p, %p), {branches}", before=before)
-    assert hlo.read(text).cycles == 40
+    assert hlo.read(text).cycles == {"other": 40}
+
+
+def test_cycles_are_counted_by_what_they_compute():
+    before = """%fused (q: f32[4]) -> f32[4] {
+  ROOT %n = f32[4] convolution(%q, %q), window={}, dim_labels=bf_io->bf
+}
+"""
+    scoped = 'metadata={op_name="jit(train_step)/transpose(jvp(attention))/exp"}'
+    text = entry(
+        f"%a = f32[4] fusion(%p), calls=%fused, {NOTE % 5}",
+        f"%b = f32[4] negate(%a), {NOTE % 2}",
+        f"%c = f32[4] fusion(%b), calls=%fused, {scoped}, {NOTE % 30}",
+        f"%d = f32[4] dot(%c, %c), {NOTE % 7}",
+        'ROOT %e = f32[4] add(%d, %d), metadata={op_name="jit(step)/dynamic_update_slice"}, '
+        + NOTE % 11,
+        before=before,
+    )
+    assert hlo.read(text).cycles == {"products": 12, "other": 13, "attention": 30}

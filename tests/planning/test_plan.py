@@ -1,4 +1,5 @@
 import time
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def test_the_compiler_counts_a_large_product_near_the_peak(name):
     place = NamedSharding(sharding.make_mesh(devices=target.devices), PartitionSpec())
     x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=place)
     program = hlo.read(jax.jit(jnp.matmul).lower(x, x).compile().as_text())
-    share = 2 * 4096**3 / program.cycles / target.chip.flops_per_cycle
+    share = 2 * 4096**3 / program.cycles.total() / target.chip.flops_per_cycle
     assert 0.65 < share <= 1
 
 
@@ -125,6 +126,9 @@ def test_the_figures_of_a_small_step(topology):
         sum(memory[name] for name in ("arguments", "temporaries", "outputs", "code"))
     )
     assert seconds["arithmetic"] > work / len(target.devices) / target.peak_flops
+    parts = figures["arithmetic_seconds"]
+    assert set(parts) == {"products", "attention", "update", "other"} and min(parts.values()) > 0
+    assert sum(parts.values()) == pytest.approx(seconds["arithmetic"])
     assert seconds["without_overlap"] == seconds["arithmetic"] + seconds["links"]
     assert seconds["with_overlap"] == max(seconds["arithmetic"], seconds["links"])
     peak = len(target.devices) * target.peak_flops
@@ -190,7 +194,7 @@ def test_advice_where_a_step_does_not_fit():
 def test_times_of_a_program_with_known_costs():
     target = plan.make_target("v3:2x2")
     program = hlo.Program(
-        round(target.clock),  # a second
+        Counter(other=round(target.clock)),  # a second
         [hlo.Collective("all-gather", 140 * 10**9, 2, 3), hlo.Collective("all-gather", 8, 2, 1)],
     )
     figures = plan.estimate(program, target, 8 * devices.peak_flops("TPU v3") / 4)
