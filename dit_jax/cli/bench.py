@@ -7,6 +7,7 @@ r"""Measures how fast this machine trains, samples, loads, encodes or decodes a 
     dit-bench train configs/imagenet256.py:S/2 --peer
     dit-bench start configs/imagenet256.py:XL/2 start.json
     dit-bench decode configs/imagenet256.py:S/2 --config.train.batch_size=8 --peer
+    dit-bench train configs/imagenet256.py:S/2 --config.train.batch_size=8 --growth=growth.png
     dit-bench train configs/imagenet256.py:S/2 --sweep --batch_sizes=64,128,256
 
 CONFIG and OUT can also be given as --config and --out.
@@ -28,6 +29,9 @@ images or latents. It is the one at data.vae, or Stable Diffusion's with random 
 of compute.remat. It then tries the fastest case with compute.unroll and compute.attention. It ranks
 the cases and prints the best one as flags. A case that does not fit or fails is a row that says so.
 Each case is compiled once; all together take minutes.
+--growth times steps with 64, 256, 1,024 and 4,096 tokens in each image, then with the batch and its
+halves. It says with which power of the tokens and of the batch the time grows, and with which the
+FLOPs do, and draws both.
 """
 
 import json
@@ -55,6 +59,8 @@ def define(values):
     flags.DEFINE_boolean("sweep", False, text, **options)
     text = "With --sweep: these instead of half, once and twice the config's."
     flags.DEFINE_list("batch_sizes", None, text, **options)
+    text = "A PNG: how the time of a step grows with the tokens and with the batch."
+    flags.DEFINE_string("growth", None, text, **options)
     flags.DEFINE_string("out", None, "A JSON file for the figures.", **options)
 
 
@@ -62,6 +68,7 @@ def check(values, what):
     if values.out:
         command.output_path(values.out, ".json")
     check_sweep(values, what)
+    check_growth(values, what)
     if what == "start":
         check_start(values)
     if what == "data" and values.peer:
@@ -108,6 +115,21 @@ def check_sweep(values, what):
     batch_sizes(values)
 
 
+def check_growth(values, what):
+    """UserError if a growth cannot be measured so, or drawn there."""
+    if values.growth is None:
+        return
+    if what != "train":
+        raise UserError(f"growth must be left out for {what}: it is of training steps")
+    if values.sweep or values.peer:
+        other = "sweep" if values.sweep else "peer"
+        raise UserError(f"{other} must be false with --growth, which compares sizes")
+    command.output_path(values.growth, ".png", name="growth")
+    axes = arguments.settings(values).model.input_size
+    if len(axes) != 2:
+        raise UserError(f"model.input_size must have two axes for --growth, got {axes}")
+
+
 def batch_sizes(values):
     """The whole numbers of --batch_sizes, [] if there are none."""
     texts = values.batch_sizes or []
@@ -134,11 +156,15 @@ def main(values, what):
 
         show({"what": what} | startup.measure(settings), out)
         return
-    from dit_jax.runs import bench, bench_vae, tuning
+    from dit_jax.runs import bench, bench_vae, growth, tuning
 
     options = {"repeats": values.repeats, "warmup": values.warmup}
     if values.sweep:
         write(tuning.sweep(settings, batch_sizes(values), **options), out)
+    elif values.growth:
+        figures = growth.measure(settings, **options)
+        write(figures, out)
+        growth.draw(command.output_path(values.growth, ".png", name="growth"), figures["rows"])
     elif what == "data":
         show(bench.measure_data(settings, **options), out)
     elif what in AUTOENCODER:

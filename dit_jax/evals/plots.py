@@ -160,6 +160,27 @@ def designs(path, runs, *, score, over_time=False):
         drawing.name_ends(axes, curves, styles)
 
 
+def growth(path, panels):
+    """Seconds of a step, a panel for each {label: (x, seconds, FLOPs)}; both axes logarithmic.
+
+    A second curve is in proportion to the FLOPs, and meets the last time.
+    """
+    names = ("measured", "as the FLOPs")
+    styles = drawing.styles_of(names)
+    with drawing.picture(path, height=3.2) as figure:
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (label, (x, seconds, work)) in zip(grid, panels.items(), strict=True):
+            counted = [seconds[-1] * each / work[-1] for each in work]
+            for name, y in zip(names, (seconds, counted), strict=True):
+                axes.plot(x, y, label=name, **styles[name])
+            drawing.scale(axes, "y", seconds + counted, log=True)
+            axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.set_xticks(x, [f"{value:,}" for value in x])
+            axes.set(xlabel=label, ylabel="seconds of a training step")
+        grid[0].legend(frameon=False)
+
+
 def losses(path, losses, *, name="training loss"):
     """Losses over the steps. losses: {name of the run: (steps, smoothed losses)}."""
     curves = [Curve(run, *points, [None] * len(points[0])) for run, points in losses.items()]
