@@ -1,7 +1,8 @@
 """Counts the arithmetic of a DiT from its config.
 
 Only matrix products count, as in table 4 of the paper, whose "Gflops" are multiply-adds: true
-FLOPs are twice that, and a forward and backward pass costs three forward passes.
+FLOPs are twice that, and a forward and backward pass costs three forward passes. The column with
+which `attention.attend` sums its weights does not count, as no other sum does.
 """
 
 from dit_jax.models.conditions import FREQUENCIES, count_tokens
