@@ -28,8 +28,8 @@ def get_config():
     config.model.head_depth = 0  # so many of the last blocks are there twice, once for each output
     config.model.norm = "layer"  # of the blocks and of the end: layer, or rms, with weights
     config.model.mlp = "gelu"  # or swiglu: gated, with as many multiply-adds
-    # sincos: a fixed table; rope: attention also rotates by the position; learned_rope: with a
-    # learned table; rope_1d: no table; rotates by the place of a token in the whole sequence
+    # sincos: a fixed table. rope: the table, and attention rotates q and k by row and column.
+    # learned_rope: as rope, with a learned table. rope_1d: no table; rotates by the token number
     config.model.position = "sincos"
     config.model.qk_norm = False  # RMSNorm of queries and keys in self-attention
     config.model.bottleneck = 0  # numbers of a patch before D; 0: from p*p*C to D in one linear

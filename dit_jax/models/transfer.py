@@ -70,7 +70,7 @@ def adapt(params, source, target, rows):
 
 
 def _new_embedder(embedder):
-    """The embedder of a new condition: as that of t or h, but its last layer is 0."""
+    """The embedder of a new condition: a copy of the one given, with zeros in its last layer."""
     return embedder | {"fc2": jax.tree.map(jnp.zeros_like, embedder["fc2"])}
 
 

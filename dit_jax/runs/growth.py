@@ -13,7 +13,7 @@ from dit_jax.machine import devices
 from dit_jax.runs import bench, tuning
 
 SIDES = (8, 16, 32, 64)  # patches along each side: 64 to 4,096 tokens
-HALVINGS = 5  # batch sizes to try, the largest that of the settings
+NUM_BATCHES = 5  # the batch size of the settings, half of it, a quarter, ...
 
 
 def measure(settings, *, repeats, warmup):
@@ -24,7 +24,7 @@ def measure(settings, *, repeats, warmup):
     Prints each row. UserError if no case ran.
     """
     size, patch = settings.train.batch_size, settings.model.patch_size
-    batches = sorted({size >> i for i in range(HALVINGS)} - {0})
+    batches = sorted({size >> i for i in range(NUM_BATCHES)} - {0})
     cases = {
         "tokens": [{"model.input_size": (side * patch,) * 2} for side in SIDES],
         "batch": [{"train.batch_size": batch} for batch in batches],

@@ -48,7 +48,7 @@ def test_growth_is_fitted_and_drawn(faked, call, tmp_path):
 
 def test_a_step_is_measured(call, tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "SIDES", (2, 4))
-    monkeypatch.setattr(growth, "HALVINGS", 0)
+    monkeypatch.setattr(growth, "NUM_BATCHES", 0)
     picture = tmp_path / "growth.png"
     code, printed, _ = call(bench, "train", *SMALL, f"--growth={picture}")
     assert code == 0 and printed.count("fails") == 0 and picture.is_file()
