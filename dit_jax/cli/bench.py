@@ -5,6 +5,7 @@ r"""Measures how fast this machine trains, samples, loads, encodes or decodes a 
         --config.data.vae=runs/vae
     dit-bench sample configs/digits.py bench.json
     dit-bench train configs/imagenet256.py:S/2 --peer
+    dit-bench operations configs/imagenet256.py:S/2 --config.train.batch_size=8 --peer
     dit-bench start configs/imagenet256.py:XL/2 start.json
     dit-bench decode configs/imagenet256.py:S/2 --config.train.batch_size=8 --peer
     dit-bench train configs/imagenet256.py:S/2 --config.train.batch_size=8 --growth=growth.png
@@ -18,6 +19,8 @@ devices' bfloat16 peak.
 If the data of the config can be opened, train also reads them as a run does: data_wait is the share
 of a step's time that waits for the next batch, and loader_images_per_second the speed of the loader
 alone, on all cores.
+operations times the operations of the blocks one by one, each with its gradients, and the update of
+the parameters. It says how often a training step does each and what share of the step they take.
 start times a new process until its first training step has ended: imports, finding the devices,
 making the state, tracing, compiling, the first step; and a second one (warm) that finds the
 programs of the first (cold) in jax's persistent compilation cache.
@@ -71,6 +74,8 @@ def check(values, what):
     check_growth(values, what)
     if what == "start":
         check_start(values)
+    if what == "operations":
+        check_blocks(arguments.settings(values).model)
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
     if what == "data":
@@ -92,6 +97,16 @@ def check_start(values):
     given = [name for name in ("peer", "repeats", "warmup") if values[name].present]
     if given:
         raise UserError(f"{given[0]} must be left out for start, got {values[given[0]].value}")
+
+
+def check_blocks(model):
+    """UserError unless the blocks of the model are those of the paper's DiT with adaLN-Zero."""
+    usual = {"conditioning": "adaln_zero", "norm": "layer", "mlp": "gelu"}
+    usual |= {"position": "sincos", "qk_norm": False}
+    for name, value in usual.items():
+        if (given := getattr(model, name)) != value:
+            rule = f"model.{name} must be {value} for operations, which are of the paper's blocks"
+            raise UserError(f"{rule}, got {given}")
 
 
 def check_latents(settings, what):
@@ -156,7 +171,7 @@ def main(values, what):
 
         show({"what": what} | startup.measure(settings), out)
         return
-    from dit_jax.runs import bench, bench_vae, growth, tuning
+    from dit_jax.runs import bench, bench_vae, growth, operations, tuning
 
     options = {"repeats": values.repeats, "warmup": values.warmup}
     if values.sweep:
@@ -165,6 +180,8 @@ def main(values, what):
         figures = growth.measure(settings, **options)
         write(figures, out)
         growth.draw(command.output_path(values.growth, ".png", name="growth"), figures["rows"])
+    elif what == "operations":
+        write(operations.measure(settings, peer=values.peer, **options), out)
     elif what == "data":
         show(bench.measure_data(settings, **options), out)
     elif what in AUTOENCODER:
@@ -189,7 +206,7 @@ def write(figures, out):
 def entry():
     options = {
         "required": ["config"],
-        "takes": ["train|sample|data|encode|decode|start"],
+        "takes": ["train|sample|operations|data|encode|decode|start"],
         "words": ["config", "out"],
     }
     sys.exit(command.run("dit-bench", define, main, check=check, **options))

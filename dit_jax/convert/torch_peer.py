@@ -18,10 +18,10 @@ LOG_2 = float(np.log(2))
 
 def make_train_step(model, diffusion, *, batch_size, dtype, learning_rate, ema_decay, compiled):
     """Returns run(): one training step on a fixed batch on the device, then a synchronisation."""
-    device, net = _on_device(model)
+    device, net = on_device(model)
     ema = [x.detach().clone() for x in net.parameters() if x.requires_grad]
     params = [x for x in net.parameters() if x.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0, fused=True)
+    update = make_update(params, ema, learning_rate=learning_rate, ema_decay=ema_decay)
     forward = torch.compile(net) if compiled else net
     tables = make_tables(diffusion, device)
     x0 = torch.randn(batch_size, model.in_channels, *model.input_size, device=device)
@@ -37,19 +37,30 @@ def make_train_step(model, diffusion, *, batch_size, dtype, learning_rate, ema_d
             out = forward(x_t, t, y)
         loss = objective(tables, out.float(), x0=x0, x_t=x_t, t=t, noise=noise)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(ema, params, 1 - ema_decay)
-        _wait(device)
+        update()
+        for x in params:
+            x.grad = None
+        wait(device)
         return loss.item()
 
     return run
 
 
+def make_update(params, ema, *, learning_rate, ema_decay):
+    """Returns update(): AdamW of the parameters by their gradients, then their EMA."""
+    optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0, fused=True)
+
+    def update():
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(ema, params, 1 - ema_decay)
+
+    return update
+
+
 def make_sampling(model, diffusion, sampling, *, batch_size, dtype, compiled):
     """Returns run(): samples one batch from noise to x_0, then synchronises."""
-    device, net = _on_device(model)
+    device, net = on_device(model)
     net = net.eval().requires_grad_(False)
     options = {name: sampling[name] for name in torch_model.RULES}
     settings = {"diffusion": diffusion, "sampling": options, "space": "latents"}
@@ -61,7 +72,7 @@ def make_sampling(model, diffusion, sampling, *, batch_size, dtype, compiled):
     def run():
         with _autocast(device, dtype):
             sampler.sample(labels)
-        _wait(device)
+        wait(device)
 
     return run
 
@@ -72,7 +83,7 @@ def make_autoencoder(config, what, *, size, batch_size, dtype, compiled):
     config: a VAEConfig. size: (H, W) of the images. diffusers' AutoencoderKL, with float32
     convolutions as exact as ours.
     """
-    device = _find_device()
+    device = find_device()
     torch.backends.cudnn.allow_tf32 = False
     net = torch_vae.build_diffusers(config).to(device, memory_format=torch.channels_last)
     net = net.eval().requires_grad_(False)
@@ -97,7 +108,7 @@ def make_autoencoder(config, what, *, size, batch_size, dtype, compiled):
     def run():
         with torch.no_grad(), _autocast(device, dtype):
             out = apply(x)
-        _wait(device)
+        wait(device)
         return out
 
     return run
@@ -161,12 +172,14 @@ def _at(table, t):
     return table[t].view(-1, 1, 1, 1)
 
 
-def _find_device():
+def find_device():
+    """The first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _on_device(model):
-    device = _find_device()
+def on_device(model):
+    """(the device, a random DiT of a DiTConfig on it)."""
+    device = find_device()
     return device, torch_model.DiT(**torch_dit.fields(model)).to(device)
 
 
@@ -176,6 +189,7 @@ def _autocast(device, dtype):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def _wait(device):
+def wait(device):
+    """Waits until a GPU has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -155,10 +155,13 @@ def test_summarize_uses_median_and_quartiles():
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--config=configs/digits.py"], "takes train|sample|data|encode|decode|start, got ''"),
+        (
+            ["--config=configs/digits.py"],
+            "takes train|sample|operations|data|encode|decode|start, got ''",
+        ),
         (
             ["fly", "--config=configs/digits.py"],
-            "one of train, sample, data, encode, decode, start, got 'fly'",
+            "one of train, sample, operations, data, encode, decode, start, got 'fly'",
         ),
         (["train"], "--config must be given"),
         (["data", "--peer", "--config=configs/digits.py"], "peer must be false for data"),
