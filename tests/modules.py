@@ -7,8 +7,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dit_jax.models import conditions
-
 
 def normal(seed, shape):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
@@ -44,18 +42,6 @@ def with_bias(module):
     state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     state = jax.tree.map(lambda x: x + 0.1 * normal(x.size, x.shape), state)
     return nnx.merge(nnx.graphdef(module), state)
-
-
-def count_sums(config):
-    """Multiply-adds of a forward pass for the column of ones of `attend`, which `flops` leave out.
-
-    A sum of T weights for each of T tokens and each head; without tokens that skip blocks.
-    """
-    joining = conditions.count_tokens(config) if config.in_context else 0
-    early = config.class_tokens_from
-    late = config.num_tokens + config.class_tokens
-    tokens = [config.num_tokens] * early + [late] * (config.depth - early)
-    return config.num_heads * sum((each + joining) ** 2 for each in tokens)
 
 
 def count_products(jaxpr):
