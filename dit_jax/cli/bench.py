@@ -26,8 +26,8 @@ making the state, tracing, compiling, the first step; and a second one (warm) th
 programs of the first (cold) in jax's persistent compilation cache.
 encode and decode time the autoencoder, in data.vae_dtype, on one batch of train.batch_size random
 images or latents. It is the one at data.vae, or Stable Diffusion's with random weights.
---peer runs the same work in PyTorch, eager and compiled, in turn with ours; it needs the extra
-[convert]. The autoencoder is then diffusers'.
+--peer runs the same work in PyTorch, in turn with ours, eager and compiled; operations only eager.
+It needs the extra [convert]. The autoencoder is then diffusers'.
 --sweep times train.batch_size (half, once and twice the config's, or --batch_sizes) with all values
 of compute.remat. It then tries the fastest case with compute.unroll and compute.attention. It ranks
 the cases and prints the best one as flags. A case that does not fit or fails is a row that says so.
@@ -43,8 +43,10 @@ import sys
 
 from absl import flags
 
+from dit_jax import settings as settings_lib
 from dit_jax.cli import arguments, command
 from dit_jax.data import fields
+from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.sampling import fields as sampling_fields
@@ -56,7 +58,7 @@ def define(values):
     arguments.define_config(values)
     options = {"flag_values": values}
     flags.DEFINE_integer("repeats", 10, "Timed steps or samplings.", lower_bound=2, **options)
-    flags.DEFINE_integer("warmup", 2, "Untimed ones before.", lower_bound=1, **options)
+    flags.DEFINE_integer("warmup", 2, "Untimed runs before them.", lower_bound=1, **options)
     flags.DEFINE_boolean("peer", False, "Also run it in PyTorch, in turn.", **options)
     text = "Rank batch sizes, remat, unroll and attention of training on this machine."
     flags.DEFINE_boolean("sweep", False, text, **options)
@@ -74,8 +76,6 @@ def check(values, what):
     check_growth(values, what)
     if what == "start":
         check_start(values)
-    if what == "operations":
-        check_blocks(arguments.settings(values).model)
     if what == "data" and values.peer:
         raise UserError("peer must be false for data: nothing is compared")
     if what == "data":
@@ -88,7 +88,9 @@ def check(values, what):
     run_fields.check(settings)
     if what in AUTOENCODER:
         check_latents(settings, what)
-    elif values.peer:
+    elif what == "operations":
+        check_operations(settings)
+    if values.peer and what not in AUTOENCODER:
         check_peer(settings, what)
 
 
@@ -99,14 +101,18 @@ def check_start(values):
         raise UserError(f"{given[0]} must be left out for start, got {values[given[0]].value}")
 
 
-def check_blocks(model):
-    """UserError unless the blocks of the model are those of the paper's DiT with adaLN-Zero."""
-    usual = {"conditioning": "adaln_zero", "norm": "layer", "mlp": "gelu"}
-    usual |= {"position": "sincos", "qk_norm": False}
+def check_operations(settings):
+    """UserError unless a step runs the paper's adaLN-Zero blocks once, on all tokens."""
+    usual = {"model.conditioning": "adaln_zero", "model.norm": "layer", "model.mlp": "gelu"}
+    usual |= {"model.position": "sincos", "model.qk_norm": False, "model.class_tokens": 0}
+    usual |= {"train.accumulation_steps": 1, "train.route_share": 0.0}
+    given = settings_lib.flat(settings)
     for name, value in usual.items():
-        if (given := getattr(model, name)) != value:
-            rule = f"model.{name} must be {value} for operations, which are of the paper's blocks"
-            raise UserError(f"{rule}, got {given}")
+        if given[name] != value:
+            raise UserError(f"{name} must be {value} for operations, got {given[name]}")
+    if diffusion_fields.is_mean_flow(settings.diffusion):
+        process = settings.diffusion.process
+        raise UserError(f"diffusion.process must not be a mean flow for operations, got {process}")
 
 
 def check_latents(settings, what):
@@ -156,7 +162,7 @@ def batch_sizes(values):
 def check_peer(settings, what):
     """UserError if the code in PyTorch does not train or sample so."""
     sampling, optimizer = settings.sampling, settings.train.optimizer
-    if what == "train" and optimizer != "adamw":
+    if what != "sample" and optimizer != "adamw":
         raise UserError(f"train.optimizer must be adamw for --peer, got {optimizer}")
     if what == "sample" and not sampling_fields.is_in_torch(sampling):
         rule = "with evenly spaced steps and constant guidance for --peer"

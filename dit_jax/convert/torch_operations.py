@@ -13,14 +13,14 @@ def make(name, arrays, *, dtype):
     """Returns run(): an operation with the gradients of its inputs, then a synchronisation.
 
     arrays: as of `runs.operations.draw`, NumPy. run() returns (the output, [each gradient]) as
-    tensors in the layout of the arrays. dtype: bfloat16 is that on a GPU only.
+    tensors in the layout of the arrays. dtype: of the arithmetic on a GPU; on a CPU it is float32.
     """
     device = torch_peer.find_device()
     *inputs, grad = (torch.from_numpy(x).to(device) for x in arrays)
     if dtype == "bfloat16" and device.type == "cuda":
         *inputs, grad = (x.bfloat16() for x in (*inputs, grad))
     is_linear = name not in APPLY
-    if is_linear:  # PyTorch stores (outputs, inputs)
+    if is_linear:  # PyTorch's weights are (outputs, inputs)
         inputs[1] = inputs[1].t().contiguous()
     inputs = [x.requires_grad_() for x in inputs]
     apply = APPLY.get(name, functional.linear)
@@ -40,12 +40,9 @@ def make_update(model, *, learning_rate, ema_decay):
     """Returns run(): fused AdamW of all parameters, and their EMA, then a synchronisation."""
     device, net = torch_peer.on_device(model)
     params = [x for x in net.parameters() if x.requires_grad]
-    average = [x.detach().clone() for x in params]
     for x in params:
         x.grad = 0.1 * x.detach()
-    update = torch_peer.make_update(
-        params, average, learning_rate=learning_rate, ema_decay=ema_decay
-    )
+    update = torch_peer.make_update(params, learning_rate=learning_rate, ema_decay=ema_decay)
 
     def run():
         update()
@@ -60,7 +57,7 @@ def _normalise(x, shift, scale):
 
 def _attend(q, k, v):
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, K, T, D/K)
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # as given
 
 
 def _gelu(x):
@@ -71,4 +68,5 @@ def _add(x, gate, y):
     return x + gate * y
 
 
-APPLY = {"norm": _normalise, "attention": _attend, "gelu": _gelu, "residual": _add}  # the nonlinear
+# Every other operation is a linear.
+APPLY = {"norm": _normalise, "attention": _attend, "gelu": _gelu, "residual": _add}

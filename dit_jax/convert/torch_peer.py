@@ -19,9 +19,8 @@ LOG_2 = float(np.log(2))
 def make_train_step(model, diffusion, *, batch_size, dtype, learning_rate, ema_decay, compiled):
     """Returns run(): one training step on a fixed batch on the device, then a synchronisation."""
     device, net = on_device(model)
-    ema = [x.detach().clone() for x in net.parameters() if x.requires_grad]
     params = [x for x in net.parameters() if x.requires_grad]
-    update = make_update(params, ema, learning_rate=learning_rate, ema_decay=ema_decay)
+    update = make_update(params, learning_rate=learning_rate, ema_decay=ema_decay)
     forward = torch.compile(net) if compiled else net
     tables = make_tables(diffusion, device)
     x0 = torch.randn(batch_size, model.in_channels, *model.input_size, device=device)
@@ -46,14 +45,15 @@ def make_train_step(model, diffusion, *, batch_size, dtype, learning_rate, ema_d
     return run
 
 
-def make_update(params, ema, *, learning_rate, ema_decay):
-    """Returns update(): AdamW of the parameters by their gradients, then their EMA."""
+def make_update(params, *, learning_rate, ema_decay):
+    """Returns update(): fused AdamW of the parameters by their gradients, then their EMA."""
+    average = [x.detach().clone() for x in params]
     optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0, fused=True)
 
     def update():
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(ema, params, 1 - ema_decay)
+            torch._foreach_lerp_(average, params, 1 - ema_decay)
 
     return update
 

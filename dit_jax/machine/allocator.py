@@ -22,9 +22,9 @@ ACCELERATORS = ("nvidia0", "kfd", "accel0", "vfio")  # in /dev: of NVIDIA, AMD, 
 def keep_memory(devices=Path("/dev")):
     """Sets OPTIONS; before anything large is allocated. Returns whether they are set.
 
-    They are not where a machine has an accelerator, where the user has chosen options in MALLOC_*
-    variables or another allocator, where SWITCH says so, and where the C library is not glibc. The
-    memory of the process then never shrinks: it stays at the largest that was needed.
+    Does nothing if the machine has an accelerator, if LD_PRELOAD or a MALLOC_* variable is set, if
+    SWITCH is 0, or if the C library is not glibc. Once they are set, the memory of the process
+    never shrinks.
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "LD_PRELOAD" in os.environ
     has_accelerator = any((devices / name).exists() for name in ACCELERATORS)

@@ -13,13 +13,15 @@ MAX_BYTES = 4 * 2**30
 
 
 def keep():
-    """Turns jax's persistent compilation cache on if that is safe here; returns its folder or None.
+    """Turns jax's persistent compilation cache on if that is safe here.
+
+    Returns the folder that it chose; None if it changed nothing.
 
     It is in `disk.user_cache`, for a single process with a GPU or TPU. On CPUs jax 0.9 and 0.10
     print errors about the features of the processor, and may crash with programs of another one:
     https://github.com/jax-ml/jax/issues/38445. Of several processes only the first one writes, so
-    that a folder of each host helps none; and GPUs that share the choice of kernels would wait for
-    a process that found its program on disk. A folder in JAX_COMPILATION_CACHE_DIR wins;
+    a folder of each host would not help the others; and GPUs that choose kernels together would
+    wait for a process that found its program on disk. A folder in JAX_COMPILATION_CACHE_DIR wins;
     JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
 
     Needs to be called before anything is compiled, and after `cluster.connect`.

@@ -23,7 +23,7 @@ def attend(q, k, v):
     The backward pass recomputes the weights from the log-sum-exp of the softmax (Dao et al. 2022,
     arXiv:2205.14135, algorithm 4), because reading (N, K, T, T) in float32 costs more.
     """
-    # Where nothing is differentiated. The TPU compiler expects `_attend` to be slower here.
+    # Without a gradient, as in sampling, the TPU compiler expects `_attend_saving` to be slower.
     weights = jax.nn.softmax(_logits(q, k)).astype(v.dtype)  # (N, K, T, T)
     return jnp.einsum("nkts,nskd->ntkd", weights, v)  # (N, T, K, D/K)
 
@@ -33,7 +33,7 @@ def _logits(q, k):
     return logits * q.shape[-1] ** -0.5  # (N, K, T, T)
 
 
-def _attend(q, k, v):
+def _attend_saving(q, k, v):
     """(the result, what the backward pass needs)."""
     logits = _logits(q, k)
     top = logits.max(-1, keepdims=True)  # (N, K, T, 1)
@@ -61,24 +61,24 @@ def _attend_backward(kept, d_x):
     return d_q, jnp.einsum("nkts,ntkd->nskd", d_logits, q), d_v
 
 
-attend.defvjp(_attend, _attend_backward)
+attend.defvjp(_attend_saving, _attend_backward)
 
 
 @jax.custom_jvp
 def attend_forward(q, k, v):
-    """`attend` for a network that a loss differentiates forward, which has no rule for that.
+    """The same as `attend`, which has no jvp, for losses that take a jvp of the network.
 
-    A jvp takes `_attend_forward`. A gradient of a loss that has a jvp inside still takes the
-    backward pass of `attend`; a gradient without a jvp stores the weights, (N, K, T, T).
+    `_attend_jvp` computes the jvp. The gradient of a loss with a jvp takes the backward pass of
+    `attend`; without a jvp in the loss, it stores the weights, (N, K, T, T).
     """
     return attend(q, k, v)
 
 
 @attend_forward.defjvp
-def _attend_forward(primals, tangents):
+def _attend_jvp(primals, tangents):
     (q, k, v), (d_q, d_k, d_v) = primals, tangents
     weights = jax.nn.softmax(_logits(q, k))  # (N, K, T, T)
-    d_logits = _logits(d_q, k) + _logits(q, d_k)
+    d_logits = _logits(d_q, k) + _logits(q, d_k)  # (N, K, T, T)
     d_weights = weights * (d_logits - (weights * d_logits).sum(-1, keepdims=True))
     parts = (d_weights, v), (weights, d_v)
     d_x = sum(jnp.einsum("nkts,nskd->ntkd", w.astype(v.dtype), values) for w, values in parts)

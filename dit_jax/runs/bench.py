@@ -55,9 +55,7 @@ def measure_random(settings, what, *, repeats, warmup, peer):
         "what": what,
         **describe(settings),
         "batch_size": settings.train.batch_size,
-        "devices": devices.describe(),
-        "jax": jax.__version__,
-        **summarize(seconds["dit_jax"], ours.work, settings),
+        **summarize(seconds["dit_jax"], ours.flops, settings),
         "compile_seconds": ours.compile_seconds,
         "peak_memory_gb": ours.memory / 1e9,
     }
@@ -134,12 +132,14 @@ def open_data(settings, mesh=None):
 
 
 def describe(settings):
-    """The figures that name the model."""
+    """The figures that name the model, the devices and the version of jax."""
     model = settings.model
     return {
         "model": f"{model.name} {model.conditioning}",
         "input_size": list(model.input_size),
         "dtype": settings.compute.dtype,
+        "devices": devices.describe(),
+        "jax": jax.__version__,
     }
 
 
@@ -169,22 +169,22 @@ def measure_data(settings, repeats, warmup):
 
 
 class Work(NamedTuple):
-    """run() does the work once and waits. work: its FLOPs.
+    """A compiled program. run() runs it once and waits.
 
-    memory: the peak in bytes, before PyTorch runs. needed: bytes of the compiled program, None if
-    they are unknown.
+    flops: of one run, 0 if they are not counted. compile_seconds: of tracing and compiling. memory:
+    the peak in bytes, before PyTorch runs. needed: bytes of the program, None if they are unknown.
     """
 
     run: Callable
-    work: float
+    flops: float
     compile_seconds: float
     memory: int
     needed: int | None
 
 
-def prepare_train(settings):
-    """One training step on one batch that stays on the devices."""
-    parts, key = build.parts(settings), prng.key(0)
+def prepare_train(settings, on=None):
+    """One training step on one batch that stays on the devices: those given, or all."""
+    parts, key = build.parts(settings, on), prng.key(0)
     state = parts.create_state(key)
     batch = random_batch(settings, parts.mesh)
     step, compile_seconds = compile_timed(parts.jit_step(), state, batch, key)
@@ -266,6 +266,7 @@ def random_batch(settings, mesh):
 
 
 def compile_timed(jitted, *args):
+    """(the compiled program, seconds of tracing and compiling); UserError if it does not fit."""
     started = time.perf_counter()
     compiled = jitted.lower(*args).compile()
     seconds = time.perf_counter() - started

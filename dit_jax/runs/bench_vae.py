@@ -13,7 +13,7 @@ from dit_jax.models import vae
 from dit_jax.runs import bench, build
 from dit_jax.sampling import autoencoder
 
-RANDOM = vae.VAEConfig()  # with the number of latent channels of the model
+RANDOM = vae.VAEConfig()  # Stable Diffusion's; with the latent channels of the model
 
 
 def measure(settings, what, *, repeats, warmup, peer):

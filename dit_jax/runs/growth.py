@@ -1,15 +1,15 @@
 """How the time of a training step grows with the number of tokens, and with the batch.
 
-The arithmetic of a step is a T + b T^2 for T tokens, where b is of attention, and in proportion to
-the batch. Times that grow faster than the arithmetic come from memory that is too small or too
-slow; times that grow more slowly, from costs that every step has.
+For T tokens the arithmetic of a step is a T + b T^2, where b comes from attention, times the batch.
+Time that grows faster than that is spent on memory; time that grows more slowly, on what every step
+costs.
 """
 
-import jax
+import math
+
 import numpy as np
 
 from dit_jax.errors import UserError
-from dit_jax.machine import devices
 from dit_jax.runs import bench, tuning
 
 SIDES = (8, 16, 32, 64)  # patches along each side: 64 to 4,096 tokens
@@ -35,8 +35,8 @@ def measure(settings, *, repeats, warmup):
         rows[axis] = []
         for change in changes:
             found = tuning.measure(settings, change, repeats=repeats, warmup=warmup)
-            side = found.pop("model.input_size", settings.model.input_size)[0]
-            tokens = (side // patch) ** 2
+            lengths = found.pop("model.input_size", settings.model.input_size)
+            tokens = math.prod(length // patch for length in lengths)
             rows[axis] += [{"tokens": tokens, "batch": found.pop("train.batch_size", size)} | found]
             print(row(rows[axis][-1]), flush=True)
     failed = [each.get("failed") for each in rows["tokens"] + rows["batch"]]
@@ -49,8 +49,6 @@ def measure(settings, *, repeats, warmup):
     return {
         "what": "growth",
         **bench.describe(settings),
-        "devices": devices.describe(),
-        "jax": jax.__version__,
         "rows": rows,
         "exponents": exponents,
     }
@@ -65,7 +63,7 @@ def row(found):
 
 
 def tflop(found):
-    """Arithmetic of the step of a row."""
+    """TFLOP of the step of a row."""
     return found["model_tflops_per_second"] * found["seconds_median"]
 
 

@@ -14,14 +14,14 @@ import optax
 from flax import nnx
 
 from dit_jax import compat
-from dit_jax.convert import files
+from dit_jax.convert import files, torch_dit
 from dit_jax.machine import devices, prng
 from dit_jax.models import attention, dit, fields, layers
 from dit_jax.runs import bench, build
 from dit_jax.train import ema
 
 HEADER = "operation    times    ms each    of the step"
-PEER_HEADER = "   torch ms    of torch"
+PEER_HEADER = "   torch ms     speedup"
 
 
 class Operation(NamedTuple):
@@ -33,39 +33,44 @@ class Operation(NamedTuple):
 
 
 def measure(settings, *, repeats, warmup, peer):
-    """The figures of the operations of a training step on one device; prints a row for each.
+    """The figures of the operations of a training step on the first device; prints a row for each.
 
     rows: [{"operation", "count", "seconds_median" of one, "share" of the step}]. An operation is
-    timed with the gradients of all its inputs; "update" is AdamW and the EMA. "rest" is what the
-    others leave of the step: embedders, the loss, copies, and what `compute.remat` computes twice.
-    It is below 0 where XLA gains more than that by fusing operations. peer: also those of PyTorch,
-    eager, in turn with ours: "torch_seconds_median" and "dit_jax_over_torch", how many times as
-    fast ours is. The blocks must be the paper's with adaLN-Zero.
+    timed with the gradients of all its inputs; "update" is the optimizer and the EMA. "rest" is
+    what the others leave of the step: embedders, the loss, copies, and what `compute.remat`
+    computes twice. It is below 0 where XLA gains more than that by fusing operations. peer: also
+    those of PyTorch, eager, in turn with ours: "torch_seconds_median" and "dit_jax_over_torch", how
+    many times as fast ours is. The blocks must be the paper's with adaLN-Zero.
     """
     if peer:
+        torch_dit.check(dit.configure(**vars(settings.model)))
         files.require("torch")
         bench.leave_memory()
     given = make(settings)
     with devices.explained_memory():
-        step = {"step": bench.prepare_train(settings).run}
-        seconds = {"step": statistics.median(bench.time_in_turn(step, repeats, warmup)[0]["step"])}
+        seconds = {}
+        step = time_step(settings, repeats, warmup)
         peers = make_peers(settings, given) if peer else {}
         for name, run in prepare(settings, given).items():
             runs = {"dit_jax": run} | ({"torch": peers[name]} if peer else {})
             times, _ = bench.time_in_turn(runs, repeats, warmup)
             seconds[name] = {who: statistics.median(each) for who, each in times.items()}
-    rows = make_rows(seconds, {name: each.count for name, each in given.items()})
+    rows = make_rows(step, seconds, {name: each.count for name, each in given.items()})
     print(HEADER + (PEER_HEADER if peer else ""))
     print("\n".join(map(row, rows)))
     return {
         "what": "operations",
         **bench.describe(settings),
         "batch_size": settings.train.batch_size,
-        "devices": devices.describe(),
-        "jax": jax.__version__,
-        "step_seconds_median": seconds["step"],
+        "step_seconds_median": step,
         "rows": rows,
     }
+
+
+def time_step(settings, repeats, warmup):
+    """The median of the seconds of a training step; frees its memory."""
+    runs = {"step": bench.prepare_train(settings, jax.devices()[:1]).run}
+    return statistics.median(bench.time_in_turn(runs, repeats, warmup)[0]["step"])
 
 
 def make(settings):
@@ -73,7 +78,7 @@ def make(settings):
     model, n = dit.configure(**vars(settings.model)), settings.train.batch_size
     t, d, blocks = model.num_tokens, model.hidden_size, model.num_blocks
     width = fields.mlp_width(model.mlp, d)
-    x, row, wide = (n, t, d), (n, 1, d), (n, t, width)
+    x, condition, wide = (n, t, d), (n, 1, d), (n, t, width)
     heads = (n, t, model.num_heads, d // model.num_heads)
     name = devices.resolve_attention(settings.compute.attention, settings.compute.dtype)
     multiply = layers.PRODUCTS[devices.resolve_product()]
@@ -85,15 +90,15 @@ def make(settings):
         return Operation(linear, (x, (x[-1], size), (size,)), blocks)
 
     return {
-        "norm": Operation(_normalise, (x, row, row), 2 * blocks),
+        "norm": Operation(_normalise, (x, condition, condition), 2 * blocks),
         "qkv": linear_of(x, 3 * d),
         "attention": Operation(attention.ATTENTIONS[name], (heads,) * 3, blocks),
         "proj": linear_of(x, d),
         "fc1": linear_of(x, width),
         "gelu": Operation(_gelu, (wide,), blocks),
         "fc2": linear_of(wide, d),
-        "residual": Operation(_add, (x, row, x), 2 * blocks),
-        "modulation": linear_of(row, 6 * d),
+        "residual": Operation(_add, (x, condition, x), 2 * blocks),
+        "modulation": linear_of(condition, 6 * d),
     }
 
 
@@ -138,7 +143,7 @@ def prepare(settings, operations):
 
 def prepare_update(settings):
     """run(): the update of all parameters by their gradients, and of their EMA."""
-    parts = build.parts(settings)
+    parts = build.parts(settings, jax.devices()[:1])
     state = parts.create_state(prng.key(0))
     grads = jax.jit(lambda params: jax.tree.map(lambda x: 0.1 * x, params))(state.params)
 
@@ -172,16 +177,14 @@ def make_peers(settings, operations):
     return runs | {"update": torch_operations.make_update(model, **options)}
 
 
-def make_rows(seconds, counts):
+def make_rows(step, seconds, counts):
     """The rows of `measure`, with "rest" last.
 
-    seconds: {"step": of a step, name: {"dit_jax": of one, perhaps "torch": of one}}. counts: how
+    step: its seconds. seconds: {name: {"dit_jax": of one, perhaps "torch": of one}}. counts: how
     many of each a step does; 1 for others.
     """
-    rows, step = [], seconds["step"]
+    rows = []
     for name, each in seconds.items():
-        if name == "step":
-            continue
         ours, count = each["dit_jax"], counts.get(name, 1)
         found = {"operation": name, "count": count, "seconds_median": ours}
         found["share"] = count * ours / step

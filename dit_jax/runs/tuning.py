@@ -1,12 +1,10 @@
 """Measures a training step with several batch sizes, remat policies and other ways to compute it.
 
-A case is {TOPIC.FIELD: value} of `NAMES`. One that does not fit into the memory or fails otherwise
-is a row of the table, and the next one is tried.
+A case is {TOPIC.FIELD: value}; those of a sweep have the fields in `NAMES`. If one does not fit
+into the memory, or fails otherwise, its row says why, and the next one is tried.
 """
 
 import gc
-
-import jax
 
 from dit_jax import settings as settings_lib
 from dit_jax.diffusion import fields as diffusion_fields
@@ -17,6 +15,7 @@ from dit_jax.runs import bench
 
 NAMES = ("train.batch_size", "compute.remat", "compute.unroll", "compute.attention")
 SHORT = 120  # characters of the reason of a failure
+HEADER = "batch   remat  unroll  attention   images/s  ms/step  compile s  GB needed"
 
 
 def sweep(settings, batch_sizes=(), *, repeats, warmup):
@@ -54,8 +53,6 @@ def sweep(settings, batch_sizes=(), *, repeats, warmup):
     figures = {
         "what": "sweep",
         **bench.describe(settings),
-        "devices": devices.describe(),
-        "jax": jax.__version__,
         "best": flags(best(ranked, size)),
         "best_of_all": flags(best(ranked)),
         "rows": ranked,
@@ -75,7 +72,7 @@ def variants(case, attentions):
 
 
 def measure(settings, case, *, repeats, warmup):
-    """The figures of one case: its fields, then its speed or, as "failed", why it has none."""
+    """The figures of a case of any fields: its fields, then its speed, or why it "failed"."""
     changed = settings_lib.replace(settings, case)
     try:
         with devices.explained_memory():
@@ -85,7 +82,7 @@ def measure(settings, case, *, repeats, warmup):
         return case | {"failed": explain(error)}
     finally:
         gc.collect()  # frees the memory of the devices before the next case
-    found = case | bench.summarize(seconds["step"], work.work, changed)
+    found = case | bench.summarize(seconds["step"], work.flops, changed)
     found["compile_seconds"] = work.compile_seconds
     return found | ({"needed_memory_gb": work.needed / 1e9} if work.needed else {})
 
@@ -117,9 +114,6 @@ def best(ranked, batch_size=None):
 def flags(found):
     """The flags that select what a row tried; None for None."""
     return found and plan.as_flags(case_of(found))
-
-
-HEADER = "batch   remat  unroll  attention   images/s  ms/step  compile s  GB needed"
 
 
 def row(found):

@@ -74,6 +74,9 @@ def test_the_products_of_the_operations_are_those_of_the_blocks(small):
     [
         (["--config.model.conditioning=adaln"], "model.conditioning must be adaln_zero for oper"),
         (["--config.model.norm=rms"], "model.norm must be layer for operations"),
+        (["--config.train.accumulation_steps=2"], "train.accumulation_steps must be 1 for oper"),
+        (["--config.train.optimizer=muon", "--peer"], "train.optimizer must be adamw for --peer"),
+        (["--config.diffusion.process=mean_flow"], "diffusion.process must not be a mean flow"),
         (["--sweep"], "sweep must be false for operations"),
         (["--growth=x.png"], "growth must be left out for operations"),
     ],
