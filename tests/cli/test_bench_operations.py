@@ -69,6 +69,11 @@ def test_the_products_of_the_operations_are_those_of_the_blocks(small):
     assert total == settings.train.batch_size * flops.forward_flops(model) - embedders
 
 
+def test_a_step_with_a_derivative_inside_is_refused(refuse):
+    message = "diffusion.process must not be a mean flow for operations, got mean_flow"
+    assert refuse(bench, "operations", "configs/digits_meanflow.py").endswith(message)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -76,7 +81,6 @@ def test_the_products_of_the_operations_are_those_of_the_blocks(small):
         (["--config.model.norm=rms"], "model.norm must be layer for operations"),
         (["--config.train.accumulation_steps=2"], "train.accumulation_steps must be 1 for oper"),
         (["--config.train.optimizer=muon", "--peer"], "train.optimizer must be adamw for --peer"),
-        (["--config.diffusion.process=mean_flow"], "diffusion.process must not be a mean flow"),
         (["--sweep"], "sweep must be false for operations"),
         (["--growth=x.png"], "growth must be left out for operations"),
     ],
