@@ -81,13 +81,9 @@ def make(settings):
     x, condition, wide = (n, t, d), (n, 1, d), (n, t, width)
     heads = (n, t, model.num_heads, d // model.num_heads)
     name = devices.resolve_attention(settings.compute.attention, settings.compute.dtype)
-    multiply = layers.PRODUCTS[devices.resolve_product()]
-
-    def linear(x, kernel, bias):
-        return multiply(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias[None, None]
 
     def linear_of(x, size):
-        return Operation(linear, (x, (x[-1], size), (size,)), blocks)
+        return Operation(_linear(x[-1], size, settings), (x, (x[-1], size), (size,)), blocks)
 
     return {
         "norm": Operation(_normalise, (x, condition, condition), 2 * blocks),
@@ -100,6 +96,18 @@ def make(settings):
         "residual": Operation(_add, (x, condition, x), 2 * blocks),
         "modulation": linear_of(condition, 6 * d),
     }
+
+
+def _linear(inputs, outputs, settings):
+    """apply(x, kernel, bias) of a linear of the blocks."""
+    options = {"dot_general": layers.PRODUCTS[devices.resolve_product()]}
+    options["dtype"] = layers.DTYPES[settings.compute.dtype]
+
+    def make():
+        return layers.Linear(inputs, outputs, rngs=nnx.Rngs(prng.key(0)), **options)
+
+    graphdef = nnx.graphdef(nnx.eval_shape(make))
+    return lambda x, kernel, bias: nnx.merge(graphdef, {"kernel": kernel, "bias": bias})(x)
 
 
 def _normalise(x, shift, scale):

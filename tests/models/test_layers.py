@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,16 +96,18 @@ def test_mlp_is_a_tanh_gelu_between_two_linears():
     np.testing.assert_allclose(mlp(x), apply_linear(mlp.fc2, hidden), atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel_shape", [(5, 7), (5, 3, 7)])
+@pytest.mark.parametrize("make", [layers.Linear, functools.partial(layers.JoinedLinear, count=3)])
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 5)])
-def test_a_flat_product_is_the_product(shape, kernel_shape):
-    """Its gradients too: of the rows, and of a kernel of one or of joined linears."""
-    x, kernel = normal(0, shape), normal(1, kernel_shape)
-    dimensions = ((len(shape) - 1,), (0,)), ((), ())
+def test_flat_products_give_the_same_linears(make, shape):
+    """Their gradients too: of the rows, the kernel and the bias."""
+    x = normal(0, shape)
 
     def run(product):
-        out, back = jax.vjp(lambda x, kernel: product(x, kernel, dimensions), x, kernel)
-        return out, *back(jnp.cos(out))
+        options = {"rngs": nnx.Rngs(0), "dot_general": product}
+        graphdef, params = nnx.split(make(5, out_features=7, **options))
+        params = jax.tree.map(lambda param: normal(1, param.shape), params)
+        out, back = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
+        return jax.tree.leaves((out, back(jax.tree.map(jnp.cos, out))))
 
     for found, expected in zip(*map(run, layers.PRODUCTS.values()), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
