@@ -105,7 +105,7 @@ def check_operations(settings):
     """UserError unless a step runs the paper's adaLN-Zero blocks once, on all tokens."""
     usual = {"model.conditioning": "adaln_zero", "model.norm": "layer", "model.mlp": "gelu"}
     usual |= {"model.position": "sincos", "model.qk_norm": False, "model.class_tokens": 0}
-    usual |= {"train.accumulation_steps": 1, "train.route_share": 0.0}
+    usual |= {"train.accumulation_steps": 1, "train.route_share": 0.0, "train.frozen": ()}
     given = settings_lib.flat(settings)
     for name, value in usual.items():
         if given[name] != value:

@@ -20,6 +20,7 @@ from dit_jax.models import attention, dit, fields, layers
 from dit_jax.runs import bench, build
 from dit_jax.train import ema
 
+UPDATE = "update"
 HEADER = "operation    times    ms each    of the step"
 PEER_HEADER = "   torch ms     speedup"
 
@@ -47,15 +48,16 @@ def measure(settings, *, repeats, warmup, peer):
         files.require("torch")
         bench.leave_memory()
     given = make(settings)
+    seconds = {}
     with devices.explained_memory():
-        seconds = {}
         step = time_step(settings, repeats, warmup)
-        peers = make_peers(settings, given) if peer else {}
-        for name, run in prepare(settings, given).items():
-            runs = {"dit_jax": run} | ({"torch": peers[name]} if peer else {})
+        for name in (*given, UPDATE):
+            runs = {"dit_jax": prepare(name, given, settings)}
+            runs |= {"torch": prepare_peer(name, given, settings)} if peer else {}
             times, _ = bench.time_in_turn(runs, repeats, warmup)
             seconds[name] = {who: statistics.median(each) for who, each in times.items()}
-    rows = make_rows(step, seconds, {name: each.count for name, each in given.items()})
+    counts = {name: each.count for name, each in given.items()} | {UPDATE: 1}
+    rows = make_rows(step, seconds, counts)
     print(HEADER + (PEER_HEADER if peer else ""))
     print("\n".join(map(row, rows)))
     return {
@@ -137,16 +139,14 @@ def differentiate(apply, *arrays):
     return out, pull_back(grad)
 
 
-def prepare(settings, operations):
-    """{name: run} of operations, and of "update"; run() does one and waits."""
-    runs = {}
-    for name, each in operations.items():
-        arrays = [jnp.asarray(x, layers.DTYPES[settings.compute.dtype]) for x in draw(each)]
-        jitted = jax.jit(differentiate, static_argnums=0)
-        runs[name] = lambda f=jitted, each=each, arrays=arrays: jax.block_until_ready(
-            f(each.apply, *arrays)
-        )
-    return runs | {"update": prepare_update(settings)}
+def prepare(name, operations, settings):
+    """run(): does one of the operations, or the update, and waits."""
+    if name == UPDATE:
+        return prepare_update(settings)
+    operation, dtype = operations[name], layers.DTYPES[settings.compute.dtype]
+    arrays = [jnp.asarray(x, dtype) for x in draw(operation)]
+    jitted = jax.jit(differentiate, static_argnums=0)
+    return lambda: jax.block_until_ready(jitted(operation.apply, *arrays))
 
 
 def prepare_update(settings):
@@ -171,29 +171,26 @@ def prepare_update(settings):
     return run
 
 
-def make_peers(settings, operations):
-    """{name: run} of the same operations in PyTorch."""
+def prepare_peer(name, operations, settings):
+    """run(): the same in PyTorch."""
     from dit_jax.convert import torch_operations  # which imports torch
 
-    dtype = settings.compute.dtype
-    runs = {
-        name: torch_operations.make(name, draw(each), dtype=dtype)
-        for name, each in operations.items()
-    }
+    if name != UPDATE:
+        return torch_operations.make(name, draw(operations[name]), dtype=settings.compute.dtype)
     model, train = dit.configure(**vars(settings.model)), settings.train
     options = {"learning_rate": train.learning_rate, "ema_decay": train.ema_decay}
-    return runs | {"update": torch_operations.make_update(model, **options)}
+    return torch_operations.make_update(model, **options)
 
 
 def make_rows(step, seconds, counts):
     """The rows of `measure`, with "rest" last.
 
     step: its seconds. seconds: {name: {"dit_jax": of one, perhaps "torch": of one}}. counts: how
-    many of each a step does; 1 for others.
+    many of each a step does.
     """
     rows = []
     for name, each in seconds.items():
-        ours, count = each["dit_jax"], counts.get(name, 1)
+        ours, count = each["dit_jax"], counts[name]
         found = {"operation": name, "count": count, "seconds_median": ours}
         found["share"] = count * ours / step
         if "torch" in each:

@@ -174,8 +174,12 @@ def check_options(known, options):
 
     Returns the `settings.Sampling` of both.
     """
-    options = vars(known.settings.sampling) | options
-    sampling = settings_lib.read_topic(settings_lib.Sampling, options)
+    merged = vars(known.settings.sampling) | options
+    sampling = settings_lib.read_topic(settings_lib.Sampling, merged)
+    is_cached = (sampling.cache, sampling.cache_guidance) != ("none", "none")
+    if not (is_cached or options.keys() & {"cache", "cache_guidance"}):
+        for name in options.keys() & {"cache_order", "cache_fit"}:
+            raise UserError(f"{name} needs a cache, as --cache=every:3, got {options[name]}")
     check_process(sampling, known.model, known.settings.diffusion)
     return sampling
 

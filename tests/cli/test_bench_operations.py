@@ -80,6 +80,7 @@ def test_a_step_with_a_derivative_inside_is_refused(refuse):
         (["--config.model.conditioning=adaln"], "model.conditioning must be adaln_zero for oper"),
         (["--config.model.norm=rms"], "model.norm must be layer for operations"),
         (["--config.train.accumulation_steps=2"], "train.accumulation_steps must be 1 for oper"),
+        (["--config.train.frozen=blocks"], "train.frozen must be () for operations"),
         (["--config.train.optimizer=muon", "--peer"], "train.optimizer must be adamw for --peer"),
         (["--sweep"], "sweep must be false for operations"),
         (["--growth=x.png"], "growth must be left out for operations"),

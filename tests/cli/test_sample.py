@@ -307,6 +307,8 @@ def test_an_autoencoder_decodes_latents_and_one_that_does_not_fit_is_refused(
         (["--labels=3", "--sde_last=1"], "sde_last must be in [0, 1), got 1.0"),
         (["--labels=3", "--cache=every:4"], "cache must be every:N with N in 1 .. 3 for 4 steps"),
         (["--labels=3", "--cache=often"], 'cache must be none, "every:3", "every:3:10-40" or'),
+        (["--labels=3", "--cache_order=2"], "cache_order needs a cache, as --cache=every:3, got 2"),
+        (["--labels=3", "--cache_fit=chebyshev"], "cache_fit needs a cache, as --cache=every:3"),
         (["--labels=3", "--cache_order=4"], "cache_order must be in 0 .. 3, got 4"),
         (
             ["--labels=3", "--cache_guidance=every:2", "--cfg_scale=1"],
