@@ -46,7 +46,6 @@ from absl import flags
 from dit_jax import settings as settings_lib
 from dit_jax.cli import arguments, command
 from dit_jax.data import fields
-from dit_jax.diffusion import fields as diffusion_fields
 from dit_jax.errors import UserError
 from dit_jax.machine import disk
 from dit_jax.sampling import fields as sampling_fields
@@ -103,6 +102,8 @@ def check_start(values):
 
 def check_operations(settings):
     """UserError unless a step runs the paper's adaLN-Zero blocks once, on all tokens."""
+    from dit_jax.diffusion import fields as diffusion_fields  # needs NumPy
+
     usual = {"model.conditioning": "adaln_zero", "model.norm": "layer", "model.mlp": "gelu"}
     usual |= {"model.position": "sincos", "model.qk_norm": False, "model.class_tokens": 0}
     usual |= {"train.accumulation_steps": 1, "train.route_share": 0.0, "train.frozen": ()}

@@ -131,12 +131,12 @@ def test_help_has_the_flags_without_noise():
         (
             bench,
             [CONFIG, "train"],
-            "the first word must be one of train, sample, data, encode, decode, start, got 'c",
+            "first word must be one of train, sample, operations, data, encode, decode, start, ",
         ),
         (
             bench,
             [CONFIG],
-            "must be one of train, sample, data, encode, decode, start, got 'configs/",
+            "must be one of train, sample, operations, data, encode, decode, start, got 'configs/",
         ),
         (plan, ["v5e:2x2", CONFIG], "config must be a Python file that exists, got v5e:2x2; "),
         (
