@@ -131,7 +131,8 @@ def test_help_has_the_flags_without_noise():
         (
             bench,
             [CONFIG, "train"],
-            "first word must be one of train, sample, operations, data, encode, decode, start, ",
+            "the first word must be one of train, sample, operations, data, encode, decode, start, "
+            "got 'c",
         ),
         (
             bench,

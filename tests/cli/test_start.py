@@ -82,7 +82,8 @@ def test_help_and_a_typo_are_answered_within_a_second(name):
         (
             "bench",
             ["fly", "xl/2"],
-            "one of train, sample, operations, data, encode, decode, start, got 'fly'",
+            "the first word must be one of train, sample, operations, data, encode, decode, start, "
+            "got 'fly'",
         ),
         ("plan", ["xl/2", "--topology=v9:4"], "topology must be a generation and the chips"),
         (
